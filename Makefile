@@ -1,0 +1,42 @@
+# make demo   set up .venv, train the demonstration: runs/demo/
+# make test   set up .venv, run everything that must pass
+# make clean  remove .venv and what is built
+
+PYTHON ?= python3
+BIN := .venv/bin
+BACKENDS := jax tensorflow torch
+export KERAS_BACKEND ?= jax
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test check clean
+
+demo: .venv/$(KERAS_BACKEND)
+	$(BIN)/keras-invdrop demo
+
+test: .venv/dev check $(BACKENDS:%=test-%)
+	$(BIN)/pytest tests/packaging
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The tests, on one backend: make test-jax
+test-%: .venv/dev
+	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications
+
+# The environment, with what a backend's name (or dev: all of them) stands for.
+.venv/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(install) ".[applications,dev,jax,tensorflow,torch]"
+	touch $@ $(BACKENDS:%=.venv/%)
+
+.venv/%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(install) ".[applications,$*]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,98 @@
+"""The paper's figures, from trained networks."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import matplotlib
+
+matplotlib.use("agg")  # pictures are files; no display is needed
+
+import matplotlib.pyplot as plt  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from keras_invdrop.models.dropout_sites import dropout_sites  # noqa: E402
+from keras_invdrop.plots import plot_errors  # noqa: E402
+from keras_invdrop.plots import plot_image  # noqa: E402
+from keras_invdrop.plots import plot_mean_against_shift  # noqa: E402
+
+from .datasets import Dataset  # noqa: E402
+from .results import replacing  # noqa: E402
+
+
+def figure_1(
+    path: Path,
+    dataset: Dataset,
+    histories: Mapping[str, Sequence[pd.DataFrame]],
+    model: keras.Model,
+) -> None:
+    """Draws Figure 1: the curves, the mean image and the learned beta.
+
+    Args:
+        path: The PNG file to write.
+        dataset: The data set on which the networks were trained.
+        histories: For each method, the histories of its runs, one per seed.
+        model: A network trained with invariant dropout on the input.
+    """
+    fig, (curves, mean, beta) = plt.subplots(
+        1, 3, figsize=(14, 4.2), width_ratios=(1.5, 1, 1), layout="constrained"
+    )
+    seeds = {len(runs) for runs in histories.values()}
+    fig.suptitle(
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test "
+        f"digits ({dataset.source}), {dataset.encoding} encoding"
+    )
+    plot_errors(
+        {
+            f"{method}, {which}": [run[f"{which}_error"] for run in runs]
+            for method, runs in histories.items()
+            for which in ("training", "test")
+        },
+        curves,
+        f"Mean over {max(seeds)} seeds, and their range "
+        "(training error with dropout)",
+    )
+    plot_image(dataset.train.x.mean(axis=0).reshape(28, 28), mean, "Mean input")
+    learned = keras.ops.convert_to_numpy(model.get_layer("input_dropout").beta)
+    plot_image(learned.reshape(28, 28), beta, "Learned beta of the input", True)
+    _save(fig, path)
+
+
+def figure_2(
+    path: Path, trained: Sequence[tuple[Dataset, keras.Model]]
+) -> None:
+    """Draws Figure 2: mean activity against learned beta, layer by layer.
+
+    Args:
+        path: The PNG file to write.
+        trained: For each row of the figure, a data set and a network trained
+            on it with invariant dropout.
+    """
+    rows = [(dataset, dropout_sites(model)) for dataset, model in trained]
+    fig, axes = plt.subplots(
+        len(rows),
+        len(rows[0][1]),
+        figsize=(4 * len(rows[0][1]), 3.6 * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (dataset, sites), row in zip(rows, axes, strict=True):
+        for site, ax in zip(sites, row, strict=True):
+            activities = keras.ops.convert_to_numpy(
+                site.activities(dataset.train.x)
+            )
+            name = site.layer.name.removesuffix("_dropout").replace("_", " ")
+            plot_mean_against_shift(
+                activities.mean(axis=0),
+                keras.ops.convert_to_numpy(site.layer.shift),
+                ax,
+                f"{name} layer, {dataset.encoding} encoding",
+            )
+    _save(fig, path)
+
+
+def _save(fig, path):
+    with replacing(path) as temporary:
+        fig.savefig(temporary, dpi=110)
+    plt.close(fig)

@@ -1,0 +1,77 @@
+"""The paper's optimiser."""
+
+import keras
+from keras import ops
+
+from keras_invdrop.validation import check_fraction
+from keras_invdrop.validation import check_positive_integer
+from keras_invdrop.validation import invalid
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class RampedSGD(keras.optimizers.SGD):
+    """SGD with Nesterov momentum that rises in the first steps of training.
+
+    At step `t` the momentum is
+    `momentum_start + (momentum - momentum_start) * min(t / ramp_steps, 1)`,
+    computed from the optimiser's step counter inside the training step:
+    nothing is compiled again while it rises, on any backend.
+
+    Args:
+        learning_rate: Float or learning rate schedule.
+        momentum: Float above 0, at most 1. The momentum after the ramp.
+        momentum_start: Float between 0 and 1. The momentum of the first step.
+        ramp_steps: Positive integer. Number of steps in which it rises.
+        **kwargs: As in `keras.optimizers.SGD`.
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 3
+    - Sutskever, Martens, Dahl and Hinton, 2013, On the importance of
+      initialization and momentum in deep learning
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.01,
+        momentum=0.99,
+        momentum_start=0.5,
+        ramp_steps=1,
+        name="ramped_sgd",
+        **kwargs,
+    ):
+        if check_fraction("momentum", momentum) == 0:
+            raise invalid("momentum", "a float above 0", momentum)
+        super().__init__(
+            learning_rate,
+            momentum=float(momentum),
+            nesterov=kwargs.pop("nesterov", True),
+            name=name,
+            **kwargs,
+        )
+        self.momentum_start = check_fraction("momentum_start", momentum_start)
+        self.ramp_steps = check_positive_integer("ramp_steps", ramp_steps)
+
+    def current_momentum(self):
+        """The momentum of the next step, a scalar tensor."""
+        done = ops.cast(self.iterations, "float32") / self.ramp_steps
+        rise = self.momentum - self.momentum_start
+        return self.momentum_start + rise * ops.minimum(done, 1.0)
+
+    def update_step(self, gradient, variable, learning_rate):
+        dtype = variable.dtype
+        step = ops.cast(gradient, dtype) * ops.cast(learning_rate, dtype)
+        momentum = ops.cast(self.current_momentum(), dtype)
+        velocity = self.momentums[self._get_variable_index(variable)]
+        moved = velocity * momentum - step
+        self.assign(velocity, moved)
+        if self.nesterov:
+            moved = moved * momentum - step
+        self.assign_add(variable, moved)
+
+    def get_config(self):
+        config = {
+            "momentum_start": self.momentum_start,
+            "ramp_steps": self.ramp_steps,
+        }
+        return {**super().get_config(), **config}

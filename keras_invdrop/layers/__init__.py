@@ -1,0 +1,13 @@
+from .invariant_dropout import InvariantDropout as InvariantDropout
+from .maxout import Maxout as Maxout
+from .maxout_conv2d import MaxoutConv2D as MaxoutConv2D
+from .maxout_dense import MaxoutDense as MaxoutDense
+from .running_average_dropout import (
+    RunningAverageDropout as RunningAverageDropout,
+)
+from .shared_invariant_dropout import (
+    SharedInvariantDropout as SharedInvariantDropout,
+)
+from .spatial_invariant_dropout import (
+    SpatialInvariantDropout as SpatialInvariantDropout,
+)

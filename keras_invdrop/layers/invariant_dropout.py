@@ -1,0 +1,152 @@
+import keras
+from keras import ops
+
+from ..validation import check_choice
+from .shifted_dropout import ShiftedDropout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class InvariantDropout(ShiftedDropout):
+    """Dropout that learns the level to which a dropped activity falls back.
+
+    `Dropout` replaces a dropped activity by zero, and zero means something
+    else for every input encoding and activation function. `InvariantDropout`
+    first adds a learned shift `beta`, one per activity, and drops the sum:
+    seen from the next layer, whose bias takes up the constant, a dropped
+    activity falls back to `-beta`.
+
+    With the probability of keeping an activity `p = 1 - rate` and a mask
+    `m ~ Bernoulli(p)`, drawn for each activity:
+
+    | `scaling`  | training             | inference        |
+    |------------|----------------------|------------------|
+    | `"train"`  | `m * (x + beta) / p` | `x + beta`       |
+    | `"test"`   | `m * (x + beta)`     | `p * (x + beta)` |
+
+    With `beta = 0`, where it starts, the layer computes what `Dropout` does.
+    `rate=0` drops nothing and keeps the shift; `rate=1` gives zeros in
+    training.
+
+    The mask is applied in training only: `model.fit` sets `training=True`,
+    prediction leaves it `False`. To freeze `beta` set `trainable=False`; the
+    layer goes on dropping in training.
+
+    Args:
+        rate: Float between 0 and 1. Fraction of the activities to drop. The
+            paper's networks take 0.2 on the input and 0.5 on hidden layers.
+        shared_axes: Integer or list of integers. The axes along which
+            activities share one `beta`. For feature maps of shape
+            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
+            one `beta` per feature map. An axis of variable length (`None`)
+            must be shared.
+        noise_shape: Tuple of integers and `None`, one per axis of the input.
+            Shape of the mask: 1 uses one draw for the whole axis, `None` is
+            the size of the input. For inputs of shape
+            `(batch, timesteps, features)`, `noise_shape=(None, 1, None)`
+            drops the same features at every timestep.
+        scaling: `"train"` or `"test"`. When the loss of magnitude is made
+            good: `"train"` divides by `p` in training and leaves nothing to
+            do at test time, as Keras does; `"test"` multiplies by `p` at test
+            time, as the paper does (Eq. 8 and 9). The two train the same
+            network up to the factor `p`.
+        beta_initializer: Initializer for `beta`.
+        beta_regularizer: Regularizer for `beta`. The paper's two priors
+            (section 2.1) are `keras.regularizers.L2(c)`, for small values,
+            and `keras_invdrop.regularizers.Variance(c)`, for a small
+            variance. A weight decay of `d` on a loss that is a mean over the
+            batch, `gradient + d * beta`, is `L2(d / 2)`.
+        beta_constraint: Constraint for `beta`.
+        seed: Integer to use as random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more. Integers are cast to the layer's
+            compute dtype.
+        training: Boolean. Whether to drop (`True`) or only to shift
+            (`False`).
+
+    Input shape:
+        `(batch, ...)`, every axis that is not shared of a fixed size.
+
+    Output shape:
+        Same shape as the input.
+
+    Raises:
+        ValueError: If `rate` is not a number between 0 and 1, `scaling` is
+            neither `"train"` nor `"test"`, an axis in `shared_axes` is out of
+            range, repeated or the batch, `noise_shape` does not broadcast to
+            the input, an axis that is not shared has no fixed size, or the
+            input has rank 1.
+
+    Example:
+
+    >>> layer = keras_invdrop.InvariantDropout(0.5, beta_initializer="ones")
+    >>> layer(np.array([[1.0, 2.0]])) # Inference: the shift alone.
+    [[2. 3.]]
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, Making dropout invariant to transformations of
+      activation functions and inputs, section 2, Eq. 8 and 9
+    """
+
+    def __init__(
+        self,
+        rate,
+        shared_axes=None,
+        noise_shape=None,
+        scaling="train",
+        beta_initializer="zeros",
+        beta_regularizer=None,
+        beta_constraint=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(
+            rate,
+            shared_axes=shared_axes,
+            noise_shape=noise_shape,
+            seed=seed,
+            **kwargs,
+        )
+        self.scaling = check_choice("scaling", scaling, ("train", "test"))
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+
+    @property
+    def shift(self):
+        return self.beta
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.beta = self.add_weight(
+            name="beta",
+            shape=self.shift_shape(input_shape),
+            initializer=self.beta_initializer,
+            regularizer=self.beta_regularizer,
+            constraint=self.beta_constraint,
+        )
+
+    def call(self, inputs, training=False):
+        x = ops.add(ops.cast(inputs, self.compute_dtype), self.beta)
+        keep = 1 - self.rate
+        if training:
+            inverse = self.scaling == "train" and keep > 0
+            return self.drop(x, scale=1 / keep if inverse else 1)
+        return x if self.scaling == "train" else x * keep
+
+    def get_config(self):
+        config = {
+            "scaling": self.scaling,
+            "beta_initializer": keras.initializers.serialize(
+                self.beta_initializer
+            ),
+            "beta_regularizer": keras.regularizers.serialize(
+                self.beta_regularizer
+            ),
+            "beta_constraint": keras.constraints.serialize(
+                self.beta_constraint
+            ),
+        }
+        return {**super().get_config(), **config}

@@ -1,0 +1,172 @@
+import keras
+
+from ..validation import StrictConfig
+from ..validation import check_positive_integer
+from ..validation import invalid
+from .maxout import Maxout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class MaxoutConv2D(StrictConfig, keras.Layer):
+    """2D convolution layer whose activation function is maxout.
+
+    Each feature map is the pointwise maximum of `pieces` convolutions, each
+    with a kernel and a bias of its own. It is a `Conv2D` layer of
+    `filters * pieces` filters followed by `Maxout(pieces)` over the channels;
+    the pieces of one feature map are neighbours.
+
+    Args:
+        filters: Positive integer, number of feature maps of the output.
+        kernel_size: Integer or pair of integers, height and width of the
+            convolution window.
+        pieces: Positive integer, number of linear pieces of each feature map.
+        strides: Integer or pair of integers, strides of the convolution.
+        padding: `"valid"` or `"same"`.
+        data_format: `"channels_last"` or `"channels_first"`. It defaults to
+            the `image_data_format` of the Keras configuration.
+        dilation_rate: Integer or pair of integers, dilation of the kernel.
+        groups: Positive integer, number of groups in which the input is split
+            along the channel axis. A divisor of `filters` and of the number
+            of input channels, so that a feature map's pieces stay together.
+        activation: Activation function to apply to the maximum. The default,
+            `None`, leaves it as it is: the maximum is the nonlinearity.
+        use_bias: Boolean, whether each piece has a bias.
+        kernel_initializer: Initializer for the kernel, of shape
+            `(height, width, channels / groups, filters * pieces)`.
+        bias_initializer: Initializer for the bias, of shape
+            `(filters * pieces,)`.
+        kernel_regularizer: Regularizer for the kernel.
+        bias_regularizer: Regularizer for the bias.
+        activity_regularizer: Regularizer for the output of the layer.
+        kernel_constraint: Constraint for the kernel. To hold the incoming
+            weights of each piece to a maximum norm:
+            `keras.constraints.MaxNorm(max_value, axis=[0, 1, 2])`.
+        bias_constraint: Constraint for the bias.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 4.
+
+    Input shape:
+        `(batch, height, width, channels)` if `data_format="channels_last"`,
+        `(batch, channels, height, width)` if `data_format="channels_first"`.
+
+    Output shape:
+        `(batch, new_height, new_width, filters)` or
+        `(batch, filters, new_height, new_width)`.
+
+    Raises:
+        ValueError: If `filters` or `pieces` is not a positive integer, if
+            `filters` is not divisible by `groups`, or as in `Conv2D`.
+
+    Example:
+
+    >>> layer = keras_invdrop.MaxoutConv2D(96, 8, pieces=2)
+    >>> layer(np.ones((4, 40, 40, 3))).shape, layer.kernel.shape
+    ((4, 33, 33, 96), (8, 8, 3, 192))
+
+    Reference:
+
+    - [Goodfellow et al., 2013](https://arxiv.org/abs/1302.4389)
+    - Ba, Xiong and Frey, 2014, section 3.5 and Table 6
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        pieces,
+        strides=(1, 1),
+        padding="valid",
+        data_format=None,
+        dilation_rate=(1, 1),
+        groups=1,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.filters = check_positive_integer("filters", filters)
+        self.pieces = check_positive_integer("pieces", pieces)
+        self.groups = check_positive_integer("groups", groups)
+        if self.filters % self.groups:
+            raise invalid(
+                "groups", f"a divisor of filters={self.filters}", self.groups
+            )
+        self.activation = keras.activations.get(activation)
+        self.conv = keras.layers.Conv2D(
+            self.filters * self.pieces,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=self.groups,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+        self.maxout = Maxout(
+            self.pieces,
+            axis=-1 if self.conv.data_format == "channels_last" else 1,
+            dtype=self.dtype_policy,
+        )
+
+    @property
+    def kernel(self):
+        return self.conv.kernel
+
+    @property
+    def bias(self):
+        return self.conv.bias
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        self.maxout.build(self.conv.compute_output_shape(input_shape))
+        self.input_spec = self.conv.input_spec
+
+    def call(self, inputs):
+        return self.activation(self.maxout(self.conv(inputs)))
+
+    def compute_output_shape(self, input_shape):
+        return self.maxout.compute_output_shape(
+            self.conv.compute_output_shape(input_shape)
+        )
+
+    def get_config(self):
+        conv = self.conv.get_config()
+        config = {
+            "filters": self.filters,
+            "kernel_size": conv["kernel_size"],
+            "pieces": self.pieces,
+            "strides": conv["strides"],
+            "padding": conv["padding"],
+            "data_format": conv["data_format"],
+            "dilation_rate": conv["dilation_rate"],
+            "groups": self.groups,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": conv["use_bias"],
+            "kernel_initializer": conv["kernel_initializer"],
+            "bias_initializer": conv["bias_initializer"],
+            "kernel_regularizer": conv["kernel_regularizer"],
+            "bias_regularizer": conv["bias_regularizer"],
+            "activity_regularizer": keras.regularizers.serialize(
+                self.activity_regularizer
+            ),
+            "kernel_constraint": conv["kernel_constraint"],
+            "bias_constraint": conv["bias_constraint"],
+        }
+        return {**super().get_config(), **config}

@@ -1,0 +1,130 @@
+import keras
+
+from ..validation import StrictConfig
+from ..validation import check_positive_integer
+from .maxout import Maxout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class MaxoutDense(StrictConfig, keras.Layer):
+    """Densely-connected layer whose activation function is maxout.
+
+    `output = max over pieces of (dot(input, kernel) + bias)`: each unit has
+    `pieces` weight vectors, each with a bias of its own, and takes the
+    largest of their responses. It is a `Dense` layer of `units * pieces`
+    units followed by `Maxout(pieces)`; the pieces of one unit are neighbours.
+
+    Args:
+        units: Positive integer, dimensionality of the output space.
+        pieces: Positive integer, number of linear pieces of each unit.
+        activation: Activation function to apply to the maximum. The default,
+            `None`, leaves it as it is: the maximum is the nonlinearity.
+        use_bias: Boolean, whether each piece has a bias.
+        kernel_initializer: Initializer for the kernel, of shape
+            `(input_dim, units * pieces)`.
+        bias_initializer: Initializer for the bias, of shape
+            `(units * pieces,)`.
+        kernel_regularizer: Regularizer for the kernel.
+        bias_regularizer: Regularizer for the bias.
+        activity_regularizer: Regularizer for the output of the layer.
+        kernel_constraint: Constraint for the kernel. To hold the incoming
+            weights of each piece to a maximum norm:
+            `keras.constraints.MaxNorm(max_value, axis=0)`.
+        bias_constraint: Constraint for the bias.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more.
+
+    Input shape:
+        `(batch, ..., input_dim)`.
+
+    Output shape:
+        `(batch, ..., units)`.
+
+    Raises:
+        ValueError: If `units` or `pieces` is not a positive integer.
+
+    Example:
+
+    >>> layer = keras_invdrop.MaxoutDense(500, pieces=5)
+    >>> layer(np.ones((8, 100))).shape, layer.kernel.shape
+    ((8, 500), (100, 2500))
+
+    Reference:
+
+    - [Goodfellow et al., 2013](https://arxiv.org/abs/1302.4389)
+    - Ba, Xiong and Frey, 2014, section 3.5 and Table 6
+    """
+
+    def __init__(
+        self,
+        units,
+        pieces,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.units = check_positive_integer("units", units)
+        self.pieces = check_positive_integer("pieces", pieces)
+        self.activation = keras.activations.get(activation)
+        self.dense = keras.layers.Dense(
+            self.units * self.pieces,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.maxout = Maxout(self.pieces, dtype=self.dtype_policy)
+        self.supports_masking = True
+
+    @property
+    def kernel(self):
+        return self.dense.kernel
+
+    @property
+    def bias(self):
+        return self.dense.bias
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.maxout.build(self.dense.compute_output_shape(input_shape))
+        self.input_spec = self.dense.input_spec
+
+    def call(self, inputs):
+        return self.activation(self.maxout(self.dense(inputs)))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        dense = self.dense.get_config()
+        config = {
+            "units": self.units,
+            "pieces": self.pieces,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": dense["use_bias"],
+            "kernel_initializer": dense["kernel_initializer"],
+            "bias_initializer": dense["bias_initializer"],
+            "kernel_regularizer": dense["kernel_regularizer"],
+            "bias_regularizer": dense["bias_regularizer"],
+            "activity_regularizer": keras.regularizers.serialize(
+                self.activity_regularizer
+            ),
+            "kernel_constraint": dense["kernel_constraint"],
+            "bias_constraint": dense["bias_constraint"],
+        }
+        return {**super().get_config(), **config}

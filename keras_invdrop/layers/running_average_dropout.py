@@ -1,0 +1,131 @@
+import keras
+from keras import ops
+
+from ..validation import check_fraction
+from .shifted_dropout import ShiftedDropout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class RunningAverageDropout(ShiftedDropout):
+    """Dropout of activities from which their running average is subtracted.
+
+    The baseline of the paper's Table 2: what invariant dropout would be if
+    its shift were not learned but followed the mean activity. With the
+    running average `a` of each activity, `p = 1 - rate` and a mask
+    `m ~ Bernoulli(p)`, drawn for each activity, the output is
+    `m * (x - a) / p` in training and `x - a` at inference.
+
+    In training, and only there, each batch then moves the average:
+    `a <- momentum * a + (1 - momentum) * mean(x)`, the mean taken over the
+    batch and the shared axes. It starts at 0, where the layer computes what
+    `Dropout` does. No gradient flows through the average, and setting
+    `trainable=False` freezes it, as it does in `BatchNormalization`.
+
+    Timesteps that a mask marks as padding are left out of the mean.
+
+    Args:
+        rate: Float between 0 and 1. Fraction of the activities to drop.
+        momentum: Float between 0 and 1. Momentum of the running average.
+        shared_axes: Integer or list of integers. The axes along which
+            activities share one average.
+        noise_shape: Tuple of integers and `None`. Shape of the mask, see
+            `InvariantDropout`.
+        seed: Integer to use as random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more.
+        training: Boolean. Whether to update the average and drop (`True`) or
+            only to subtract it (`False`).
+        mask: Boolean tensor of shape `(batch, ...)`, broadcast to the input
+            from the first axis on, `True` where the input counts.
+
+    Input shape:
+        `(batch, ...)`, every axis that is not shared of a fixed size.
+
+    Output shape:
+        Same shape as the input.
+
+    Raises:
+        ValueError: If `rate` or `momentum` is not a number between 0 and 1,
+            or as in `InvariantDropout`.
+
+    Example:
+
+    >>> layer = keras_invdrop.RunningAverageDropout(0.0, momentum=0.9)
+    >>> _ = layer(np.array([[1.0], [3.0]]), training=True)
+    >>> layer.average # 0.9 * 0 + 0.1 * mean(1, 3)
+    [0.2]
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2.2 and Table 2
+    """
+
+    def __init__(
+        self,
+        rate,
+        momentum=0.99,
+        shared_axes=None,
+        noise_shape=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(
+            rate,
+            shared_axes=shared_axes,
+            noise_shape=noise_shape,
+            seed=seed,
+            **kwargs,
+        )
+        self.momentum = check_fraction("momentum", momentum)
+
+    @property
+    def shift(self):
+        return -self.average
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.average = self.add_weight(
+            name="average",
+            shape=self.shift_shape(input_shape),
+            initializer="zeros",
+            trainable=False,
+            # In a 16-bit dtype a step of 1 % would be lost in the rounding.
+            autocast=False,
+        )
+
+    def call(self, inputs, training=False, mask=None):
+        x = ops.cast(inputs, self.compute_dtype)
+        shifted = x - ops.cast(self.average, self.compute_dtype)
+        if not training:
+            return shifted
+        if self.trainable:
+            self.update_average(ops.stop_gradient(x), mask)
+        keep = 1 - self.rate
+        return self.drop(shifted, scale=1 / keep if keep > 0 else 1)
+
+    def update_average(self, x, mask=None):
+        """Moves the average towards the mean of the batch `x`."""
+        x = ops.cast(x, self.average.dtype)
+        axes = [0] + [
+            axis
+            for axis, size in enumerate(self.average.shape, start=1)
+            if size == 1
+        ]
+        if mask is None:
+            counted = ops.ones_like(x)
+        else:
+            missing = len(x.shape) - len(mask.shape)
+            mask = ops.reshape(mask, (*ops.shape(mask), *[1] * missing))
+            counted = ops.cast(ops.broadcast_to(mask, ops.shape(x)), x.dtype)
+        total = ops.sum(ops.where(counted, x, 0), axis=axes, keepdims=True)
+        count = ops.sum(counted, axis=axes, keepdims=True)
+        mean = ops.squeeze(total / ops.maximum(count, 1), axis=0)
+        moved = self.momentum * self.average + (1 - self.momentum) * mean
+        # Where every example of the batch is padding, nothing was observed.
+        observed = ops.squeeze(count, axis=0) > 0
+        self.average.assign(ops.where(observed, moved, self.average))
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum}

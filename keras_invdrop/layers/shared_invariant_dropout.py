@@ -1,0 +1,105 @@
+import keras
+
+from ..validation import check_choice
+from .invariant_dropout import InvariantDropout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class SharedInvariantDropout(InvariantDropout):
+    """Invariant dropout with one `beta` per feature map.
+
+    As the weights of a convolution are the same at every position, so is the
+    shift: `beta` has one element per feature map, shared over space and time.
+    The mask is still drawn for each activity. It is `InvariantDropout` with
+    `shared_axes` set to the spatial axes, whatever the rank of the input.
+
+    Args:
+        rate: Float between 0 and 1. Fraction of the activities to drop.
+        data_format: `"channels_last"` or `"channels_first"`. Where the
+            feature maps are: on the last axis or on axis 1. It defaults to
+            the `image_data_format` of the Keras configuration.
+        scaling: `"train"` or `"test"`, see `InvariantDropout`.
+        beta_initializer: Initializer for `beta`.
+        beta_regularizer: Regularizer for `beta`.
+        beta_constraint: Constraint for `beta`.
+        seed: Integer to use as random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 3, 4 or 5.
+        training: Boolean. Whether to drop (`True`) or only to shift
+            (`False`).
+
+    Input shape:
+        `(batch, ..., channels)` if `data_format="channels_last"`,
+        `(batch, channels, ...)` if `data_format="channels_first"`, with one,
+        two or three axes of space and time, which may be of variable length.
+
+    Output shape:
+        Same shape as the input.
+
+    Raises:
+        ValueError: If `data_format` is not one of the two, the input has
+            another rank, or as in `InvariantDropout`.
+
+    Example:
+
+    >>> layer = keras_invdrop.SharedInvariantDropout(0.5)
+    >>> maps = np.ones((8, 32, 32, 64))
+    >>> layer(maps).shape, layer.beta.shape
+    ((8, 32, 32, 64), (1, 1, 64))
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2.1
+    """
+
+    def __init__(
+        self,
+        rate,
+        data_format=None,
+        scaling="train",
+        beta_initializer="zeros",
+        beta_regularizer=None,
+        beta_constraint=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(
+            rate,
+            scaling=scaling,
+            beta_initializer=beta_initializer,
+            beta_regularizer=beta_regularizer,
+            beta_constraint=beta_constraint,
+            seed=seed,
+            **kwargs,
+        )
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = check_choice(
+            "data_format", data_format, ("channels_last", "channels_first")
+        )
+
+    def spatial_axes(self, input_shape):
+        """The axes of space and time: all but batch and channels."""
+        rank = len(input_shape)
+        if rank not in (3, 4, 5):
+            raise ValueError(
+                f"Invalid input shape received by layer '{self.name}'. "
+                "Expected an input of rank 3, 4 or 5, with one, two or three "
+                "axes of space and time. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        if self.data_format == "channels_last":
+            return list(range(1, rank - 1))
+        return list(range(2, rank))
+
+    def build(self, input_shape):
+        self.shared_axes = self.spatial_axes(input_shape)
+        super().build(input_shape)
+
+    def get_config(self):
+        config = {**super().get_config(), "data_format": self.data_format}
+        # They follow from the data format and the rank of the input.
+        del config["shared_axes"], config["noise_shape"]
+        return config

@@ -1,0 +1,107 @@
+import keras
+from keras import ops
+
+from ..random import dropout_mask
+from ..validation import StrictConfig
+from ..validation import check_broadcast
+from ..validation import check_fraction
+from ..validation import check_noise_shape
+from ..validation import check_shared_axes
+from ..validation import resolve_axes
+
+
+class ShiftedDropout(StrictConfig, keras.Layer):
+    """Base of the layers that shift each activity before they drop it.
+
+    A subclass creates the weight that holds the shift, of the shape
+    `self.shift_shape(input_shape)`, and says in `shift` what is added.
+
+    Args:
+        rate: Float in [0, 1]. Fraction of the activities to drop.
+        shared_axes: Integer or list of integers. Axes along which activities
+            share one shift.
+        noise_shape: Tuple of integers and `None`. Shape of the mask.
+        seed: Integer. Seed of the mask.
+    """
+
+    def __init__(
+        self, rate, shared_axes=None, noise_shape=None, seed=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.rate = check_fraction("rate", rate)
+        self.shared_axes = check_shared_axes(shared_axes)
+        self.noise_shape = check_noise_shape(noise_shape)
+        self.seed = seed
+        if self.rate > 0:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    @property
+    def shift(self):
+        """What is added to each activity, of shape `x.shape[1:]` or 1s."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        if len(input_shape) < 2:
+            raise ValueError(
+                f"Invalid input shape received by layer '{self.name}'. "
+                "Expected an input of rank 2 or more, "
+                "`(batch, ..., features)`. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        check_broadcast(self.noise_shape, input_shape)
+        shape = self.shift_shape(input_shape)
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(input_shape),
+            axes={
+                axis: size
+                for axis, size in enumerate(shape, start=1)
+                if input_shape[axis] == size
+            },
+        )
+
+    def shift_shape(self, input_shape):
+        """`input_shape[1:]`, with 1 on every shared axis."""
+        shared = resolve_axes(self.shared_axes, input_shape)
+        shape = tuple(
+            1 if axis in shared else input_shape[axis]
+            for axis in range(1, len(input_shape))
+        )
+        if None in shape:
+            axis = shape.index(None) + 1
+            raise ValueError(
+                f"Layer '{self.name}' needs a fixed size along every axis "
+                "that does not share its shift. "
+                f"Received: input_shape={tuple(input_shape)}, in which axis "
+                f"{axis} is None. Share the shift along that axis: "
+                f"`shared_axes={sorted(shared | {axis})}`."
+            )
+        return shape
+
+    def drop(self, x, scale):
+        """Returns `mask * x * scale`, with a new mask (Eq. 8)."""
+        if self.rate == 0:
+            return x
+        if self.rate == 1:
+            return ops.zeros_like(x)
+        shape = ops.shape(x)
+        if self.noise_shape is not None:
+            shape = tuple(
+                size if mask_size is None else mask_size
+                for mask_size, size in zip(self.noise_shape, shape, strict=True)
+            )
+        mask = dropout_mask(shape, self.rate, self.seed_generator)
+        # Selected rather than multiplied: a dropped infinity is a zero.
+        return ops.where(mask, x * scale, 0)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {
+            "rate": self.rate,
+            "shared_axes": self.shared_axes,
+            "noise_shape": self.noise_shape,
+            "seed": self.seed,
+        }
+        return {**super().get_config(), **config}

@@ -1,0 +1,61 @@
+import keras
+
+from .shared_invariant_dropout import SharedInvariantDropout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class SpatialInvariantDropout(SharedInvariantDropout):
+    """Invariant dropout of whole feature maps.
+
+    `SpatialDropout1D`, `2D` and `3D` with a learned `beta` per feature map:
+    one draw keeps or drops a feature map as a whole. Neighbours in a feature
+    map are strongly correlated in the first layers of a convolutional
+    network, and dropping them one by one regularises little.
+
+    Args:
+        rate: Float between 0 and 1. Fraction of the feature maps to drop.
+        data_format: `"channels_last"` or `"channels_first"`. Where the
+            feature maps are: on the last axis or on axis 1. It defaults to
+            the `image_data_format` of the Keras configuration.
+        scaling: `"train"` or `"test"`, see `InvariantDropout`.
+        beta_initializer: Initializer for `beta`.
+        beta_regularizer: Regularizer for `beta`.
+        beta_constraint: Constraint for `beta`.
+        seed: Integer to use as random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 3, 4 or 5.
+        training: Boolean. Whether to drop (`True`) or only to shift
+            (`False`).
+
+    Input shape:
+        `(batch, ..., channels)` if `data_format="channels_last"`,
+        `(batch, channels, ...)` if `data_format="channels_first"`.
+
+    Output shape:
+        Same shape as the input.
+
+    Raises:
+        ValueError: As in `SharedInvariantDropout`.
+
+    Example:
+
+    >>> layer = keras_invdrop.SpatialInvariantDropout(0.5)
+    >>> maps = np.ones((1, 2, 2, 3))
+    >>> layer(maps, training=True)[0, :, :, 0] # Both or neither: 0 or 2.
+    [[2. 2.]
+     [2. 2.]]
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2.1
+    - [Tompson et al., 2014](https://arxiv.org/abs/1411.4280)
+    """
+
+    def build(self, input_shape):
+        spatial = self.spatial_axes(input_shape)
+        self.noise_shape = tuple(
+            1 if axis in spatial else None for axis in range(len(input_shape))
+        )
+        super().build(input_shape)

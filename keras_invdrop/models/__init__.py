@@ -1,0 +1,1 @@
+from .variance_report import variance_report as variance_report

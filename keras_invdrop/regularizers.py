@@ -1,0 +1,49 @@
+"""Priors on beta."""
+
+import math
+
+import keras
+from keras import ops
+
+from .validation import StrictConfig
+from .validation import invalid
+from .validation import is_number
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class Variance(StrictConfig, keras.regularizers.Regularizer):
+    """Prefers weights that differ little from their mean.
+
+    The penalty is `factor * sum((x - mean(x)) ** 2)`, the mean taken over all
+    elements of `x`. A constant added to every weight costs nothing, so beta
+    may go wherever the activities' common level takes it: the second of the
+    paper's two priors on the invariance parameters. The first, small values,
+    is `keras.regularizers.L2`.
+
+    Args:
+        factor: Float, 0 or more.
+
+    Raises:
+        ValueError: If `factor` is not a finite number of at least 0.
+
+    Example:
+
+    >>> prior = keras_invdrop.regularizers.Variance(0.1)
+    >>> prior(np.array([1.0, 3.0]))
+    0.2
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2.1
+    """
+
+    def __init__(self, factor=0.01):
+        if not is_number(factor) or not math.isfinite(factor) or factor < 0:
+            raise invalid("factor", "a finite float of at least 0", factor)
+        self.factor = float(factor)
+
+    def __call__(self, x):
+        return self.factor * ops.sum(ops.square(x - ops.mean(x)))
+
+    def get_config(self):
+        return {"factor": self.factor}

@@ -1,0 +1,170 @@
+"""Checks of arguments, and the wording of what is wrong with them."""
+
+import inspect
+import numbers
+
+import numpy as np
+
+
+def invalid(argument, expected, received):
+    """The error for a bad argument, in Keras' wording."""
+    return ValueError(
+        f"Invalid value received for argument `{argument}`. "
+        f"Expected {expected}. Received: {argument}={received!r}"
+    )
+
+
+def is_integer(value):
+    """Whether `value` is a whole number; `True` and `1.0` are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether `value` is a real number; a bool, a string, a tensor is not."""
+    return isinstance(value, numbers.Real) and not isinstance(
+        value, (bool, np.bool_)
+    )
+
+
+def check_fraction(argument, value):
+    """Returns `value` as a float in [0, 1]."""
+    # A NaN fails both comparisons.
+    if not is_number(value) or not 0 <= value <= 1:
+        raise invalid(argument, "a float value between 0 and 1", value)
+    return float(value)
+
+
+def check_positive_integer(argument, value):
+    """Returns `value` as an int of at least 1."""
+    if not is_integer(value) or value < 1:
+        raise invalid(argument, "a positive integer", value)
+    return int(value)
+
+
+def check_choice(argument, value, choices):
+    """Returns `value`, one of the strings in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        expected = "one of " + ", ".join(repr(choice) for choice in choices)
+        raise invalid(argument, expected, value)
+    return value
+
+
+def check_shared_axes(shared_axes):
+    """Returns `shared_axes` as a list of ints, or None.
+
+    The rank of the input is not known yet: `resolve_axes` does the rest.
+    """
+    if shared_axes is None:
+        return None
+    if is_integer(shared_axes):
+        shared_axes = [shared_axes]
+    expected = "an integer or a list of distinct integers"
+    if not isinstance(shared_axes, (list, tuple)):
+        raise invalid("shared_axes", expected, shared_axes)
+    if not all(is_integer(axis) for axis in shared_axes):
+        raise invalid("shared_axes", expected, shared_axes)
+    if 0 in shared_axes:
+        raise invalid(
+            "shared_axes",
+            "axes other than 0, the batch, over which the weight is always "
+            "shared",
+            shared_axes,
+        )
+    if len(set(shared_axes)) < len(shared_axes):
+        raise invalid("shared_axes", expected, shared_axes)
+    return [int(axis) for axis in shared_axes]
+
+
+def resolve_axes(shared_axes, input_shape):
+    """Returns `shared_axes` as a set of axes from 1 to rank - 1."""
+    rank = len(input_shape)
+    axes = set()
+    for axis in shared_axes or ():
+        resolved = axis + rank if axis < 0 else axis
+        if not 1 <= resolved < rank:
+            raise invalid(
+                "shared_axes",
+                f"axes between 1 and {rank - 1} (or -1 and {1 - rank}) for an "
+                f"input of shape {tuple(input_shape)}",
+                shared_axes,
+            )
+        if resolved in axes:
+            raise invalid(
+                "shared_axes",
+                "distinct axes; two of these name the same axis of an input "
+                f"of shape {tuple(input_shape)}",
+                shared_axes,
+            )
+        axes.add(resolved)
+    return axes
+
+
+def check_noise_shape(noise_shape):
+    """Returns `noise_shape` as a tuple of positive ints and None, or None."""
+    if noise_shape is None:
+        return None
+    if not isinstance(noise_shape, (list, tuple)):
+        raise invalid("noise_shape", "a tuple or list of integers", noise_shape)
+    if not all(size is None or is_integer(size) for size in noise_shape):
+        raise invalid(
+            "noise_shape", "all elements to be integers or None", noise_shape
+        )
+    if not all(size is None or size > 0 for size in noise_shape):
+        raise invalid(
+            "noise_shape",
+            "all dimensions to be positive integers or None",
+            noise_shape,
+        )
+    return tuple(noise_shape)
+
+
+def check_broadcast(noise_shape, input_shape):
+    """Raises if a mask of `noise_shape` cannot cover `input_shape`."""
+    if noise_shape is None:
+        return
+    fits = len(noise_shape) == len(input_shape) and all(
+        mask_size in (None, 1) or size in (None, mask_size)
+        for mask_size, size in zip(noise_shape, input_shape, strict=True)
+    )
+    if not fits:
+        raise invalid(
+            "noise_shape",
+            "one element per axis, each None, 1 or the size of that axis, to "
+            f"broadcast to an input of shape {tuple(input_shape)}",
+            noise_shape,
+        )
+
+
+class StrictConfig:
+    """Makes `from_config` refuse a config that `get_config` did not write.
+
+    Keras fills what is missing in a config with defaults and reports what is
+    wrong as a `TypeError`. A layer whose file was altered must not load as
+    something else: here every argument has to be there, and a bad value
+    raises the error that the constructor raises.
+    """
+
+    @classmethod
+    def from_config(cls, config):
+        arguments = inspect.signature(cls).parameters.values()
+        missing = [
+            argument.name
+            for argument in arguments
+            if argument.kind is not argument.VAR_KEYWORD
+            and argument.name not in config
+        ]
+        if missing:
+            raise ValueError(
+                f"Invalid config received for `{cls.__name__}`. Expected a "
+                "value for every argument. Missing: "
+                + ", ".join(f"`{name}`" for name in missing)
+                + f". Received: config={config}"
+            )
+        try:
+            # Of the Keras class beside which this one is inherited.
+            return super().from_config(config)  # type: ignore[misc]
+        except TypeError as error:
+            # Keras raises this TypeError while it handles ours.
+            if isinstance(error.__context__, ValueError):
+                raise error.__context__ from None
+            raise
