@@ -29,8 +29,8 @@ class Recipe:
     momentum: float = 0.99
     # Choice: momentum rises linearly from here ...
     momentum_start: float = 0.5
-    # ... over so many epochs.
-    momentum_epochs: int = 15
+    # ... over this part of the training.
+    momentum_ramp: float = 0.25
     # Choice: largest norm of the incoming weights of a unit.
     max_norm: float = 2.0
     # Choice: keep 0.8 of the input and half of the hidden units.
@@ -47,16 +47,17 @@ class Recipe:
         return keras.regularizers.L2(self.beta_decay / 2)
 
     def optimizer(self, steps_per_epoch: int) -> RampedSGD:
+        steps = self.epochs * steps_per_epoch
         schedule = keras.optimizers.schedules.ExponentialDecay(
             self.learning_rate,
-            decay_steps=self.epochs * steps_per_epoch,
+            decay_steps=steps,
             decay_rate=self.learning_rate_end,
         )
         return RampedSGD(
             schedule,
             momentum=self.momentum,
             momentum_start=self.momentum_start,
-            ramp_steps=self.momentum_epochs * steps_per_epoch,
+            ramp_steps=max(1, round(self.momentum_ramp * steps)),
         )
 
 

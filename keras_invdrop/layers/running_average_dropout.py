@@ -122,10 +122,11 @@ class RunningAverageDropout(ShiftedDropout):
         total = ops.sum(ops.where(counted, x, 0), axis=axes, keepdims=True)
         count = ops.sum(counted, axis=axes, keepdims=True)
         mean = ops.squeeze(total / ops.maximum(count, 1), axis=0)
-        moved = self.momentum * self.average + (1 - self.momentum) * mean
+        average = ops.convert_to_tensor(self.average)
+        moved = self.momentum * average + (1 - self.momentum) * mean
         # Where every example of the batch is padding, nothing was observed.
         observed = ops.squeeze(count, axis=0) > 0
-        self.average.assign(ops.where(observed, moved, self.average))
+        self.average.assign(ops.where(observed, moved, average))
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}

@@ -161,7 +161,7 @@ def _site_report(
     total, examples = 0.0, 0
     for a in activities():
         total, examples = total + a.sum(axis=0), examples + len(a)
-    mean = total / examples
+    mean = np.asarray(total / examples)
     shared = tuple(axis - 1 for axis in site.shift_axes(mean.ndim + 1)[1:])
     present = 0.0
     if isinstance(site.layer, ShiftedDropout):
