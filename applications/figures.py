@@ -79,9 +79,7 @@ def figure_2(
     )
     for (dataset, sites), row in zip(rows, axes, strict=True):
         for site, ax in zip(sites, row, strict=True):
-            activities = keras.ops.convert_to_numpy(
-                site.activities(dataset.train.x)
-            )
+            activities = site.activities(dataset.train.x)
             name = site.layer.name.removesuffix("_dropout").replace("_", " ")
             plot_mean_against_shift(
                 activities.mean(axis=0),

@@ -4,10 +4,13 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
+from keras import ops
 
 from ..layers.shifted_dropout import ShiftedDropout
 
@@ -30,14 +33,15 @@ class DropoutSite:
     Attributes:
         layer: The dropout layer.
         activities: Function from a batch of the model's input to the
-            activities that reach the layer, in inference mode: `(batch, ...)`.
+            activities that reach the layer in inference mode, an array of
+            shape `(batch, ...)`.
         next_layers: For each layer that takes the dropped activities, the
             layers in between that only rearrange them, and the layer. Empty
             where the dropped activities are the model's output.
     """
 
     layer: keras.Layer
-    activities: Callable[[Any], Any]
+    activities: Callable[[Any], np.ndarray]
     next_layers: list[tuple[list[keras.Layer], keras.Layer]]
 
     def shift_axes(self, rank: int) -> tuple[int, ...]:
@@ -129,16 +133,18 @@ def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
             continue
         arguments = node.arguments
         inputs = [*arguments.args, *arguments.kwargs.values()][0]
-        inputs_of = _composed(keras.Model(graph.input, inputs), reach)
+        model = keras.Model(graph.input, inputs)
+        inputs_of = _composed(partial(model, training=False), reach)
         next_layers = list(_next_layers(graph, node.outputs[0], after))
         if isinstance(layer, DROPOUT):
-            yield DropoutSite(layer, inputs_of, next_layers)
+            activities = _composed(ops.convert_to_numpy, inputs_of)
+            yield DropoutSite(layer, activities, next_layers)
         elif (nested := _graph(layer)) is not None:
             yield from _sites(nested, inputs_of, next_layers)
 
 
 def _composed(outer, inner):
-    return lambda x: outer(inner(x), training=False)
+    return lambda x: outer(inner(x))
 
 
 def _next_layers(graph, tensor, after=()):

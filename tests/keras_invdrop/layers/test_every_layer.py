@@ -1,0 +1,333 @@
+"""What holds for every layer: dtypes, compilation, files, export."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.src.testing.test_case import uses_gpu
+
+import keras_invdrop
+
+# A model for each layer: (shape of an example, layers, the one under test
+# first). The dense layer gives the others something to train.
+LAYERS = {
+    "InvariantDropout": (
+        (6,),
+        lambda: [
+            keras_invdrop.InvariantDropout(0.5, seed=1),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "InvariantDropout test": (
+        (5, 6),
+        lambda: [
+            keras_invdrop.InvariantDropout(
+                0.5,
+                shared_axes=[1],
+                noise_shape=(None, 1, None),
+                scaling="test",
+                beta_regularizer=keras_invdrop.regularizers.Variance(0.1),
+                seed=1,
+            ),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "SharedInvariantDropout": (
+        (5, 6, 3),
+        lambda: [
+            keras_invdrop.SharedInvariantDropout(0.5, "channels_last", seed=1),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "SharedInvariantDropout first": (
+        (3, 5, 6),
+        lambda: [
+            keras_invdrop.SharedInvariantDropout(0.5, "channels_first", seed=1),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "SpatialInvariantDropout": (
+        (5, 3),
+        lambda: [
+            keras_invdrop.SpatialInvariantDropout(0.5, "channels_last", seed=1),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "SpatialInvariantDropout first": (
+        (3, 5, 6),
+        lambda: [
+            keras_invdrop.SpatialInvariantDropout(
+                0.5, "channels_first", seed=1
+            ),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "RunningAverageDropout": (
+        (6,),
+        lambda: [
+            keras_invdrop.RunningAverageDropout(0.5, seed=1),
+            keras.layers.Dense(2),
+        ],
+    ),
+    "Maxout": (
+        (6,),
+        lambda: [keras_invdrop.Maxout(3), keras.layers.Dense(2)],
+    ),
+    "MaxoutDense": ((6,), lambda: [keras_invdrop.MaxoutDense(2, 3)]),
+    "MaxoutConv2D": (
+        (5, 6, 3),
+        lambda: [
+            keras_invdrop.MaxoutConv2D(2, 3, 2, data_format="channels_last")
+        ],
+    ),
+    "MaxoutConv2D first": (
+        (3, 5, 6),
+        lambda: [
+            keras_invdrop.MaxoutConv2D(2, 3, 2, data_format="channels_first")
+        ],
+    ),
+}
+every_layer = pytest.mark.parametrize("case", LAYERS)
+
+
+def build(case):
+    keras.utils.set_random_seed(0)
+    shape, layers = LAYERS[case]
+    model = keras.Sequential([keras.Input(shape), *layers()])
+    for weight in model.weights:
+        # No shift or bias at zero, where it could not be seen.
+        rng = np.random.default_rng(1)
+        weight.assign(rng.normal(scale=0.3, size=weight.shape))
+    x = np.random.default_rng(2).normal(size=(8, *shape)).astype("float32")
+    return model, x
+
+
+@pytest.fixture
+def policy(request):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+every_policy = pytest.mark.parametrize(
+    "policy", ["float32", "mixed_bfloat16", "mixed_float16"], indirect=True
+)
+# Of a value of about 1: the bits of the significand, less a few for sums.
+PRECISION = {"float32": 1e-5, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}
+
+
+def runs_on_this_machine(case, policy):
+    """Whether Keras' own layers do, uncompiled.
+
+    TensorFlow's CPU convolutions have no float16 kernel for channels_first.
+    """
+    return (case, policy, keras.backend.backend()) != (
+        "MaxoutConv2D first",
+        "mixed_float16",
+        "tensorflow",
+    ) or uses_gpu()
+
+
+@every_policy
+@every_layer
+def test_dtypes(case, policy):
+    model, x = build(case)
+    layer = model.layers[0]
+    if not runs_on_this_machine(case, policy):
+        for conv in (layer, layer.conv):
+            with pytest.raises(Exception, match="only supports the NHWC"):
+                conv(x)
+        return
+    outputs = layer(x)
+    compute_dtype = keras.config.dtype_policy().compute_dtype
+    assert keras.backend.standardize_dtype(outputs.dtype) == compute_dtype
+    if "Dropout" in case:
+        dropped = layer(x, training=True)
+        assert keras.backend.standardize_dtype(dropped.dtype) == compute_dtype
+    for weight in layer.weights:
+        assert keras.backend.standardize_dtype(weight.dtype) == "float32"
+    # What it computes is what it computes in float32.
+    outputs = ops.convert_to_numpy(ops.cast(outputs, "float32"))
+    keras.config.set_dtype_policy("float32")
+    exact, _ = build(case)
+    expected = ops.convert_to_numpy(exact.layers[0](x))
+    tolerance = PRECISION[policy] * max(1, np.abs(expected).max())
+    np.testing.assert_allclose(outputs, expected, atol=tolerance)
+
+
+# From the same seed XLA's generator draws other masks than TensorFlow's own.
+# There the compiled step is compared without masks, and trained with them.
+MASKS_DIFFER = keras.backend.backend() == "tensorflow"
+RATES = [0, 0.5] if MASKS_DIFFER else [0.5]
+
+
+@every_policy
+@pytest.mark.parametrize(
+    ("case", "rate"),
+    [
+        (case, rate)
+        for case in LAYERS
+        for rate in (RATES if "Dropout" in case else [None])
+    ],
+)
+def test_compiled_step_is_the_eager_step(case, policy, rate):
+    trained = {}
+    for mode in ("eager", "compiled"):
+        if mode == "eager" and not runs_on_this_machine(case, policy):
+            continue
+        model, x = build(case)
+        if rate is not None:
+            model.layers[0].rate = rate
+        y = np.ones(model.compute_output_shape(x.shape), "float32")
+        before = model.get_weights()
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            "mse",
+            run_eagerly=mode == "eager",
+            jit_compile=mode == "compiled",
+        )
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        trained[mode] = model.get_weights()
+        for old, new in zip(before, trained[mode], strict=True):
+            assert np.isfinite(new).all()
+            assert (old != new).any()
+    if MASKS_DIFFER and rate == 0.5:
+        return
+    expected, *others = trained.values()
+    for weights in others:
+        for one, other in zip(expected, weights, strict=True):
+            np.testing.assert_allclose(
+                one, other, atol=PRECISION[policy], rtol=0
+            )
+
+
+@every_layer
+def test_file_round_trip(case, tmp_path):
+    model, x = build(case)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert type(loaded.layers[0]) is type(model.layers[0])
+    assert loaded.layers[0].get_config() == model.layers[0].get_config()
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+
+
+@every_layer
+def test_export(case, tmp_path):
+    model, x = build(case)
+    expected = model.predict(x, verbose=0)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        path = tmp_path / "model.pt2"
+        # Without it PyTorch's exporter fixes the batch at one example.
+        any_batch = (({0: torch.export.Dim.AUTO},),)
+        model.export(
+            path, format="torch", verbose=False, dynamic_shapes=any_batch
+        )
+        exported = torch.export.load(path).module()
+        outputs = exported(torch.from_numpy(x)).detach().numpy()
+    else:
+        import tensorflow as tf
+
+        model.export(tmp_path, format="tf_saved_model", verbose=False)
+        exported = tf.saved_model.load(str(tmp_path))
+        outputs = exported.serve(x).numpy()
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+ON_ANOTHER_BACKEND = """
+import sys, keras, keras_invdrop, numpy
+for case in range(int(sys.argv[1])):
+    model = keras.saving.load_model(f"{case}.keras", safe_mode=True)
+    x = numpy.load(f"{case}.npy")
+    numpy.save(f"{case}.outputs.npy", model.predict(x, verbose=0))
+print(keras.backend.backend())
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+def test_a_file_loads_on_every_backend(backend, tmp_path):
+    expected = []
+    for case, name in enumerate(LAYERS):
+        model, x = build(name)
+        model.save(tmp_path / f"{case}.keras")
+        np.save(tmp_path / f"{case}.npy", x)
+        expected.append(model.predict(x, verbose=0))
+    process = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER_BACKEND, str(len(LAYERS))],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.strip().endswith(backend), process.stderr
+    for case, outputs in enumerate(expected):
+        np.testing.assert_allclose(
+            np.load(tmp_path / f"{case}.outputs.npy"),
+            outputs,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def alter(path, argument, value):
+    """Sets an argument of the first layer in a file; None removes it."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    (layer,) = (
+        layer["config"]
+        for layer in config["config"]["layers"]
+        if layer["registered_name"] != "InputLayer"
+        and layer["module"] != "keras.layers"
+    )
+    if value is None:
+        del layer[argument]
+    else:
+        layer[argument] = value
+    files["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("case", "argument", "value", "message"),
+    [
+        ("InvariantDropout", "rate", 1.5, "`rate`. Expected a float"),
+        ("InvariantDropout", "rate", "0.5", "`rate`. Expected a float"),
+        ("InvariantDropout", "rate", True, "`rate`. Expected a float"),
+        ("InvariantDropout", "rate", None, "Missing: `rate`"),
+        ("InvariantDropout", "scaling", "none", "`scaling`. Expected one"),
+        ("InvariantDropout", "scaling", None, "Missing: `scaling`"),
+        ("InvariantDropout", "shared_axes", [1, 1], "`shared_axes`"),
+        ("InvariantDropout", "shared_axes", [5], "`shared_axes`"),
+        ("InvariantDropout", "noise_shape", [8, 7], "`noise_shape`"),
+        ("InvariantDropout", "beta_regularizer", "no such", "no such"),
+        ("InvariantDropout", "surprise", 1, "surprise"),
+        ("SharedInvariantDropout", "data_format", "x", "`data_format`"),
+        ("SharedInvariantDropout", "data_format", None, "`data_format`"),
+        ("SpatialInvariantDropout", "rate", -1, "`rate`. Expected a float"),
+        ("RunningAverageDropout", "momentum", 2, "`momentum`. Expected"),
+        ("RunningAverageDropout", "momentum", None, "Missing: `momentum`"),
+        ("Maxout", "pieces", 4, "`pieces`. Expected a divisor"),
+        ("Maxout", "axis", None, "Missing: `axis`"),
+        ("MaxoutDense", "pieces", 0, "`pieces`. Expected a positive"),
+        ("MaxoutDense", "use_bias", None, "Missing: `use_bias`"),
+        ("MaxoutConv2D", "filters", 1.5, "`filters`. Expected a positive"),
+        ("MaxoutConv2D", "groups", None, "Missing: `groups`"),
+    ],
+)
+def test_an_altered_file_is_refused(case, argument, value, message, tmp_path):
+    path = tmp_path / "model.keras"
+    build(case)[0].save(path)
+    alter(path, argument, value)
+    with pytest.raises(ValueError, match=message):
+        keras.saving.load_model(path)

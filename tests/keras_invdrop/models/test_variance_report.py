@@ -1,0 +1,216 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import MaxoutConv2D
+from keras_invdrop import MaxoutDense
+from keras_invdrop import RunningAverageDropout
+from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop import variance_report
+
+
+def examples(*shape, seed=0):
+    x = np.random.default_rng(seed).normal(1.0, 1.0, size=shape)
+    return x.astype("float32")
+
+
+def sequential(*model_layers, shape):
+    return keras.Sequential([keras.Input(shape), *model_layers])
+
+
+def measured_variance(model, x, draws=4000):
+    """The variance over masks of the last layer's input, by drawing masks.
+
+    The mean over examples and units, and its standard error.
+    """
+    # (draws * examples, ...), each row with a mask of its own
+    outputs = model(np.concatenate([x] * draws), training=True)
+    outputs = ops.convert_to_numpy(outputs).astype("float64")
+    outputs = outputs.reshape((draws, -1))
+    squares = (outputs - outputs.mean(axis=0)) ** 2
+    means = squares.mean(axis=1)
+    return means.mean(), means.std() / np.sqrt(draws)
+
+
+def test_equation_10_by_hand():
+    drop = InvariantDropout(0.4, scaling="test")
+    dense = layers.Dense(2, activation="relu")
+    model = sequential(drop, dense, shape=(2,))
+    dense.set_weights([np.array([[1.0, 2.0], [3.0, -1.0]]), np.ones(2)])
+    drop.beta.assign([1.0, -1.0])
+    x = np.array([[1.0, 2.0], [3.0, 0.0]], dtype="float32")
+    (row,) = variance_report(model, x)
+    w2 = np.array([[1.0, 4.0], [9.0, 1.0]])
+    for at, beta in (
+        (row.at_zero, [0.0, 0.0]),
+        (row.at_present, [1.0, -1.0]),
+        (row.at_best, [-2.0, -1.0]),
+    ):
+        per_unit = 0.6 * 0.4 * ((x + beta) ** 2) @ w2
+        assert at == pytest.approx(per_unit.mean(), rel=1e-5)
+    assert row.saving == pytest.approx(1 - row.at_best / row.at_present)
+    assert row.layer == drop.name
+    assert row.next_layer == dense.name
+    assert row.rate == 0.4
+
+
+@pytest.mark.parametrize(
+    ("drop", "next_layers", "shape"),
+    [
+        (lambda: layers.Dropout(0.3), [layers.Dense(3)], (5,)),
+        (lambda: InvariantDropout(0.3), [layers.Dense(3)], (4, 5)),
+        (
+            lambda: InvariantDropout(0.3, scaling="test"),
+            [layers.Flatten(), layers.Dense(3)],
+            (4, 5),
+        ),
+        (
+            lambda: layers.Dropout(0.3),
+            [layers.EinsumDense("abc,cd->abd", (4, 3), bias_axes="d")],
+            (4, 5),
+        ),
+        (
+            lambda: layers.Dropout(0.3, noise_shape=(None, 1, None)),
+            [layers.Flatten(), layers.Dense(3)],
+            (4, 5),
+        ),
+        (
+            lambda: layers.Dropout(0.3),
+            [layers.Conv2D(3, 3, padding="same", data_format="channels_last")],
+            (4, 5, 2),
+        ),
+        (
+            lambda: layers.SpatialDropout2D(0.3, "channels_last"),
+            [layers.Conv2D(3, 3, data_format="channels_last")],
+            (4, 5, 2),
+        ),
+        (
+            lambda: SpatialInvariantDropout(0.3, "channels_last"),
+            [layers.Conv1D(3, 2, data_format="channels_last")],
+            (6, 2),
+        ),
+        (
+            lambda: layers.Dropout(0.3),
+            [layers.DepthwiseConv2D(2, data_format="channels_last")],
+            (4, 5, 2),
+        ),
+        (
+            lambda: layers.Dropout(0.3),
+            [layers.Conv2DTranspose(3, 2, data_format="channels_last")],
+            (3, 4, 2),
+        ),
+        # A layer that is not linear: the variance of its own input.
+        (lambda: InvariantDropout(0.3), [layers.Activation("linear")], (5,)),
+    ],
+)
+def test_the_report_is_what_masks_do(drop, next_layers, shape):
+    keras.utils.set_random_seed(0)
+    drop = drop()
+    model = sequential(drop, *next_layers, shape=shape)
+    x = examples(3, *shape)
+    if isinstance(drop, InvariantDropout):
+        drop.beta.assign(examples(*drop.beta.shape, seed=1))
+    (row,) = variance_report(model, x)
+    variance, error = measured_variance(model, x)
+    assert abs(row.at_present - variance) < 4 * error
+    if not isinstance(drop, InvariantDropout):
+        # At the best shift: one per unit or feature map.
+        shifted = x - x.mean(axis=tuple(range(x.ndim - 1)))
+        variance, error = measured_variance(model, shifted)
+        assert abs(row.at_best - variance) < 4 * error
+
+
+@pytest.mark.parametrize("linear", ["dense", "conv"])
+def test_maxout_counts_its_pieces(linear):
+    if linear == "dense":
+        maxout, shape = MaxoutDense(2, 3), (5,)
+    else:
+        maxout, shape = (
+            MaxoutConv2D(2, 3, 2, data_format="channels_last"),
+            (4, 4, 2),
+        )
+    model = sequential(layers.Dropout(0.3), maxout, shape=shape)
+    x = examples(3, *shape)
+    (row,) = variance_report(model, x)
+    pieces = sequential(
+        layers.Dropout(0.3), getattr(maxout, linear), shape=shape
+    )
+    (of_pieces,) = variance_report(pieces, x)
+    assert row.at_zero == pytest.approx(of_pieces.at_zero, rel=1e-6)
+
+
+def test_batches_and_remainders_do_not_matter():
+    model = sequential(layers.Dropout(0.3), layers.Dense(2), shape=(3,))
+    x = examples(11, 3)
+    (whole,) = variance_report(model, x)
+    (parts,) = variance_report(model, x, batch_size=4)
+    assert dataclasses.astuple(whole)[3:] == pytest.approx(
+        dataclasses.astuple(parts)[3:], rel=1e-6
+    )
+
+
+def test_a_shift_of_the_input_is_answered_by_the_best_shift():
+    model = sequential(layers.Dropout(0.3), layers.Dense(2), shape=(3,))
+    x = examples(50, 3)
+    (original,) = variance_report(model, x)
+    (inverted,) = variance_report(model, 1 - x)
+    assert inverted.at_zero != pytest.approx(original.at_zero, rel=0.01)
+    assert inverted.at_best == pytest.approx(original.at_best, rel=1e-4)
+
+
+def test_running_average_counts_as_a_shift():
+    drop = RunningAverageDropout(0.3)
+    model = sequential(drop, layers.Dense(2), shape=(3,))
+    x = examples(50, 3)
+    drop.average.assign(x.mean(axis=0))
+    (row,) = variance_report(model, x)
+    assert row.at_present == pytest.approx(row.at_best, rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_rates_at_which_nothing_varies(rate):
+    model = sequential(InvariantDropout(rate), layers.Dense(2), shape=(3,))
+    (row,) = variance_report(model, examples(5, 3))
+    assert (row.at_zero, row.at_present, row.at_best) == (0, 0, 0)
+    assert row.saving == 0
+
+
+def test_the_model_is_left_as_it_is():
+    drop = InvariantDropout(0.5)
+    model = sequential(drop, layers.Dense(2), shape=(3,))
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    variance_report(model, examples(5, 3))
+    assert model.compiled
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_row_reads_as_a_sentence():
+    model = sequential(
+        layers.Dropout(0.5, name="drop"),
+        layers.Dense(2, name="dense"),
+        shape=(3,),
+    )
+    (row,) = variance_report(model, examples(50, 3))
+    assert str(row).startswith("drop (rate 0.5) -> dense: variance ")
+    assert str(row).endswith(f"({row.saving:.0%} less than now)")
+
+
+def test_errors():
+    model = sequential(layers.Dropout(0.5), shape=(3,))
+    with pytest.raises(ValueError, match="`x`. Expected.*at least one"):
+        variance_report(model, np.zeros((0, 3)))
+    with pytest.raises(ValueError, match=r"`x`. Expected.*\[2, 3\] examples"):
+        variance_report(model, [np.zeros((2, 3)), np.zeros((3, 3))])
+    with pytest.raises(ValueError, match="`batch_size`. Expected a positive"):
+        variance_report(model, np.zeros((2, 3)), batch_size=0)
+    with pytest.raises(ValueError, match="`model`. Expected a model with a"):
+        variance_report(
+            sequential(layers.Dense(2), shape=(3,)), np.ones((2, 3))
+        )
