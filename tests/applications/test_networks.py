@@ -1,0 +1,91 @@
+import keras
+import numpy as np
+import pytest
+from keras_invdrop.applications import METHODS
+from keras_invdrop.applications import mnist_mlp
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import RunningAverageDropout
+
+DENSE = 784 * 1000 + 1000 + 1000 * 1000 + 1000 + 1000 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("dropout", "on_input", "on_hidden", "extra"),
+    [
+        ("none", None, None, 0),
+        ("standard", keras.layers.Dropout, keras.layers.Dropout, 0),
+        ("invariant", InvariantDropout, InvariantDropout, 784 + 1000 + 1000),
+        ("invariant_input", InvariantDropout, keras.layers.Dropout, 784),
+        ("invariant_hidden", keras.layers.Dropout, InvariantDropout, 2000),
+        (
+            "running_average",
+            RunningAverageDropout,
+            RunningAverageDropout,
+            784 + 1000 + 1000,
+        ),
+    ],
+)
+def test_methods_of_table_2(dropout, on_input, on_hidden, extra):
+    model = mnist_mlp(dropout)
+    assert not model.compiled
+    assert model.input_shape == (None, 784)
+    assert model.output_shape == (None, 10)
+    assert model.count_params() == DENSE + extra
+    drops = [layer for layer in model.layers if layer.name.endswith("_dropout")]
+    if on_input is None:
+        assert drops == []
+        return
+    assert [type(layer) for layer in drops] == [on_input, on_hidden, on_hidden]
+    assert [layer.rate for layer in drops] == [0.2, 0.5, 0.5]
+
+
+def test_all_methods_are_tested():
+    assert len(METHODS) == 6
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_activation_and_sizes(activation):
+    model = mnist_mlp(
+        activation=activation,
+        hidden_units=(7, 6, 5),
+        input_shape=(9,),
+        classes=4,
+        input_rate=0.1,
+        hidden_rate=0.3,
+    )
+    dense = [x for x in model.layers if isinstance(x, keras.layers.Dense)]
+    assert [layer.units for layer in dense] == [7, 6, 5, 4]
+    names = [layer.activation.__name__ for layer in dense]
+    assert names == [activation] * 3 + ["softmax"]
+    assert model.get_layer("input_dropout").rate == 0.1
+    assert model.get_layer("hidden_3_dropout").rate == 0.3
+    outputs = model.predict(np.ones((2, 9)), verbose=0)
+    np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_logits():
+    model = mnist_mlp(hidden_units=(3,), classifier_activation=None)
+    assert model.layers[-1].activation is keras.activations.linear
+
+
+def test_prior_and_max_norm():
+    model = mnist_mlp(
+        "invariant_hidden",
+        hidden_units=(5, 5),
+        beta_regularizer=keras.regularizers.L2(0.1),
+        max_norm=0.5,
+    )
+    # One prior for each hidden layer's beta, none for the input.
+    assert len(model.losses) == 2
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dense):
+            assert layer.kernel_constraint.max_value == 0.5
+            assert layer.kernel_constraint.axis == 0
+
+
+def test_unknown_method():
+    with pytest.raises(
+        ValueError, match="`dropout`. Expected one of 'none', 'standard'.*'x'"
+    ):
+        mnist_mlp("x")

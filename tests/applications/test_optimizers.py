@@ -1,0 +1,89 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras_invdrop.applications.optimizers import RampedSGD
+
+
+def weights_of(optimizer, gradients):
+    variable = keras.Variable(np.array([1.0, -2.0], dtype="float32"))
+    optimizer.build([variable])
+    for gradient in gradients:
+        gradient = ops.convert_to_tensor(np.array(gradient, dtype="float32"))
+        optimizer.apply([gradient], [variable])
+    return ops.convert_to_numpy(variable)
+
+
+GRADIENTS = np.random.default_rng(0).normal(size=(8, 2))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_by_hand(nesterov):
+    optimizer = RampedSGD(
+        0.1, momentum=0.9, momentum_start=0.5, ramp_steps=4, nesterov=nesterov
+    )
+    w, v = np.array([1.0, -2.0]), np.zeros(2)
+    for step, gradient in enumerate(GRADIENTS):
+        mu = 0.5 + 0.4 * min(step / 4, 1)
+        v = mu * v - 0.1 * gradient
+        w = w + (mu * v - 0.1 * gradient if nesterov else v)
+    np.testing.assert_allclose(weights_of(optimizer, GRADIENTS), w, rtol=1e-5)
+
+
+def test_without_a_ramp_it_is_the_sgd_of_keras():
+    ours = RampedSGD(0.1, momentum=0.9, momentum_start=0.9)
+    theirs = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+    np.testing.assert_allclose(
+        weights_of(ours, GRADIENTS), weights_of(theirs, GRADIENTS), rtol=1e-5
+    )
+
+
+def test_the_ramp_runs_inside_one_compiled_step():
+    # The step is traced once for the whole training: momentum is read from
+    # the step counter, not from Python.
+    traces = []
+
+    class Traced(RampedSGD):
+        def current_momentum(self):
+            traces.append(1)
+            return super().current_momentum()
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(Traced(0.01, 0.99, 0.5, ramp_steps=50), "mse")
+    x = np.ones((8, 3), dtype="float32")
+    model.fit(x, x[:, :1], batch_size=4, epochs=1, verbose=0)
+    after_first_epoch = len(traces)
+    model.fit(x, x[:, :1], batch_size=4, epochs=5, verbose=0)
+    momentum = float(model.optimizer.current_momentum())
+    assert momentum == pytest.approx(0.5 + 0.49 * 12 / 50)
+    if keras.backend.backend() != "torch":  # which runs each step in Python
+        # One more for the line above.
+        assert len(traces) == after_first_epoch + 1
+
+
+def test_config_round_trip():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    optimizer = RampedSGD(schedule, 0.95, 0.4, ramp_steps=7, nesterov=False)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    assert (again.momentum, again.momentum_start, again.ramp_steps) == (
+        0.95,
+        0.4,
+        7,
+    )
+    assert again.nesterov is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 0}, "`momentum`. Expected a float above 0"),
+        ({"momentum": 1.5}, "`momentum`. Expected a float value between"),
+        ({"momentum_start": -1}, "`momentum_start`. Expected a float"),
+        ({"ramp_steps": 0}, "`ramp_steps`. Expected a positive integer"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        RampedSGD(**options)

@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from keras_invdrop.applications import results
+
+RESULT = results.Result(
+    dataset="digits",
+    source="here",
+    encoding="inverted",
+    training_examples=30,
+    validation_examples=12,
+    test_examples=15,
+    network="784-5-10",
+    activation="relu",
+    dropout="invariant",
+    seed=0,
+    epochs=3,
+    selected_epoch=2,
+    validation_error=4.0,
+    test_error=5.5,
+    seconds=1.2,
+    backend="jax",
+    versions={"keras": "3"},
+    command="keras-invdrop demo",
+    recipe={"epochs": 3},
+)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "new" / "results.jsonl"
+    other = dataclasses.replace(RESULT, seed=1, validation_error=None)
+    assert results.read_results(path) == []
+    results.write_results(path, [RESULT, other])
+    assert results.read_results(path) == [RESULT, other]
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
+    assert [file.name for file in path.parent.iterdir()] == ["results.jsonl"]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}'])
+def test_a_line_that_is_no_result_is_named(line, tmp_path):
+    path = tmp_path / "results.jsonl"
+    results.write_results(path, [RESULT])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match="Line 2 of .*results.jsonl is not"):
+        results.read_results(path)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), results.replacing(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("half of i")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mean_and_interval():
+    # Student's t with 2 degrees of freedom: 4.3027; s = 1.
+    mean, half_width = results.mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert half_width == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    mean, half_width = results.mean_and_interval([7.0])
+    assert mean == 7
+    assert np.isnan(half_width)
+
+
+def test_the_interval_holds_the_mean_in_95_of_100():
+    rng = np.random.default_rng(0)
+    n = 4000
+    held = 0
+    for sample in rng.normal(3.0, 2.0, size=(n, 3)):
+        mean, half_width = results.mean_and_interval(sample)
+        held += abs(mean - 3.0) < half_width
+    # Four standard errors of a proportion.
+    assert abs(held / n - 0.95) < 4 * np.sqrt(0.95 * 0.05 / n)
