@@ -1,50 +1,36 @@
 """The command `keras-invdrop`."""
 
-import os
 import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from typing import Literal
 
 import typer
+from rich.console import Console
 
-# A backend that the applications bring with them, unless one is chosen. It
-# has to be known before Keras is imported, here and in the commands below,
-# which import what they need as they run: `--help` should not wait for Keras.
-os.environ.setdefault("KERAS_BACKEND", "jax")
+from . import recipes
+from .console import results_table
+from .console import training_progress
+from .datasets import DATASETS
+from .datasets import ENCODINGS
+from .datasets import load
+from .demo import run_demo
+from .networks import METHODS
+from .results import read_results
+from .results import write_results
+from .training import save
+from .training import train_mnist
 
 app = typer.Typer(
     help="Invariant dropout (Ba, Xiong and Frey, 2014): the paper's networks."
-    "\n\nThe Keras backend is JAX unless the environment variable "
-    "KERAS_BACKEND names another: jax, tensorflow or torch.",
+    "\n\nThe backend is the one that Keras is set to: by the environment "
+    "variable KERAS_BACKEND (jax, tensorflow or torch) or in "
+    "~/.keras/keras.json.",
     no_args_is_help=True,
     add_completion=False,
 )
-
-
-class Network(StrEnum):
-    mnist = "mnist"
-
-
-class Dropout(StrEnum):
-    none = "none"
-    standard = "standard"
-    invariant = "invariant"
-    invariant_input = "invariant_input"
-    invariant_hidden = "invariant_hidden"
-    running_average = "running_average"
-
-
-class Encoding(StrEnum):
-    original = "original"
-    inverted = "inverted"
-
-
-class Data(StrEnum):
-    digits = "digits"
-    mnist = "mnist"
-
 
 Epochs = Annotated[
     int | None,
@@ -56,6 +42,17 @@ Out = Annotated[
     Path,
     typer.Option(file_okay=False, help="Directory to write to."),
 ]
+
+
+# What an option takes is what the functions take.
+Dropout = StrEnum("Dropout", {name: name for name in METHODS})  # type: ignore[misc]
+Encoding = StrEnum("Encoding", {name: name for name in ENCODINGS})  # type: ignore[misc]
+Data = StrEnum("Data", {name: name for name in DATASETS})  # type: ignore[misc]
+
+
+def one_of(choices, what):
+    """An option that takes one of `choices`, which the help text lists."""
+    return typer.Option(metavar="NAME", help=f"{what}: {', '.join(choices)}.")
 
 
 @app.command()
@@ -73,12 +70,6 @@ def demo(
     models (.keras), their histories (.csv), the results (results.jsonl) and
     the paper's figures 1 and 2 (.png).
     """
-    from rich.console import Console
-
-    from . import recipes
-    from .console import results_table
-    from .demo import run_demo
-
     results = run_demo(out, range(seeds), epochs or recipes.DEMO.epochs)
     console = Console()
     console.print(results_table(results))
@@ -88,40 +79,48 @@ def demo(
 @app.command()
 def train(
     network: Annotated[
-        Network, typer.Argument(help="mnist: 784-1000-1000-10 (Table 2).")
+        Literal["mnist"],
+        typer.Argument(
+            metavar="NETWORK", help="mnist: 784-1000-1000-10, of Table 2."
+        ),
     ],
     dropout: Annotated[
-        Dropout,
-        typer.Option(help="A column of Table 2, or none."),
-    ] = Dropout.invariant,
+        Dropout, one_of(METHODS, "The columns of Table 2, or none")
+    ] = Dropout["invariant"],
     encoding: Annotated[
         Encoding,
-        typer.Option(help="Ink 1, background 0, or the other way round."),
-    ] = Encoding.original,
+        one_of(ENCODINGS, "Ink 1 and background 0, or the other way round"),
+    ] = Encoding["original"],
     dataset: Annotated[
         Data,
-        typer.Option(
-            help="digits: 5,000 that come with a package. mnist: all 70,000, "
-            "by tensorflow-datasets, from TFDS_DATA_DIR or downloaded."
+        one_of(
+            DATASETS,
+            "5,000 digits that come with a package, or all 70,000, which "
+            "tensorflow-datasets takes from TFDS_DATA_DIR or downloads",
         ),
-    ] = Data.digits,
+    ] = Data["digits"],
     activation: Annotated[
         str, typer.Option(help="Of the hidden units: relu, sigmoid, tanh ...")
     ] = "relu",
     epochs: Epochs = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Of initial weights, masks and shuffling."),
+    ] = 0,
     beta_decay: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Weight decay of beta: the update adds this times beta to "
-            "the gradient of the mean loss.",
+            help="Weight decay of beta: this times beta is added to the "
+            "gradient of the mean loss.",
             show_default="the recipe's",
         ),
     ] = None,
     limit_train: Annotated[
         int | None,
-        typer.Option(min=1, help="Training examples to use, for a trial."),
+        typer.Option(
+            min=1, help="Training examples to use.", show_default="all"
+        ),
     ] = None,
     out: Out = Path("runs"),
 ):
@@ -130,24 +129,13 @@ def train(
     Writes the model (.keras), its history (.csv) and adds its result to
     results.jsonl.
     """
-    from rich.console import Console
-
-    from . import datasets
-    from . import recipes
-    from .console import results_table
-    from .console import training_progress
-    from .results import read_results
-    from .results import write_results
-    from .training import save
-    from .training import train_mnist
-
     recipe = recipes.MNIST
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     if beta_decay is not None:
         recipe = replace(recipe, beta_decay=beta_decay)
     results = read_results(out / "results.jsonl")
-    data = datasets.load(dataset, encoding, limit_train=limit_train)
+    data = load(dataset, encoding, limit_train=limit_train)
     with (
         training_progress(1, recipe.epochs) as training,
         training(f"{dropout} dropout, {encoding} {dataset}") as on_epoch,

@@ -59,7 +59,15 @@ def _digits() -> tuple[str, Split, Split]:
 
 
 def _mnist() -> tuple[str, Split, Split]:
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "tensorflow-datasets needs TensorFlow to read the full MNIST, "
+            "whatever the backend: pip install keras-invdrop[tensorflow]. "
+            f"({error})"
+        ) from error
 
     splits, info = tfds.load(
         "mnist", split=["train", "test"], batch_size=-1, with_info=True

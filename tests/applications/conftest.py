@@ -6,7 +6,7 @@ from keras_invdrop.applications.datasets import Split
 
 @pytest.fixture
 def blobs():
-    """Three classes, easy to tell apart: 30, 12 and 15 examples."""
+    """Three classes, easy to tell apart: 60, 12 and 30 examples."""
     rng = np.random.default_rng(0)
 
     def split(examples):
@@ -17,5 +17,5 @@ def blobs():
         return Split(x.astype("float32"), y.astype("int32"))
 
     return Dataset(
-        "digits", "generated", "original", split(30), split(12), split(15)
+        "digits", "generated", "original", split(60), split(12), split(30)
     )

@@ -62,7 +62,7 @@ def test_train_and_train_again(tmp_path):
 
 
 def test_demo(tmp_path):
-    process = command("demo", "--seeds=2", "--epochs=2", cwd=tmp_path)
+    process = command("demo", "--seeds=2", "--epochs=1", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for words in ("standard", "invariant", "original", "inverted", "±"):
         assert words in process.stdout
@@ -70,7 +70,7 @@ def test_demo(tmp_path):
     results = read_results(out / "results.jsonl")
     assert len(results) == 2 * 2 * 2
     assert {result.training_examples for result in results} == {4000}
-    assert {result.epochs for result in results} == {2}
+    assert {result.epochs for result in results} == {1}
     assert len(list(out.glob("*.keras"))) == 8
     assert len(list(out.glob("*.csv"))) == 8
     for figure in ("figure1.png", "figure2.png"):
@@ -81,9 +81,9 @@ def test_demo(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "cifar"), "'cifar' is not"),
+        (("train", "cifar"), "'cifar' is not one of"),
         (("train", "mnist", "--dropout", "some"), "'some' is not one of"),
-        (("train", "mnist", "--epochs", "0"), "0 is not in the range"),
+        (("train", "mnist", "--epochs", "0"), "'--epochs'"),
         (("train", "mnist", "--limit-train", "9999"), "`limit_train`"),
         (("train", "mnist", "--activation", "rely"), "rely"),
         (("train", "mnist", "--out", "file"), "file"),

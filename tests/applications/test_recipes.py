@@ -26,7 +26,7 @@ def test_momentum_rises_over_a_part_of_the_training():
 
 def test_decay_of_beta_is_the_gradient_of_the_prior():
     recipe = Recipe(beta_decay=0.1)
-    beta = keras.Variable([2.0])
-    # d/dbeta of c beta^2 = 0.1 beta for c = 0.05.
+    # d/dbeta of c beta^2 is 0.1 beta for c = 0.05.
+    beta = keras.ops.convert_to_tensor([2.0])
     assert float(recipe.beta_regularizer()(beta)) == pytest.approx(0.05 * 4)
     assert Recipe(beta_decay=0).beta_regularizer() is None

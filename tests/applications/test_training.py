@@ -96,7 +96,7 @@ def test_result_says_how_to_repeat_it(blobs):
         result.training_examples,
         result.validation_examples,
         result.test_examples,
-    ) == (30, 12, 15)
+    ) == (60, 12, 30)
     assert result.network == "784-16-12-10"
     assert (result.dropout, result.encoding, result.seed) == (
         "standard",
