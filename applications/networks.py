@@ -66,7 +66,7 @@ def mnist_mlp(
     Example:
 
     >>> model = mnist_mlp(dropout="invariant")
-    >>> model.count_params() # 784-1000-1000-10, and 2,784 betas.
+    >>> model.count_params()  # 784-1000-1000-10, and 2,784 betas.
     1798794
     """
     check_choice("dropout", dropout, tuple(METHODS))

@@ -29,8 +29,8 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
     Example:
 
     >>> prior = keras_invdrop.regularizers.Variance(0.1)
-    >>> prior(np.array([1.0, 3.0]))
-    0.2
+    >>> ops.convert_to_numpy(prior(np.array([1.0, 3.0], "float32")))
+    array(0.2, dtype=float32)
 
     Reference:
 
@@ -43,6 +43,7 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
         self.factor = float(factor)
 
     def __call__(self, x):
+        x = ops.convert_to_tensor(x)
         return self.factor * ops.sum(ops.square(x - ops.mean(x)))
 
     def get_config(self):

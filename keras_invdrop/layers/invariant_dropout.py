@@ -81,8 +81,9 @@ class InvariantDropout(ShiftedDropout):
     Example:
 
     >>> layer = keras_invdrop.InvariantDropout(0.5, beta_initializer="ones")
-    >>> layer(np.array([[1.0, 2.0]])) # Inference: the shift alone.
-    [[2. 3.]]
+    >>> x = layer(np.array([[1.0, 2.0]]))  # Inference: the shift alone.
+    >>> ops.convert_to_numpy(x)
+    array([[2., 3.]], dtype=float32)
 
     Reference:
 

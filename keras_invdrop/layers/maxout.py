@@ -39,8 +39,8 @@ class Maxout(StrictConfig, keras.Layer):
     Example:
 
     >>> layer = keras_invdrop.Maxout(2)
-    >>> layer(np.array([[1.0, 5.0, 3.0, 2.0]]))
-    [[5. 3.]]
+    >>> ops.convert_to_numpy(layer(np.array([[1.0, 5.0, 3.0, 2.0]])))
+    array([[5., 3.]], dtype=float32)
 
     Reference:
 

@@ -62,7 +62,8 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
     Example:
 
     >>> layer = keras_invdrop.MaxoutConv2D(96, 8, pieces=2)
-    >>> layer(np.ones((4, 40, 40, 3))).shape, layer.kernel.shape
+    >>> x = layer(np.ones((4, 40, 40, 3)))
+    >>> ops.shape(x), ops.shape(layer.kernel)
     ((4, 33, 33, 96), (8, 8, 3, 192))
 
     Reference:

@@ -48,7 +48,8 @@ class MaxoutDense(StrictConfig, keras.Layer):
     Example:
 
     >>> layer = keras_invdrop.MaxoutDense(500, pieces=5)
-    >>> layer(np.ones((8, 100))).shape, layer.kernel.shape
+    >>> x = layer(np.ones((8, 100)))
+    >>> ops.shape(x), ops.shape(layer.kernel)
     ((8, 500), (100, 2500))
 
     Reference:

@@ -54,8 +54,8 @@ class RunningAverageDropout(ShiftedDropout):
 
     >>> layer = keras_invdrop.RunningAverageDropout(0.0, momentum=0.9)
     >>> _ = layer(np.array([[1.0], [3.0]]), training=True)
-    >>> layer.average # 0.9 * 0 + 0.1 * mean(1, 3)
-    [0.2]
+    >>> ops.convert_to_numpy(layer.average)  # 0.9 * 0 + 0.1 * mean(1, 3)
+    array([0.2], dtype=float32)
 
     Reference:
 

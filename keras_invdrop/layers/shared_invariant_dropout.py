@@ -45,8 +45,8 @@ class SharedInvariantDropout(InvariantDropout):
     Example:
 
     >>> layer = keras_invdrop.SharedInvariantDropout(0.5)
-    >>> maps = np.ones((8, 32, 32, 64))
-    >>> layer(maps).shape, layer.beta.shape
+    >>> x = layer(np.ones((8, 32, 32, 64)))
+    >>> ops.shape(x), ops.shape(layer.beta)
     ((8, 32, 32, 64), (1, 1, 64))
 
     Reference:

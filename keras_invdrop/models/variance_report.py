@@ -117,10 +117,18 @@ def variance_report(
 
     Example:
 
-    >>> for row in keras_invdrop.variance_report(model, x_train[:500]):
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((2,)),
+    ...         keras.layers.Dropout(0.5, name="drop"),
+    ...         keras.layers.Dense(1, kernel_initializer="ones", name="dense"),
+    ...     ]
+    ... )
+    >>> x = np.array([[1.0, 3.0], [3.0, 3.0]])
+    >>> for row in keras_invdrop.variance_report(model, x):
     ...     print(row)
-    dropout (rate 0.2) -> dense: variance 0.08346 with the shift at zero,
-    0.08346 now, 0.05504 at minus the mean activity (34% less than now)
+    drop (rate 0.5) -> dense: variance 14 with the shift at zero, 14 now, \
+    1 at minus the mean activity (93% less than now)
 
     Reference:
 

@@ -1,0 +1,51 @@
+"""The examples in the docstrings are run."""
+
+import doctest
+import importlib
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_invdrop
+from keras_invdrop import applications
+
+EXAMPLES = {
+    **{
+        name: value
+        for name, value in vars(keras_invdrop).items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    },
+    "Variance": keras_invdrop.regularizers.Variance,
+    "mnist_mlp": applications.mnist_mlp,
+}
+
+
+def test_all_public_names_are_here():
+    assert len(EXAMPLES) == 8 + 2
+    for module in (keras_invdrop.layers, keras_invdrop.models):
+        public = {name for name in vars(module) if name[0].isupper()}
+        assert public <= set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name):
+    value = EXAMPLES[name]
+    module = importlib.import_module(value.__module__)
+    names = {
+        "keras": keras,
+        "keras_invdrop": keras_invdrop,
+        "np": np,
+        "ops": ops,
+        name: value,
+    }
+    tests = doctest.DocTestFinder(recurse=False).find(
+        value, name, module, extraglobs=names
+    )
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in tests:
+        runner.run(test)
+    assert runner.tries > 0
+    assert runner.failures == 0
