@@ -4,12 +4,14 @@ from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
 from .layers import InvariantDropout as InvariantDropout
+from .layers import LocallyConnected2D as LocallyConnected2D
 from .layers import Maxout as Maxout
 from .layers import MaxoutConv2D as MaxoutConv2D
 from .layers import MaxoutDense as MaxoutDense
 from .layers import RunningAverageDropout as RunningAverageDropout
 from .layers import SharedInvariantDropout as SharedInvariantDropout
 from .layers import SpatialInvariantDropout as SpatialInvariantDropout
+from .layers import StochasticPooling2D as StochasticPooling2D
 from .models import variance_report as variance_report
 
 __version__ = "0.1.0"

@@ -1,4 +1,5 @@
 from .invariant_dropout import InvariantDropout as InvariantDropout
+from .locally_connected2d import LocallyConnected2D as LocallyConnected2D
 from .maxout import Maxout as Maxout
 from .maxout_conv2d import MaxoutConv2D as MaxoutConv2D
 from .maxout_dense import MaxoutDense as MaxoutDense
@@ -11,3 +12,4 @@ from .shared_invariant_dropout import (
 from .spatial_invariant_dropout import (
     SpatialInvariantDropout as SpatialInvariantDropout,
 )
+from .stochastic_pooling2d import StochasticPooling2D as StochasticPooling2D

@@ -24,7 +24,7 @@ EXAMPLES = {
 
 
 def test_all_public_names_are_here():
-    assert len(EXAMPLES) == 8 + 2
+    assert len(EXAMPLES) == 10 + 2
     for module in (keras_invdrop.layers, keras_invdrop.models):
         public = {name for name in vars(module) if name[0].isupper()}
         assert public <= set(EXAMPLES)

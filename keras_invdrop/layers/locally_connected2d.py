@@ -1,0 +1,211 @@
+import keras
+from keras import ops
+
+from ..validation import StrictConfig
+from ..validation import check_choice
+from ..validation import check_positive_integer
+from .windows import check_padding
+from .windows import check_pair
+from .windows import count_windows
+from .windows import windows
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class LocallyConnected2D(StrictConfig, keras.Layer):
+    """2D locally-connected layer: a convolution whose weights are not shared.
+
+    Each position of the output has a kernel and a bias of its own. Keras 2
+    had the layer; the arguments are the same.
+
+    Args:
+        filters: Positive integer, number of feature maps of the output.
+        kernel_size: Integer or pair of integers, height and width of the
+            window.
+        strides: Integer or pair of integers, from one window to the next.
+        padding: `"valid"` or `"same"`.
+        data_format: `"channels_last"` or `"channels_first"`. It defaults to
+            the `image_data_format` of the Keras configuration.
+        activation: Activation function to apply.
+        use_bias: Boolean, whether the layer has a bias.
+        kernel_initializer: Initializer for the kernel, of shape
+            `(new_height * new_width, kernel_height * kernel_width * channels,
+            filters)`.
+        bias_initializer: Initializer for the bias, of shape
+            `(new_height, new_width, filters)`.
+        kernel_regularizer: Regularizer for the kernel.
+        bias_regularizer: Regularizer for the bias.
+        activity_regularizer: Regularizer for the output of the layer.
+        kernel_constraint: Constraint for the kernel. To hold the incoming
+            weights of each unit to a maximum norm:
+            `keras.constraints.MaxNorm(max_value, axis=1)`.
+        bias_constraint: Constraint for the bias.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 4.
+
+    Input shape:
+        `(batch, height, width, channels)` if `data_format="channels_last"`,
+        `(batch, channels, height, width)` if `data_format="channels_first"`,
+        of a fixed size but for the batch.
+
+    Output shape:
+        `(batch, new_height, new_width, filters)` or
+        `(batch, filters, new_height, new_width)`.
+
+    Raises:
+        ValueError: If an argument is not of the kind described, if the size
+            of the input is not fixed, or if no window fits into it.
+
+    Example:
+
+    >>> layer = keras_invdrop.LocallyConnected2D(16, 3)
+    >>> x = layer(np.ones((8, 4, 4, 64)))
+    >>> ops.shape(x), ops.shape(layer.kernel)
+    ((8, 2, 2, 16), (4, 576, 16))
+
+    Reference:
+
+    - [Hinton et al., 2012](https://arxiv.org/abs/1207.0580)
+    - Ba, Xiong and Frey, 2014, Table 3 ("16lc")
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=(1, 1),
+        padding="valid",
+        data_format=None,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.filters = check_positive_integer("filters", filters)
+        self.kernel_size = check_pair("kernel_size", kernel_size)
+        self.strides = check_pair("strides", strides)
+        self.padding = check_padding(padding)
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = check_choice(
+            "data_format", data_format, ("channels_last", "channels_first")
+        )
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def build(self, input_shape):
+        if None in input_shape[1:]:
+            raise ValueError(
+                f"Layer '{self.name}' has a kernel for each position and "
+                "needs an input of a fixed size. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        first = self.data_format == "channels_first"
+        channels = input_shape[1 if first else 3]
+        shape = self.compute_output_shape(input_shape)
+        height, width = shape[2:] if first else shape[1:3]
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(
+                height * width,
+                self.kernel_size[0] * self.kernel_size[1] * channels,
+                self.filters,
+            ),
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(height, width, self.filters),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.input_spec = keras.layers.InputSpec(
+            ndim=4, axes={i: input_shape[i] for i in (1, 2, 3)}
+        )
+
+    def call(self, inputs):
+        if self.data_format == "channels_first":
+            inputs = ops.transpose(inputs, (0, 2, 3, 1))
+        # (batch, height, width, window * channels)
+        patches = ops.concatenate(
+            windows(inputs, self.kernel_size, self.strides, self.padding),
+            axis=-1,
+        )
+        height, width, size = patches.shape[1:]
+        patches = ops.reshape(patches, (-1, height * width, size))
+        # One matrix product for each position: (positions, batch, filters).
+        x = ops.matmul(ops.transpose(patches, (1, 0, 2)), self.kernel)
+        x = ops.reshape(
+            ops.transpose(x, (1, 0, 2)), (-1, height, width, self.filters)
+        )
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        if self.data_format == "channels_first":
+            x = ops.transpose(x, (0, 3, 1, 2))
+        return self.activation(x)
+
+    def compute_output_shape(self, input_shape):
+        first = self.data_format == "channels_first"
+        lengths = input_shape[2:] if first else input_shape[1:3]
+        counts = [
+            count_windows(*each, self.padding)
+            for each in zip(
+                lengths, self.kernel_size, self.strides, strict=True
+            )
+        ]
+        if first:
+            return (input_shape[0], self.filters, *counts)
+        return (input_shape[0], *counts, self.filters)
+
+    def get_config(self):
+        config = {
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(
+                self.kernel_initializer
+            ),
+            "bias_initializer": keras.initializers.serialize(
+                self.bias_initializer
+            ),
+            "kernel_regularizer": keras.regularizers.serialize(
+                self.kernel_regularizer
+            ),
+            "bias_regularizer": keras.regularizers.serialize(
+                self.bias_regularizer
+            ),
+            "activity_regularizer": keras.regularizers.serialize(
+                self.activity_regularizer
+            ),
+            "kernel_constraint": keras.constraints.serialize(
+                self.kernel_constraint
+            ),
+            "bias_constraint": keras.constraints.serialize(
+                self.bias_constraint
+            ),
+        }
+        return {**super().get_config(), **config}

@@ -1,0 +1,145 @@
+import keras
+from keras import ops
+
+from ..validation import StrictConfig
+from ..validation import check_choice
+from .windows import check_padding
+from .windows import check_pair
+from .windows import count_windows
+from .windows import windows
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class StochasticPooling2D(StrictConfig, keras.Layer):
+    """Pooling that picks an activity in proportion to its size.
+
+    In training each window gives the activity of one location, drawn with the
+    probability `p_i = a_i / sum(a)`. At inference it gives the mean that is
+    weighted with these probabilities, `sum(p_i * a_i)`. A window of zeros
+    gives zero. The gradient flows to the location that was drawn.
+
+    Args:
+        pool_size: Integer or pair of integers, height and width of a window.
+        strides: Integer or pair of integers, from one window to the next;
+            `pool_size` if None.
+        padding: `"valid"` or `"same"`. Padding is never drawn.
+        data_format: `"channels_last"` or `"channels_first"`. It defaults to
+            the `image_data_format` of the Keras configuration.
+        seed: Integer to use as random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 4, of activities that are not negative, such as
+            those of ReLU. Of negative ones the result is undefined: they
+            have no probability, and looking for them would cost as much as
+            the pooling.
+        training: Boolean. Whether to draw (`True`) or to average (`False`).
+
+    Input shape:
+        `(batch, height, width, channels)` if `data_format="channels_last"`,
+        `(batch, channels, height, width)` if `data_format="channels_first"`.
+
+    Output shape:
+        `(batch, new_height, new_width, channels)` or
+        `(batch, channels, new_height, new_width)`.
+
+    Raises:
+        ValueError: If an argument is not of the kind described.
+
+    Example:
+
+    >>> layer = keras_invdrop.StochasticPooling2D(2)
+    >>> x = np.array([[1.0, 3.0], [0.0, 0.0]]).reshape((1, 2, 2, 1))
+    >>> ops.convert_to_numpy(layer(x)).item()  # 1/4 of 1 and 3/4 of 3.
+    2.5
+
+    Reference:
+
+    - [Zeiler and Fergus, 2013](https://arxiv.org/abs/1301.3557)
+    - Ba, Xiong and Frey, 2014, Tables 3 and 4
+    """
+
+    def __init__(
+        self,
+        pool_size,
+        strides=None,
+        padding="valid",
+        data_format=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.pool_size = check_pair("pool_size", pool_size)
+        self.strides = self.pool_size
+        if strides is not None:
+            self.strides = check_pair("strides", strides)
+        self.padding = check_padding(padding)
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = check_choice(
+            "data_format", data_format, ("channels_last", "channels_first")
+        )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+        self._build_at_init()
+
+    def call(self, inputs, training=False):
+        if self.data_format == "channels_first":
+            inputs = ops.transpose(inputs, (0, 2, 3, 1))
+        # (batch, new_height, new_width, channels, locations)
+        a = ops.stack(
+            windows(inputs, self.pool_size, self.strides, self.padding),
+            axis=-1,
+        )
+        pooled = self.draw(a) if training else self.average(a)
+        if self.data_format == "channels_first":
+            pooled = ops.transpose(pooled, (0, 3, 1, 2))
+        return pooled
+
+    def average(self, a):
+        """The mean of each window's activities, weighted by themselves."""
+        total = ops.sum(a, axis=-1)
+        # The sum of a window of zeros may be anything but zero.
+        divisor = ops.where(total > 0, total, 1)
+        return ops.sum(a * a, axis=-1) / divisor
+
+    def draw(self, a):
+        """The activity of one location of each window, drawn."""
+        # In float32: the sum of a few bfloat16s has no bits for small ones.
+        weights = ops.stop_gradient(ops.cast(a, "float32"))
+        reached = ops.cumsum(weights, axis=-1)
+        total = reached[..., -1:]
+        threshold = total * keras.random.uniform(
+            ops.shape(total), dtype="float32", seed=self.seed_generator
+        )
+        # The first location at which the sum passes the threshold. Rounded, a
+        # threshold may be the whole sum: then it is the last to add to it.
+        passed = reached > ops.minimum(threshold, total * (1 - 2.0**-23))
+        before = ops.concatenate(
+            [ops.zeros_like(passed[..., :1]), passed[..., :-1]], axis=-1
+        )
+        drawn = ops.logical_and(passed, ops.logical_not(before))
+        return ops.sum(ops.where(drawn, a, 0), axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        first = self.data_format == "channels_first"
+        lengths = input_shape[2:] if first else input_shape[1:3]
+        counts = [
+            count_windows(*each, self.padding)
+            for each in zip(lengths, self.pool_size, self.strides, strict=True)
+        ]
+        if first:
+            return (*input_shape[:2], *counts)
+        return (input_shape[0], *counts, input_shape[3])
+
+    def get_config(self):
+        config = {
+            "pool_size": self.pool_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "seed": self.seed,
+        }
+        return {**super().get_config(), **config}
