@@ -1,5 +1,6 @@
 """The command `keras-invdrop`."""
 
+import shlex
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from typing import Literal
 
+import keras
 import typer
 from rich.console import Console
 
@@ -18,8 +20,8 @@ from .datasets import ENCODINGS
 from .datasets import load
 from .demo import run_demo
 from .networks import METHODS
+from .results import add_result
 from .results import read_results
-from .results import write_results
 from .training import save
 from .training import train_mnist
 
@@ -55,6 +57,13 @@ def one_of(choices, what):
     return typer.Option(metavar="NAME", help=f"{what}: {', '.join(choices)}.")
 
 
+def called() -> str:
+    """The command as it was called, to be pasted into a shell."""
+    backend = keras.backend.backend()
+    arguments = shlex.join(["keras-invdrop", *sys.argv[1:]])
+    return f"KERAS_BACKEND={backend} {arguments}"
+
+
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
@@ -70,7 +79,9 @@ def demo(
     models (.keras), their histories (.csv), the results (results.jsonl) and
     the paper's figures 1 and 2 (.png).
     """
-    results = run_demo(out, range(seeds), epochs or recipes.DEMO.epochs)
+    results = run_demo(
+        out, range(seeds), epochs or recipes.DEMO.epochs, called()
+    )
     console = Console()
     console.print(results_table(results))
     console.print(f"Models, histories, results and figures are in {out}/")
@@ -107,6 +118,10 @@ def train(
         int,
         typer.Option(min=0, help="Of initial weights, masks and shuffling."),
     ] = 0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0, help="At the start.", show_default="the recipe's"),
+    ] = None,
     beta_decay: Annotated[
         float | None,
         typer.Option(
@@ -127,24 +142,34 @@ def train(
     """Train one of the paper's networks, select on validation, test once.
 
     Writes the model (.keras), its history (.csv) and adds its result to
-    results.jsonl.
+    results.jsonl. A run of the same data set, encoding, activation, dropout
+    and seed takes the place of an earlier one in the same directory.
     """
     recipe = recipes.MNIST
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
+    if learning_rate is not None:
+        recipe = replace(recipe, learning_rate=learning_rate)
     if beta_decay is not None:
         recipe = replace(recipe, beta_decay=beta_decay)
-    results = read_results(out / "results.jsonl")
+    # A file that cannot be added to is better found before than after.
+    read_results(out / "results.jsonl")
     data = load(dataset, encoding, limit_train=limit_train)
     with (
         training_progress(1, recipe.epochs) as training,
         training(f"{dropout} dropout, {encoding} {dataset}") as on_epoch,
     ):
         run = train_mnist(
-            data, dropout, recipe, seed, activation, on_epoch=on_epoch
+            data,
+            dropout,
+            recipe,
+            seed,
+            activation,
+            command=called(),
+            on_epoch=on_epoch,
         )
     save(run, out)
-    write_results(out / "results.jsonl", [*results, run.result])
+    add_result(out / "results.jsonl", run.result)
     console = Console()
     console.print(results_table([run.result]))
     console.print(f"The model, its history and the result are in {out}/")

@@ -9,6 +9,7 @@ from . import recipes
 from .console import training_progress
 from .figures import figure_1
 from .figures import figure_2
+from .figures import save_figure
 from .results import Result
 from .results import write_results
 from .training import Run
@@ -22,6 +23,7 @@ def run_demo(
     directory: Path,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int = recipes.DEMO.epochs,
+    command: str = "",
 ) -> list[Result]:
     """Trains the network of Table 2 on the digits that need no download.
 
@@ -34,6 +36,7 @@ def run_demo(
         directory: Where to write; it is made if it does not exist.
         seeds: The seeds of the trainings.
         epochs: Epochs of each training.
+        command: What was called, for the results.
 
     Returns:
         The results.
@@ -54,14 +57,19 @@ def run_demo(
                     label = f"{dropout} dropout, {encoding} digits, seed {seed}"
                     with training(label) as on_epoch:
                         run = train_mnist(
-                            dataset, dropout, recipe, seed, on_epoch=on_epoch
+                            dataset,
+                            dropout,
+                            recipe,
+                            seed,
+                            test_curve=True,
+                            command=command,
+                            on_epoch=on_epoch,
                         )
                     save(run, directory)
                     runs.setdefault((encoding, dropout), []).append(run)
                     results.append(run.result)
                     write_results(directory / "results.jsonl", results)
-    figure_1(
-        directory / "figure1.png",
+    curves = figure_1(
         encodings["inverted"],
         {
             dropout: [run.history for run in runs["inverted", dropout]]
@@ -69,11 +77,12 @@ def run_demo(
         },
         runs["inverted", "invariant"][0].model,
     )
-    figure_2(
-        directory / "figure2.png",
+    save_figure(curves, directory / "figure1.png")
+    learned = figure_2(
         [
             (dataset, runs[encoding, "invariant"][0].model)
             for encoding, dataset in encodings.items()
-        ],
+        ]
     )
+    save_figure(learned, directory / "figure2.png")
     return results

@@ -11,6 +11,7 @@ matplotlib.use("agg")  # pictures are files; no display is needed
 
 import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from keras_invdrop.models.dropout_sites import dropout_sites  # noqa: E402
 from keras_invdrop.plots import plot_errors  # noqa: E402
@@ -22,15 +23,13 @@ from .results import replacing  # noqa: E402
 
 
 def figure_1(
-    path: Path,
     dataset: Dataset,
     histories: Mapping[str, Sequence[pd.DataFrame]],
     model: keras.Model,
-) -> None:
+) -> Figure:
     """Draws Figure 1: the curves, the mean image and the learned beta.
 
     Args:
-        path: The PNG file to write.
         dataset: The data set on which the networks were trained.
         histories: For each method, the histories of its runs, one per seed.
         model: A network trained with invariant dropout on the input.
@@ -56,16 +55,13 @@ def figure_1(
     plot_image(dataset.train.x.mean(axis=0).reshape(28, 28), mean, "Mean input")
     learned = keras.ops.convert_to_numpy(model.get_layer("input_dropout").beta)
     plot_image(learned.reshape(28, 28), beta, "Learned beta of the input", True)
-    _save(fig, path)
+    return fig
 
 
-def figure_2(
-    path: Path, trained: Sequence[tuple[Dataset, keras.Model]]
-) -> None:
+def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
     """Draws Figure 2: mean activity against learned beta, layer by layer.
 
     Args:
-        path: The PNG file to write.
         trained: For each row of the figure, a data set and a network trained
             on it with invariant dropout.
     """
@@ -87,10 +83,11 @@ def figure_2(
                 ax,
                 f"{name} layer, {dataset.encoding} encoding",
             )
-    _save(fig, path)
+    return fig
 
 
-def _save(fig, path):
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes `figure` as a PNG file and closes it."""
     with replacing(path) as temporary:
-        fig.savefig(temporary, dpi=110)
-    plt.close(fig)
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -8,6 +8,8 @@ import keras
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop.validation import check_choice
+from keras_invdrop.validation import invalid
+from keras_invdrop.validation import is_number
 
 # The columns of Table 2 and "none": the layer on the input and the layer on
 # the hidden units.
@@ -70,6 +72,8 @@ def mnist_mlp(
     1798794
     """
     check_choice("dropout", dropout, tuple(METHODS))
+    if max_norm is not None and not (is_number(max_norm) and max_norm > 0):
+        raise invalid("max_norm", "a positive number or None", max_norm)
     on_input, on_hidden = METHODS[dropout]
 
     def drop(x, layer, rate, layer_name):
@@ -81,7 +85,9 @@ def mnist_mlp(
         return layer(rate, name=layer_name, **options)(x)
 
     def dense(units, activation, layer_name):
-        constraint = max_norm and keras.constraints.MaxNorm(max_norm, axis=0)
+        constraint = None
+        if max_norm is not None:
+            constraint = keras.constraints.MaxNorm(max_norm, axis=0)
         return keras.layers.Dense(
             units, activation, kernel_constraint=constraint, name=layer_name
         )

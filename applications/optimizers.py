@@ -22,6 +22,7 @@ class RampedSGD(keras.optimizers.SGD):
         momentum: Float above 0, at most 1. The momentum after the ramp.
         momentum_start: Float between 0 and 1. The momentum of the first step.
         ramp_steps: Positive integer. Number of steps in which it rises.
+        nesterov: Boolean. Whether to apply Nesterov momentum.
         **kwargs: As in `keras.optimizers.SGD`.
 
     Reference:
@@ -37,6 +38,7 @@ class RampedSGD(keras.optimizers.SGD):
         momentum=0.99,
         momentum_start=0.5,
         ramp_steps=1,
+        nesterov=True,
         name="ramped_sgd",
         **kwargs,
     ):
@@ -45,7 +47,7 @@ class RampedSGD(keras.optimizers.SGD):
         super().__init__(
             learning_rate,
             momentum=float(momentum),
-            nesterov=kwargs.pop("nesterov", True),
+            nesterov=nesterov,
             name=name,
             **kwargs,
         )

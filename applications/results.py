@@ -19,7 +19,8 @@ class Result:
     """One training, with all that is needed to repeat it.
 
     Errors are in percent; `validation_error` is None where nothing was
-    selected on validation examples. `seconds` is the time of training alone.
+    selected on validation examples. `seconds` is the time of all epochs, with
+    the validation after each.
     """
 
     dataset: str
@@ -41,6 +42,14 @@ class Result:
     versions: dict[str, str]
     command: str
     recipe: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the run's files are called."""
+        return (
+            f"{self.dataset}-{self.encoding}-{self.activation}-"
+            f"{self.dropout}-seed{self.seed}"
+        )
 
 
 @contextmanager
@@ -64,6 +73,12 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
     lines = [json.dumps(asdict(result)) + "\n" for result in results]
     with replacing(path) as temporary:
         temporary.write_text("".join(lines))
+
+
+def add_result(path: Path, result: Result) -> None:
+    """Adds `result` to the file, in place of one of the same name."""
+    others = [old for old in read_results(path) if old.name != result.name]
+    write_results(path, [*others, result])
 
 
 def read_results(path: Path) -> list[Result]:

@@ -1,7 +1,6 @@
 """Trains one network with one method, one encoding and one seed."""
 
 import importlib.metadata
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +28,9 @@ class Run:
     Attributes:
         model: The network at the selected epoch; it returns probabilities.
         history: One row per epoch: `training_loss` and `training_error`
-            (measured while training, with dropout), `validation_error`
-            (absent without a validation set) and `test_error`. Errors are in
-            percent.
+            (measured while training, with dropout), `validation_error` if
+            there is a validation set, `test_error` if a curve was asked for.
+            Errors are in percent.
         result: The figures, and all that is needed to repeat them.
     """
 
@@ -41,17 +40,29 @@ class Run:
 
 
 class _Snapshots(keras.callbacks.Callback):
-    """Keeps the weights after each epoch in a directory."""
+    """Keeps weights in a directory: after each epoch, or of the best alone.
 
-    def __init__(self, directory: Path):
+    The best epoch is the first with the lowest validation error, or the last
+    one where there is no validation.
+    """
+
+    def __init__(self, directory: Path, every_epoch: bool):
         super().__init__()
         self.directory = directory
+        self.every_epoch = every_epoch
+        self.best_epoch = 0
+        self.best_accuracy = -1.0
 
     def path(self, epoch: int) -> Path:
-        return self.directory / f"{epoch}.npz"
+        return self.directory / f"{epoch if self.every_epoch else 'best'}.npz"
 
     def on_epoch_end(self, epoch, logs=None):
-        np.savez(self.path(epoch), *self.model.get_weights())
+        accuracy = logs.get("val_accuracy", self.best_accuracy)
+        best = accuracy > self.best_accuracy or "val_accuracy" not in logs
+        if best:
+            self.best_epoch, self.best_accuracy = epoch, accuracy
+        if best or self.every_epoch:
+            np.savez(self.path(epoch), *self.model.get_weights())
 
     def restore(self, epoch: int):
         with np.load(self.path(epoch)) as weights:
@@ -65,15 +76,16 @@ def train_mnist(
     seed: int,
     activation: str = "relu",
     hidden_units: Sequence[int] = (1000, 1000),
+    test_curve: bool = False,
+    command: str = "",
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Run:
     """Trains the network of Table 2.
 
     The weights of the epoch with the lowest validation error are selected,
     the earlier one if two are equal, or those of the last epoch where the
-    data set has no validation examples. Only then is the test set looked at:
-    once for the result, and, for the curve in the history, once for each
-    epoch's weights.
+    data set has no validation examples. Only then is the test set looked at,
+    once: by the selected weights or, for a curve, by those of every epoch.
 
     Args:
         dataset: The examples.
@@ -83,6 +95,8 @@ def train_mnist(
             examples.
         activation: Activation function of the hidden units.
         hidden_units: Units of each hidden layer.
+        test_curve: Whether to measure the test error of every epoch, too.
+        command: What was called, for the result.
         on_epoch: Called with the number of epochs done after each.
 
     Returns:
@@ -114,7 +128,7 @@ def train_mnist(
         on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1)
     )
     with tempfile.TemporaryDirectory() as directory:
-        snapshots = _Snapshots(Path(directory))
+        snapshots = _Snapshots(Path(directory), every_epoch=test_curve)
         started = time.perf_counter()
         logs = model.fit(
             train.x,
@@ -136,21 +150,20 @@ def train_mnist(
             },
             index=pd.RangeIndex(1, recipe.epochs + 1, name="epoch"),
         )
-        selected = recipe.epochs
         if len(validation):
             errors = _percent_wrong(logs["val_accuracy"])
             history["validation_error"] = errors
-            selected = int(np.argmin(errors)) + 1
         # Everything is chosen: from here on the test set may be seen.
-        test_errors = []
-        for epoch in range(recipe.epochs):
-            snapshots.restore(epoch)
-            test_errors.append(error_percent(model, dataset.test))
-        history["test_error"] = test_errors
-        snapshots.restore(selected - 1)
+        if test_curve:
+            test_errors = []
+            for epoch in range(recipe.epochs):
+                snapshots.restore(epoch)
+                test_errors.append(error_percent(model, dataset.test))
+            history["test_error"] = test_errors
+        snapshots.restore(snapshots.best_epoch)
+    selected = snapshots.best_epoch + 1
     trained = network("softmax")
     trained.set_weights(model.get_weights())
-    at_selected = history.loc[selected].to_dict()
     result = Result(
         dataset=dataset.name,
         source=dataset.source,
@@ -166,12 +179,14 @@ def train_mnist(
         seed=seed,
         epochs=recipe.epochs,
         selected_epoch=selected,
-        validation_error=at_selected.get("validation_error"),
-        test_error=at_selected["test_error"],
+        validation_error=float(history.validation_error[selected])
+        if len(validation)
+        else None,
+        test_error=error_percent(trained, dataset.test),
         seconds=round(seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command,
         recipe=asdict(recipe),
     )
     return Run(trained, history, result)
@@ -182,11 +197,7 @@ def save(run: Run, directory: Path) -> None:
 
     The files are named after the run; each takes its place when it is whole.
     """
-    result = run.result
-    name = (
-        f"{result.dataset}-{result.encoding}-{result.activation}-"
-        f"{result.dropout}-seed{result.seed}"
-    )
+    name = run.result.name
     with replacing(directory / f"{name}.keras") as temporary:
         run.model.save(temporary)
     with replacing(directory / f"{name}.csv") as temporary:
@@ -196,7 +207,8 @@ def save(run: Run, directory: Path) -> None:
 def error_percent(model: keras.Model, split: Split) -> float:
     """Percent of the examples in `split` that `model` classifies wrongly."""
     outputs = model.predict(split.x, batch_size=1000, verbose=0)
-    return float(100 * np.mean(outputs.argmax(axis=1) != split.y))
+    wrong = np.mean(outputs.argmax(axis=1) != split.y)
+    return round(100 * float(wrong), 4)
 
 
 def _percent_wrong(accuracy: list[float]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Checks of arguments, and the wording of what is wrong with them."""
 
-import inspect
 import numbers
 
+import keras
 import numpy as np
 
 
@@ -39,6 +39,20 @@ def check_positive_integer(argument, value):
     if not is_integer(value) or value < 1:
         raise invalid(argument, "a positive integer", value)
     return int(value)
+
+
+def check_boolean(argument, value):
+    """Returns `value`, a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise invalid(argument, "a boolean", value)
+    return bool(value)
+
+
+def check_seed(seed):
+    """Returns `seed`, an int or None."""
+    if seed is not None and not is_integer(seed):
+        raise invalid("seed", "an integer or None", seed)
+    return seed
 
 
 def check_choice(argument, value, choices):
@@ -140,19 +154,30 @@ class StrictConfig:
 
     Keras fills what is missing in a config with defaults and reports what is
     wrong as a `TypeError`. A layer whose file was altered must not load as
-    something else: here every argument has to be there, and a bad value
-    raises the error that the constructor raises.
+    something else: here everything that `get_config` writes has to be there,
+    and what is wrong is a `ValueError`, the one that the constructor raises.
     """
 
     @classmethod
     def from_config(cls, config):
-        arguments = inspect.signature(cls).parameters.values()
-        missing = [
-            argument.name
-            for argument in arguments
-            if argument.kind is not argument.VAR_KEYWORD
-            and argument.name not in config
-        ]
+        try:
+            # Of the Keras class beside which this one is inherited.
+            instance = super().from_config(config)  # type: ignore[misc]
+        except TypeError as error:
+            # Keras raises its TypeError while it handles the constructor's.
+            cause = error.__context__ or error
+            if isinstance(cause, ValueError):
+                raise cause from None
+            raise ValueError(
+                f"Invalid config received for `{cls.__name__}`: {cause}. "
+                f"Received: config={config}"
+            ) from error
+        required = set(instance.get_config())
+        if isinstance(instance, keras.Layer):
+            # A later Keras may write more of its own than the file has.
+            of_keras = set(keras.Layer.get_config(instance))
+            required -= of_keras - {"trainable", "dtype"}
+        missing = sorted(required - set(config))
         if missing:
             raise ValueError(
                 f"Invalid config received for `{cls.__name__}`. Expected a "
@@ -160,11 +185,4 @@ class StrictConfig:
                 + ", ".join(f"`{name}`" for name in missing)
                 + f". Received: config={config}"
             )
-        try:
-            # Of the Keras class beside which this one is inherited.
-            return super().from_config(config)  # type: ignore[misc]
-        except TypeError as error:
-            # Keras raises this TypeError while it handles ours.
-            if isinstance(error.__context__, ValueError):
-                raise error.__context__ from None
-            raise
+        return instance

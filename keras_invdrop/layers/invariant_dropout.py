@@ -23,7 +23,8 @@ class InvariantDropout(ShiftedDropout):
     | `"train"`  | `m * (x + beta) / p` | `x + beta`       |
     | `"test"`   | `m * (x + beta)`     | `p * (x + beta)` |
 
-    With `beta = 0`, where it starts, the layer computes what `Dropout` does.
+    With `beta = 0`, where it starts, the layer does what `Dropout` does: the
+    same at inference, and in training the same but for the draw of the mask.
     `rate=0` drops nothing and keeps the shift; `rate=1` gives zeros in
     training.
 
@@ -131,11 +132,9 @@ class InvariantDropout(ShiftedDropout):
 
     def call(self, inputs, training=False):
         x = ops.add(ops.cast(inputs, self.compute_dtype), self.beta)
-        keep = 1 - self.rate
         if training:
-            inverse = self.scaling == "train" and keep > 0
-            return self.drop(x, scale=1 / keep if inverse else 1)
-        return x if self.scaling == "train" else x * keep
+            return self.drop(x, scale=self.scaling == "train")
+        return x if self.scaling == "train" else x * (1 - self.rate)
 
     def get_config(self):
         config = {

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from ..validation import StrictConfig
+from ..validation import check_boolean
 from ..validation import check_choice
 from ..validation import check_positive_integer
 from .windows import check_padding
@@ -99,7 +100,7 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
             "data_format", data_format, ("channels_last", "channels_first")
         )
         self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)

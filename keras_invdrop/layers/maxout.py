@@ -69,6 +69,13 @@ class Maxout(StrictConfig, keras.Layer):
         groups = (*shape[:axis], units, self.pieces, *shape[axis + 1 :])
         return ops.max(ops.reshape(inputs, groups), axis=axis + 1)
 
+    def compute_mask(self, inputs, previous_mask):
+        # Groups of timesteps have no timesteps to mask.
+        axis = self.axis % len(inputs.shape)
+        if previous_mask is None or axis < len(previous_mask.shape):
+            return None
+        return previous_mask
+
     def compute_output_shape(self, input_shape):
         rank = len(input_shape)
         if not -rank < self.axis < rank:

@@ -1,6 +1,7 @@
 import keras
 
 from ..validation import StrictConfig
+from ..validation import check_boolean
 from ..validation import check_positive_integer
 from ..validation import invalid
 from .maxout import Maxout
@@ -110,7 +111,7 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
             data_format=data_format,
             dilation_rate=dilation_rate,
             groups=self.groups,
-            use_bias=use_bias,
+            use_bias=check_boolean("use_bias", use_bias),
             kernel_initializer=kernel_initializer,
             bias_initializer=bias_initializer,
             kernel_regularizer=kernel_regularizer,

@@ -1,6 +1,7 @@
 import keras
 
 from ..validation import StrictConfig
+from ..validation import check_boolean
 from ..validation import check_positive_integer
 from .maxout import Maxout
 
@@ -79,7 +80,7 @@ class MaxoutDense(StrictConfig, keras.Layer):
         self.activation = keras.activations.get(activation)
         self.dense = keras.layers.Dense(
             self.units * self.pieces,
-            use_bias=use_bias,
+            use_bias=check_boolean("use_bias", use_bias),
             kernel_initializer=kernel_initializer,
             bias_initializer=bias_initializer,
             kernel_regularizer=kernel_regularizer,

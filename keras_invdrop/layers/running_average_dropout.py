@@ -102,8 +102,7 @@ class RunningAverageDropout(ShiftedDropout):
             return shifted
         if self.trainable:
             self.update_average(ops.stop_gradient(x), mask)
-        keep = 1 - self.rate
-        return self.drop(shifted, scale=1 / keep if keep > 0 else 1)
+        return self.drop(shifted)
 
     def update_average(self, x, mask=None):
         """Moves the average towards the mean of the batch `x`."""

@@ -65,6 +65,13 @@ class SharedInvariantDropout(InvariantDropout):
         seed=None,
         **kwargs,
     ):
+        for argument in {"shared_axes", "noise_shape"} & set(kwargs):
+            raise ValueError(
+                f"Unrecognized argument `{argument}`: "
+                f"`{type(self).__name__}` chooses it by itself. Take "
+                "`InvariantDropout` to choose it. "
+                f"Received: {argument}={kwargs[argument]!r}"
+            )
         super().__init__(
             rate,
             scaling=scaling,

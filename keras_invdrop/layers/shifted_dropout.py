@@ -6,6 +6,7 @@ from ..validation import StrictConfig
 from ..validation import check_broadcast
 from ..validation import check_fraction
 from ..validation import check_noise_shape
+from ..validation import check_seed
 from ..validation import check_shared_axes
 from ..validation import resolve_axes
 
@@ -31,7 +32,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         self.rate = check_fraction("rate", rate)
         self.shared_axes = check_shared_axes(shared_axes)
         self.noise_shape = check_noise_shape(noise_shape)
-        self.seed = seed
+        self.seed = check_seed(seed)
         if self.rate > 0:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
@@ -50,13 +51,13 @@ class ShiftedDropout(StrictConfig, keras.Layer):
                 f"Received: input_shape={tuple(input_shape)}"
             )
         check_broadcast(self.noise_shape, input_shape)
-        shape = self.shift_shape(input_shape)
+        shared = resolve_axes(self.shared_axes, input_shape)
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape),
             axes={
-                axis: size
-                for axis, size in enumerate(shape, start=1)
-                if input_shape[axis] == size
+                axis: input_shape[axis]
+                for axis in range(1, len(input_shape))
+                if axis not in shared
             },
         )
 
@@ -78,12 +79,17 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             )
         return shape
 
-    def drop(self, x, scale):
-        """Returns `mask * x * scale`, with a new mask (Eq. 8)."""
+    def drop(self, x, scale=True):
+        """Returns `mask * x`, with a new mask (Eq. 8).
+
+        With `scale` it is divided by the probability of keeping an activity.
+        """
         if self.rate == 0:
             return x
         if self.rate == 1:
             return ops.zeros_like(x)
+        if scale:
+            x = x * (1 / (1 - self.rate))
         shape = ops.shape(x)
         if self.noise_shape is not None:
             shape = tuple(
@@ -92,7 +98,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             )
         mask = dropout_mask(shape, self.rate, self.seed_generator)
         # Selected rather than multiplied: a dropped infinity is a zero.
-        return ops.where(mask, x * scale, 0)
+        return ops.where(mask, x, 0)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -3,6 +3,7 @@ from keras import ops
 
 from ..validation import StrictConfig
 from ..validation import check_choice
+from ..validation import check_seed
 from .windows import check_padding
 from .windows import check_pair
 from .windows import count_windows
@@ -79,7 +80,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         self.data_format = check_choice(
             "data_format", data_format, ("channels_last", "channels_first")
         )
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
 

@@ -125,22 +125,24 @@ def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
     """The sites in `graph`.
 
     `reach` leads from the model's input to the input of `graph`, and `after`
-    are the next layers behind the output of `graph`.
+    holds, for each output of `graph`, the next layers behind it.
     """
     for node in _nodes(graph):
         layer = node.operation
-        if not isinstance(layer, (*DROPOUT, keras.Model)):
+        if isinstance(layer, DROPOUT):
+            (inputs,) = node.arguments.keras_tensors
+        elif isinstance(layer, keras.Model):
+            inputs = [*node.arguments.args, *node.arguments.kwargs.values()][0]
+        else:
             continue
-        arguments = node.arguments
-        inputs = [*arguments.args, *arguments.kwargs.values()][0]
         model = keras.Model(graph.input, inputs)
         inputs_of = _composed(partial(model, training=False), reach)
-        next_layers = list(_next_layers(graph, node.outputs[0], after))
+        behind = [_next_layers(graph, out, after) for out in node.outputs]
         if isinstance(layer, DROPOUT):
             activities = _composed(ops.convert_to_numpy, inputs_of)
-            yield DropoutSite(layer, activities, next_layers)
+            yield DropoutSite(layer, activities, *behind)
         elif (nested := _graph(layer)) is not None:
-            yield from _sites(nested, inputs_of, next_layers)
+            yield from _sites(nested, inputs_of, behind)
 
 
 def _composed(outer, inner):
@@ -149,21 +151,26 @@ def _composed(outer, inner):
 
 def _next_layers(graph, tensor, after=()):
     """The layers that take `tensor`, and those in between, as in a site."""
-    if any(tensor is output for output in graph.outputs):
-        yield from after
+    found = []
+    # At the top nothing is `after` the outputs.
+    for output, behind in zip(graph.outputs, after, strict=False):
+        if output is tensor:
+            found += behind
     for node in _nodes(graph):
-        for i, argument in enumerate(node.arguments.keras_tensors):
-            if argument is not tensor:
-                continue
-            layer = node.operation
-            behind = _next_layers(graph, node.outputs[0], after)
-            if isinstance(layer, REARRANGING):
-                for between, following in behind:
-                    yield [layer, *between], following
-            elif (nested := _graph(layer)) is not None:
-                yield from _next_layers(nested, nested.inputs[i], behind)
-            else:
-                yield [], layer
+        arguments = node.arguments.keras_tensors
+        places = [i for i, each in enumerate(arguments) if each is tensor]
+        if not places:
+            continue
+        layer = node.operation
+        behind = [_next_layers(graph, out, after) for out in node.outputs]
+        if isinstance(layer, REARRANGING):
+            found += [([layer, *between], last) for between, last in behind[0]]
+        elif (nested := _graph(layer)) is not None:
+            for i in places:
+                found += _next_layers(nested, nested.inputs[i], behind)
+        else:
+            found.append(([], layer))
+    return found
 
 
 def _channel_axis(layer, rank):

@@ -70,7 +70,8 @@ class InjectedVariance:
             f"{self.layer} (rate {self.rate:g}) -> {self.next_layer}: "
             f"variance {self.at_zero:.4g} with the shift at zero, "
             f"{self.at_present:.4g} now, {self.at_best:.4g} at minus the mean "
-            f"activity ({self.saving:.0%} less than now)"
+            f"activity ({abs(self.saving):.0%} "
+            f"{'less' if self.saving >= 0 else 'more'} than now)"
         )
 
 
@@ -90,6 +91,12 @@ def variance_report(
     (divided by `p^2` where the layer scales in training). The report gives it
     for `beta = 0`, for the present `beta` and for minus the mean activity.
     Nothing is trained, and `model` is left as it is.
+
+    The mean is taken for each shift that there is: over the batch and the
+    shared axes of a layer of this library, and one per feature map, as in
+    `SharedInvariantDropout`, for a layer of Keras. It is the best shift where
+    each has its own activity; where activities of different weights share one,
+    it need not be, and can even be worse than the present one.
 
     Every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every dropout layer of
     this library is looked at. Activities that share a mask, as in
@@ -141,12 +148,15 @@ def variance_report(
             "Invalid value received for argument `model`. Expected a model "
             f"with a dropout layer. Received: model={model}"
         )
-    sizes = {len(array) for array in keras.tree.flatten(x)}
+    shapes: list[tuple[int, ...]] = [
+        getattr(array, "shape", ()) for array in keras.tree.flatten(x)
+    ]
+    sizes = {shape[0] if len(shape) else 0 for shape in shapes}
     if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
             "Invalid value received for argument `x`. Expected arrays with "
-            "the same number of examples, at least one. Received arrays of "
-            f"{sorted(sizes)} examples."
+            "the same number of examples, at least one. Received: shapes "
+            + ", ".join(str(tuple(shape)) for shape in shapes)
         )
     examples = sizes.pop()
 
@@ -229,8 +239,15 @@ def _linear_part(between, layer):
         layer = layer.dense
     if isinstance(layer, MaxoutConv2D):
         layer = layer.conv
-    if not isinstance(layer, LINEAR):
+    # Not a subclass, which may do anything.
+    if type(layer) not in LINEAR:
         return lambda y, squared=False: y
+    if layer.quantization_mode is not None:
+        raise ValueError(
+            "Invalid value received for argument `model`. Expected a model "
+            f"whose weights are not quantized. Received: layer '{layer.name}' "
+            f"with quantization_mode={layer.quantization_mode!r}"
+        )
     config = {**layer.get_config(), "activation": None, "dtype": "float32"}
     config["bias_axes" if "bias_axes" in config else "use_bias"] = None
     for lora in ("lora_rank", "lora_alpha"):

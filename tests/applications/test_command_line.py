@@ -58,7 +58,10 @@ def test_train_and_train_again(tmp_path):
     assert results[0].training_examples == 200
     assert results[0].validation_examples == 667
     assert results[0].backend == BACKEND
-    assert "--limit-train=200" in results[0].command
+    # The command repeats the run, wherever it is pasted.
+    assert results[0].command == (
+        f"KERAS_BACKEND={BACKEND} keras-invdrop {' '.join(arguments)} --seed=3"
+    )
 
 
 def test_demo(tmp_path):

@@ -84,6 +84,12 @@ def test_prior_and_max_norm():
             assert layer.kernel_constraint.axis == 0
 
 
+@pytest.mark.parametrize("max_norm", [0, -1, "2", True])
+def test_bad_max_norm(max_norm):
+    with pytest.raises(ValueError, match="`max_norm`. Expected a positive nu"):
+        mnist_mlp(max_norm=max_norm)
+
+
 def test_unknown_method():
     with pytest.raises(
         ValueError, match="`dropout`. Expected one of 'none', 'standard'.*'x'"

@@ -48,6 +48,15 @@ def test_a_line_that_is_no_result_is_named(line, tmp_path):
         results.read_results(path)
 
 
+def test_a_result_takes_the_place_of_one_of_its_name(tmp_path):
+    path = tmp_path / "results.jsonl"
+    other = dataclasses.replace(RESULT, seed=1)
+    again = dataclasses.replace(RESULT, test_error=3.0)
+    for result in (RESULT, other, again):
+        results.add_result(path, result)
+    assert results.read_results(path) == [other, again]
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")

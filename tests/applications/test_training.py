@@ -15,14 +15,15 @@ RECIPE = Recipe(
 
 
 def train(dataset, dropout="invariant", recipe=RECIPE, seed=0, **options):
+    options.setdefault("test_curve", True)
     return training.train_mnist(
-        dataset, dropout, recipe, seed, hidden_units=(16, 12), **options
+        dataset, dropout, recipe, seed, hidden_units=(32, 24), **options
     )
 
 
 @pytest.mark.parametrize("dropout", METHODS)
 def test_every_method_learns(blobs, dropout):
-    recipe = dataclasses.replace(RECIPE, epochs=25)
+    recipe = dataclasses.replace(RECIPE, epochs=40)
     run = train(blobs, dropout, recipe)
     # Chance is 67 % wrong.
     assert run.result.test_error < 20
@@ -50,6 +51,27 @@ def test_selects_the_first_of_the_best_validation_errors(blobs):
     )
 
 
+def test_the_curve_changes_nothing(blobs):
+    with_curve, without = train(blobs), train(blobs, test_curve=False)
+    assert "test_error" not in without.history
+    for field in ("selected_epoch", "validation_error", "test_error"):
+        assert getattr(with_curve.result, field) == getattr(
+            without.result, field
+        )
+
+
+def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
+    looks = []
+
+    def count(model, split):
+        looks.append(split is blobs.test)
+        return 0.0
+
+    monkeypatch.setattr(training, "error_percent", count)
+    train(blobs, test_curve=False)
+    assert looks == [True]
+
+
 def test_validation_selects_and_test_does_not(blobs):
     # With labels of the test set shuffled the same epoch is selected.
     wrong = Split(blobs.test.x, (blobs.test.y + 1) % 3)
@@ -65,7 +87,11 @@ def test_validation_selects_and_test_does_not(blobs):
 
 def test_without_validation_the_last_epoch_counts(blobs):
     empty = Split(blobs.validation.x[:0], blobs.validation.y[:0])
-    run = train(dataclasses.replace(blobs, validation=empty))
+    blobs = dataclasses.replace(blobs, validation=empty)
+    run = train(blobs)
+    assert train(blobs, test_curve=False).result.test_error == (
+        run.result.test_error
+    )
     assert "validation_error" not in run.history
     assert run.result.validation_error is None
     assert run.result.selected_epoch == 4
@@ -97,7 +123,7 @@ def test_result_says_how_to_repeat_it(blobs):
         result.validation_examples,
         result.test_examples,
     ) == (60, 12, 30)
-    assert result.network == "784-16-12-10"
+    assert result.network == "784-32-24-10"
     assert (result.dropout, result.encoding, result.seed) == (
         "standard",
         "original",
@@ -127,7 +153,7 @@ def test_saved_files(blobs, tmp_path):
     outputs = model.predict(blobs.test.x, verbose=0)
     np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
     wrong = np.mean(outputs.argmax(axis=1) != blobs.test.y)
-    assert 100 * wrong == pytest.approx(run.result.test_error)
+    assert round(100 * float(wrong), 4) == run.result.test_error
     with open(tmp_path / "out" / f"{name}.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]

@@ -10,14 +10,14 @@ def mask(shape, rate, seed):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.2, 0.5, 0.9])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_fraction_kept(rate, policy):
+@pytest.mark.parametrize("floatx", ["float32", "bfloat16"])
+def test_fraction_kept(rate, floatx):
     n = 1_000_000
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx(floatx)
     try:
         kept = mask((1000, 1000), rate, seed=1)
     finally:
-        keras.config.set_dtype_policy("float32")
+        keras.config.set_floatx("float32")
     assert kept.dtype == bool
     # Four standard errors of a binomial proportion.
     tolerance = 4 * np.sqrt(rate * (1 - rate) / n)

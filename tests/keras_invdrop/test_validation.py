@@ -30,6 +30,18 @@ def test_what_is_no_positive_integer(value):
         validation.check_positive_integer("pieces", value)
 
 
+def test_booleans_and_seeds():
+    assert validation.check_boolean("use_bias", np.True_) is True
+    for value in ("false", 0, None):
+        with pytest.raises(ValueError, match="`use_bias`. Expected a boolean"):
+            validation.check_boolean("use_bias", value)
+    assert validation.check_seed(None) is None
+    assert validation.check_seed(3) == 3
+    for value in ("3", True, 1.5):
+        with pytest.raises(ValueError, match="`seed`. Expected an integer or"):
+            validation.check_seed(value)
+
+
 def test_axes_count_from_both_ends():
     assert validation.resolve_axes([1, -1], (None, 4, 5, 6)) == {1, 3}
     assert validation.resolve_axes(None, (None, 4)) == set()

@@ -189,6 +189,29 @@ class InvariantDropoutTest(testing.TestCase):
             values = set(np.unique(ops.convert_to_numpy(outputs)))
             self.assertLessEqual(values, {0.0, 2.0})
 
+    def test_a_shared_axis_of_size_1_may_grow(self):
+        layer = InvariantDropout(0.5, shared_axes=[1], beta_initializer="ones")
+        for length in (1, 7):
+            outputs = layer(np.zeros((2, length, 3), dtype="float32"))
+            self.assertAllEqual(outputs, np.ones((2, length, 3)))
+
+    def test_a_subclass_loads(self):
+        class Noisy(InvariantDropout):
+            def __init__(self, *args, extra=1, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.extra = extra
+
+            def get_config(self):
+                return {**super().get_config(), "extra": self.extra}
+
+        config = Noisy(0.3, scaling="test", extra=5).get_config()
+        again = Noisy.from_config(config)
+        self.assertEqual((again.rate, again.scaling, again.extra),
+                         (0.3, "test", 5))  # fmt: skip
+        del config["scaling"]
+        with self.assertRaisesRegex(ValueError, "Missing: `scaling`"):
+            Noisy.from_config(config)
+
     def test_integers_are_cast(self):
         layer = InvariantDropout(0.5, beta_initializer="ones")
         outputs = layer(np.array([[1, 2]], dtype="int32"))

@@ -73,6 +73,14 @@ class MaxoutTest(testing.TestCase):
         x = x.astype("float32")
         self.assertAllEqual(model(x), maxout_loop(x, 2, -1))
 
+    def test_mask_of_the_axes_that_stay(self):
+        x = keras.layers.Masking()(np.ones((2, 4, 6), dtype="float32"))
+        mask = keras.src.backend.get_keras_mask(Maxout(3)(x))
+        self.assertAllEqual(mask, np.ones((2, 4), bool))
+        # Groups of two timesteps have none of the four masks.
+        mask = keras.src.backend.get_keras_mask(Maxout(2, axis=1)(x))
+        self.assertIsNone(mask)
+
     @parameterized.parameters(0, -2, 1.5, True, "2", None)
     def test_bad_pieces(self, pieces):
         with self.assertRaisesRegex(

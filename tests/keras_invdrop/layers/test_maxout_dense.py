@@ -74,7 +74,7 @@ class MaxoutDenseTest(testing.TestCase):
     def test_arguments_of_dense(self):
         of_dense = inspect.signature(keras.layers.Dense).parameters
         ours = inspect.signature(MaxoutDense).parameters
-        # Low-rank adaptation and quantisation belong to `layer.dense`.
+        # Low-rank adaptation is done to `layer.dense`; no quantisation.
         elsewhere = {"lora_rank", "lora_alpha", "quantization_config"}
         self.assertEqual(set(of_dense) - set(ours), elsewhere)
         for name in set(of_dense) & set(ours):

@@ -84,6 +84,14 @@ class SharedInvariantDropoutTest(testing.TestCase):
         again.build((None, 3, 4, 5))
         self.assertEqual(again.beta.shape, (3, 1, 1))
 
+    def test_what_it_chooses_cannot_be_given(self):
+        for argument in ({"noise_shape": (None, 1, 1)}, {"shared_axes": [1]}):
+            (name,) = argument
+            with self.assertRaisesRegex(
+                ValueError, f"`{name}`: `SharedInvariantDropout` chooses it"
+            ):
+                SharedInvariantDropout(0.5, **argument)
+
     def test_errors(self):
         with self.assertRaisesRegex(
             ValueError, "`data_format`. Expected one of.*Received: data_format"

@@ -108,6 +108,34 @@ def test_nested_models():
     )
 
 
+def test_a_nested_model_with_two_outputs():
+    inputs = keras.Input((4,))
+    dropped = layers.Dropout(0.5, name="drop")(inputs)
+    inner = keras.Model(inputs, [inputs, dropped])
+    inputs = keras.Input((4,))
+    plain, dropped = inner(inputs)
+    a = layers.Dense(2, name="after_plain")(plain)
+    b = layers.Dense(2, name="after_drop")(dropped)
+    (site,) = dropout_sites(keras.Model(inputs, [a, b]))
+    assert next_names(site) == [([], "after_drop")]
+
+
+def test_a_layer_that_takes_the_activities_twice_counts_once():
+    inputs = keras.Input((4, 6))
+    x = layers.Dropout(0.5)(inputs, training=False)
+    x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    (site,) = dropout_sites(keras.Model(inputs, x))
+    assert next_names(site) == [([], "attention")]
+
+
+def test_inputs_given_by_name():
+    inputs = keras.Input((4,))
+    outputs = layers.Dropout(0.5)(training=True, inputs=inputs)
+    (site,) = dropout_sites(keras.Model(inputs, outputs))
+    x = np.ones((2, 4), dtype="float32")
+    np.testing.assert_array_equal(site.activities(x), x)
+
+
 def test_the_model_is_left_as_it_is():
     model = keras.Sequential(
         [keras.Input((3,)), layers.Dense(2), layers.Dropout(0.5)]

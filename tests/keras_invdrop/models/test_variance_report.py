@@ -12,6 +12,7 @@ from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import variance_report
+from keras_invdrop.models.variance_report import InjectedVariance
 
 
 def examples(*shape, seed=0):
@@ -202,11 +203,37 @@ def test_a_row_reads_as_a_sentence():
     assert str(row).endswith(f"({row.saving:.0%} less than now)")
 
 
+class Doubling(layers.Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def test_a_layer_that_may_do_anything_is_not_taken_for_linear():
+    x = examples(5, 3)
+    model = sequential(layers.Dropout(0.5), Doubling(2), shape=(3,))
+    (row,) = variance_report(model, x)
+    assert row.at_zero == pytest.approx(np.mean(x**2), rel=1e-5)
+
+
+def test_a_worse_shift_reads_as_more():
+    row = InjectedVariance("drop", "dense", 0.5, 1.0, 1.0, 1.5)
+    assert str(row).endswith("(50% more than now)")
+
+
+def test_quantized_weights_are_refused():
+    model = sequential(layers.Dropout(0.5), layers.Dense(4), shape=(4,))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="not quantized. Received: .*'int8'"):
+        variance_report(model, examples(5, 4))
+
+
 def test_errors():
     model = sequential(layers.Dropout(0.5), shape=(3,))
+    with pytest.raises(ValueError, match="`x`. Expected arrays"):
+        variance_report(model, [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="`x`. Expected.*at least one"):
         variance_report(model, np.zeros((0, 3)))
-    with pytest.raises(ValueError, match=r"`x`. Expected.*\[2, 3\] examples"):
+    with pytest.raises(ValueError, match=r"`x`. Expected.*\(2, 3\), \(3, 3\)"):
         variance_report(model, [np.zeros((2, 3)), np.zeros((3, 3))])
     with pytest.raises(ValueError, match="`batch_size`. Expected a positive"):
         variance_report(model, np.zeros((2, 3)), batch_size=0)
