@@ -8,8 +8,7 @@ import keras
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
-from keras_invdrop.validation import is_number
+from keras_invdrop.validation import check_positive_number
 
 # The columns of Table 2 and "none": the layer on the input and the layer on
 # the hidden units.
@@ -72,8 +71,8 @@ def mnist_mlp(
     1798794
     """
     check_choice("dropout", dropout, tuple(METHODS))
-    if max_norm is not None and not (is_number(max_norm) and max_norm > 0):
-        raise invalid("max_norm", "a positive number or None", max_norm)
+    if max_norm is not None:
+        check_positive_number("max_norm", max_norm)
     on_input, on_hidden = METHODS[dropout]
 
     def drop(x, layer, rate, layer_name):

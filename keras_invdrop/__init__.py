@@ -3,6 +3,7 @@
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
+from .layers import GlobalContrastNormalization as GlobalContrastNormalization
 from .layers import InvariantDropout as InvariantDropout
 from .layers import LocallyConnected2D as LocallyConnected2D
 from .layers import Maxout as Maxout
@@ -12,6 +13,7 @@ from .layers import RunningAverageDropout as RunningAverageDropout
 from .layers import SharedInvariantDropout as SharedInvariantDropout
 from .layers import SpatialInvariantDropout as SpatialInvariantDropout
 from .layers import StochasticPooling2D as StochasticPooling2D
+from .layers import ZCAWhitening as ZCAWhitening
 from .models import variance_report as variance_report
 
 __version__ = "0.1.0"

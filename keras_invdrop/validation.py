@@ -1,5 +1,6 @@
 """Checks of arguments, and the wording of what is wrong with them."""
 
+import math
 import numbers
 
 import keras
@@ -31,6 +32,13 @@ def check_fraction(argument, value):
     # A NaN fails both comparisons.
     if not is_number(value) or not 0 <= value <= 1:
         raise invalid(argument, "a float value between 0 and 1", value)
+    return float(value)
+
+
+def check_positive_number(argument, value):
+    """Returns `value` as a float above 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise invalid(argument, "a finite float above 0", value)
     return float(value)
 
 

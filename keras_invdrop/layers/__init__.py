@@ -1,3 +1,6 @@
+from .global_contrast_normalization import (
+    GlobalContrastNormalization as GlobalContrastNormalization,
+)
 from .invariant_dropout import InvariantDropout as InvariantDropout
 from .locally_connected2d import LocallyConnected2D as LocallyConnected2D
 from .maxout import Maxout as Maxout
@@ -13,3 +16,4 @@ from .spatial_invariant_dropout import (
     SpatialInvariantDropout as SpatialInvariantDropout,
 )
 from .stochastic_pooling2d import StochasticPooling2D as StochasticPooling2D
+from .zca_whitening import ZCAWhitening as ZCAWhitening

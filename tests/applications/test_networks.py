@@ -86,7 +86,7 @@ def test_prior_and_max_norm():
 
 @pytest.mark.parametrize("max_norm", [0, -1, "2", True])
 def test_bad_max_norm(max_norm):
-    with pytest.raises(ValueError, match="`max_norm`. Expected a positive nu"):
+    with pytest.raises(ValueError, match="`max_norm`. Expected a finite flo"):
         mnist_mlp(max_norm=max_norm)
 
 

@@ -24,7 +24,7 @@ EXAMPLES = {
 
 
 def test_all_public_names_are_here():
-    assert len(EXAMPLES) == 10 + 2
+    assert len(EXAMPLES) == 12 + 2
     layers = {name for name in vars(keras_invdrop.layers) if name[0].isupper()}
     assert layers <= set(EXAMPLES)
     assert "variance_report" in EXAMPLES

@@ -1,0 +1,101 @@
+import keras
+from keras.src.layers.preprocessing.data_layer import DataLayer
+
+from ..validation import StrictConfig
+from ..validation import check_boolean
+from ..validation import check_positive_number
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class GlobalContrastNormalization(StrictConfig, DataLayer):
+    """Gives every example the same mean and the same contrast.
+
+    From each example its mean is subtracted, and it is divided by its norm,
+    or by its standard deviation, and multiplied by `scale`. An example whose
+    norm (or deviation) is below `epsilon`, such as an image of one colour,
+    is neither divided nor multiplied.
+
+    The layer may be used inside a `tf.data` pipeline, whatever the backend.
+
+    Args:
+        scale: Positive float. The norm (or standard deviation) that each
+            example gets. The published maxout run on CIFAR-10 has 55.
+        subtract_mean: Boolean. Whether to subtract the example's mean.
+        use_std: Boolean. Whether to divide by the standard deviation over the
+            example's elements (their number, not one less, is the divisor)
+            rather than by the root of the sum of their squares.
+        epsilon: Positive float. The smallest norm to divide by.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more, a batch of examples.
+
+    Input shape:
+        `(batch, ...)`.
+
+    Output shape:
+        Same shape as the input.
+
+    Raises:
+        ValueError: If `scale` or `epsilon` is not a positive number, or
+            `subtract_mean` or `use_std` not a boolean.
+
+    Example:
+
+    >>> layer = keras_invdrop.GlobalContrastNormalization(use_std=True)
+    >>> ops.convert_to_numpy(layer(np.array([[1.0, 5.0], [2.0, 2.0]])))
+    array([[-1.,  1.],
+           [ 0.,  0.]], dtype=float32)
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, sections 3.2 and 3.3
+    - [Goodfellow et al., 2013](https://arxiv.org/abs/1302.4389)
+    """
+
+    def __init__(
+        self,
+        scale=1.0,
+        subtract_mean=True,
+        use_std=False,
+        epsilon=1e-8,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.scale = check_positive_number("scale", scale)
+        self.subtract_mean = check_boolean("subtract_mean", subtract_mean)
+        self.use_std = check_boolean("use_std", use_std)
+        self.epsilon = check_positive_number("epsilon", epsilon)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+
+        self._build_at_init()
+
+    def call(self, inputs):
+        numpy = self.backend.numpy
+        # In float32: squares of a few hundred are too large for float16.
+        x = self.backend.cast(inputs, "float32")
+        axes = tuple(range(1, len(x.shape)))
+        centred = x - numpy.mean(x, axis=axes, keepdims=True)
+        if self.subtract_mean:
+            x = centred
+        if self.use_std:
+            square = numpy.mean(centred * centred, axis=axes, keepdims=True)
+        else:
+            square = numpy.sum(x * x, axis=axes, keepdims=True)
+        norm = numpy.sqrt(square)
+        small = norm < self.epsilon
+        factor = self.scale / numpy.where(small, numpy.ones_like(norm), norm)
+        x = numpy.where(small, x, x * factor)
+        return self.backend.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {
+            "scale": self.scale,
+            "subtract_mean": self.subtract_mean,
+            "use_std": self.use_std,
+            "epsilon": self.epsilon,
+        }
+        return {**super().get_config(), **config}

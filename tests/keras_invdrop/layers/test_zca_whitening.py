@@ -1,0 +1,178 @@
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+from keras import ops
+from keras.src import testing
+
+from keras_invdrop import ZCAWhitening
+
+
+def correlated(n=500, shape=(4, 3), seed=0):
+    """Examples around 10, whose elements are correlated."""
+    rng = np.random.default_rng(seed)
+    size = int(np.prod(shape))
+    mixing = rng.normal(size=(size, size)) + 2
+    x = rng.normal(size=(n, size)) @ mixing + 10
+    return x.reshape((n, *shape)).astype("float32")
+
+
+def whitening_by_hand(x, epsilon):
+    x = x.reshape((len(x), -1)).astype("float64")
+    eigenvalues, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
+    matrix = vectors @ np.diag(1 / np.sqrt(eigenvalues + epsilon)) @ vectors.T
+    return x.mean(axis=0), matrix
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return -(-len(self.x) // 64)
+
+    def __getitem__(self, i):
+        return self.x[64 * i : 64 * (i + 1)], np.zeros(1)
+
+
+class ZCAWhiteningTest(testing.TestCase):
+    def test_basics(self):
+        self.run_layer_test(
+            ZCAWhitening,
+            init_kwargs={"epsilon": 0.2},
+            input_shape=(2, 4, 3),
+            expected_output_shape=(2, 4, 3),
+            expected_num_trainable_weights=0,
+            expected_num_non_trainable_weights=2,
+            expected_num_seed_generators=0,
+            expected_num_losses=0,
+        )
+
+    def test_not_adapted_it_changes_nothing(self):
+        x = correlated(5)
+        self.assertAllClose(ZCAWhitening()(x), x)
+
+    @parameterized.parameters(0.1, 10.0)
+    def test_equals_the_formula(self, epsilon):
+        x = correlated()
+        layer = ZCAWhitening(epsilon)
+        layer.adapt(x)
+        mean, matrix = whitening_by_hand(x, epsilon)
+        self.assertAllClose(layer.mean, mean, rtol=1e-5)
+        self.assertAllClose(layer.whitening, matrix, atol=1e-4)
+        expected = ((x.reshape((500, -1)) - mean) @ matrix).reshape(x.shape)
+        self.assertAllClose(layer(x), expected, atol=1e-3)
+
+    def test_covariance_is_the_identity_but_for_epsilon(self):
+        x = correlated()
+        layer = ZCAWhitening(epsilon=1e-6)
+        layer.adapt(x)
+        white = ops.convert_to_numpy(layer(x)).reshape((500, -1))
+        covariance = np.cov(white, rowvar=False)
+        self.assertAllClose(covariance, np.eye(12), atol=2e-3)
+        # With epsilon the variance along an eigenvector is l / (l + epsilon).
+        layer = ZCAWhitening(epsilon=5.0)
+        layer.adapt(x)
+        white = ops.convert_to_numpy(layer(x)).reshape((500, -1))
+        eigenvalues = np.linalg.eigvalsh(
+            np.cov(x.reshape((500, -1)), rowvar=False)
+        )
+        self.assertAllClose(
+            np.linalg.eigvalsh(np.cov(white, rowvar=False)),
+            eigenvalues / (eigenvalues + 5.0),
+            atol=1e-4,
+        )
+
+    def test_every_kind_of_data_gives_the_same(self):
+        x = correlated(2300)  # more than two batches of an array
+        tensors = tf.data.Dataset.from_tensor_slices((x, np.zeros(2300)))
+        kinds = {
+            "array": x,
+            "tensor": ops.convert_to_tensor(x),
+            "tf.data": tensors.batch(100),
+            "PyDataset": Batches(x),
+            "generator": (x[i : i + 7] for i in range(0, 2300, 7)),
+            "list": [x[:1], x[1:2], x[2:]],
+        }
+        mean, matrix = whitening_by_hand(x, 0.1)
+        for kind, data in kinds.items():
+            layer = ZCAWhitening()
+            layer.adapt(data)
+            self.assertAllClose(layer.mean, mean, rtol=1e-5, msg=kind)
+            self.assertAllClose(layer.whitening, matrix, atol=1e-4, msg=kind)
+
+    def test_a_large_mean_costs_no_accuracy(self):
+        # Sums of squares without correction would lose all digits here.
+        x = correlated(400, (5,))
+        data = [x[:200] + 3000, x[200:] + 3000]
+        layer = ZCAWhitening()
+        layer.adapt(data)
+        _, matrix = whitening_by_hand(np.concatenate(data), 0.1)
+        self.assertAllClose(layer.whitening, matrix, atol=1e-3)
+
+    def test_adapting_again_forgets(self):
+        layer, other = ZCAWhitening(), ZCAWhitening()
+        layer.adapt(correlated(seed=1))
+        layer.adapt(correlated(seed=2))
+        other.adapt(correlated(seed=2))
+        self.assertAllEqual(layer.whitening, other.whitening)
+
+    def test_inside_tf_data(self):
+        x = correlated()
+        layer = ZCAWhitening()
+        layer.adapt(x)
+        data = tf.data.Dataset.from_tensor_slices(x).batch(64).map(layer)
+        outputs = np.concatenate([batch.numpy() for batch in data])
+        self.assertAllClose(outputs, layer(x), atol=1e-4)
+
+    def test_in_a_model_and_its_file(self):
+        x = correlated()
+        layer = ZCAWhitening()
+        layer.adapt(x)
+        model = keras.Sequential([keras.Input((4, 3)), layer])
+        path = self.get_temp_dir() + "/model.keras"
+        model.save(path)
+        loaded = keras.saving.load_model(path, safe_mode=True)
+        self.assertAllClose(loaded.predict(x), layer(x), atol=1e-5)
+
+    def test_fewer_examples_than_elements(self):
+        x = correlated(5)
+        layer = ZCAWhitening(epsilon=0.1)
+        layer.adapt(x)
+        self.assertAllClose(
+            layer.whitening, whitening_by_hand(x, 0.1)[1], atol=1e-3
+        )
+
+    def test_constant_examples(self):
+        layer = ZCAWhitening(epsilon=0.25)
+        layer.adapt(np.full((10, 3), 7.0))
+        self.assertAllClose(layer.whitening, 2 * np.eye(3))
+        self.assertAllClose(layer(np.full((2, 3), 7.0)), np.zeros((2, 3)))
+        with self.assertRaisesRegex(ValueError, "singular.*epsilon=0.0"):
+            ZCAWhitening(epsilon=0).adapt(np.full((10, 3), 7.0))
+
+    def test_bad_data_leaves_the_layer_as_it_was(self):
+        layer = ZCAWhitening()
+        x = correlated(20)
+        layer.adapt(x)
+        before = layer.get_weights()
+        broken = x.copy()
+        broken[7, 0, 0] = np.nan
+        for data, message in (
+            (broken, "`data`. Expected finite numbers.*examples 0 to 19"),
+            (x[:1], "`data`. Expected two examples or more.*Received: 1"),
+            ([], "`data`. Expected two examples or more.*Received: 0"),
+            ([x, x[:, :2]], r"`data`. Expected examples of shape \(4, 3\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                layer.adapt(data)
+        for old, new in zip(before, layer.get_weights(), strict=True):
+            self.assertAllEqual(old, new)
+
+    def test_errors(self):
+        for value in (-0.1, np.nan, np.inf, True, "0.1", None):
+            with self.assertRaisesRegex(ValueError, "`epsilon`. Expected a f"):
+                ZCAWhitening(value)
+        with self.assertRaisesRegex(ValueError, "fixed size.*Received: input"):
+            ZCAWhitening()(keras.Input((None, 3)))
