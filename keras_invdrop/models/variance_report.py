@@ -119,8 +119,8 @@ def variance_report(
         sentence.
 
     Raises:
-        ValueError: If `model` has no graph of layers or no dropout layer, or
-            if `x` has no examples.
+        ValueError: If `model` has no graph of layers, no dropout layer or
+            quantized weights, or if `x` has no examples.
 
     Example:
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from keras_invdrop.applications.datasets import Dataset
 from keras_invdrop.applications.datasets import Split
+from keras_invdrop.applications.results import Result
 
 
 @pytest.fixture
@@ -18,4 +19,30 @@ def blobs():
 
     return Dataset(
         "digits", "generated", "original", split(60), split(12), split(30)
+    )
+
+
+@pytest.fixture
+def result():
+    """A result of one training, of one of several seeds."""
+    return Result(
+        dataset="digits",
+        source="here",
+        encoding="inverted",
+        training_examples=4000,
+        validation_examples=0,
+        test_examples=1000,
+        network="784-1000-10",
+        activation="relu",
+        dropout="invariant",
+        seed=0,
+        epochs=3,
+        selected_epoch=3,
+        validation_error=None,
+        test_error=5.0,
+        seconds=11.6,
+        backend="jax",
+        versions={},
+        command="",
+        recipe={},
     )

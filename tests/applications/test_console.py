@@ -3,30 +3,7 @@ import io
 
 from keras_invdrop.applications.console import results_table
 from keras_invdrop.applications.console import training_progress
-from keras_invdrop.applications.results import Result
 from rich.console import Console
-
-RESULT = Result(
-    dataset="digits",
-    source="here",
-    encoding="inverted",
-    training_examples=4000,
-    validation_examples=0,
-    test_examples=1000,
-    network="784-1000-10",
-    activation="relu",
-    dropout="invariant",
-    seed=0,
-    epochs=3,
-    selected_epoch=3,
-    validation_error=None,
-    test_error=5.0,
-    seconds=11.6,
-    backend="jax",
-    versions={},
-    command="",
-    recipe={},
-)
 
 
 def printed(results):
@@ -35,13 +12,13 @@ def printed(results):
     return console.file.getvalue()
 
 
-def test_table_has_a_row_for_each_method_and_encoding():
+def test_table_has_a_row_for_each_method_and_encoding(result):
     text = printed(
         [
-            RESULT,
-            dataclasses.replace(RESULT, dropout="standard", test_error=7.0),
-            dataclasses.replace(RESULT, seed=1, test_error=6.0),
-            dataclasses.replace(RESULT, seed=2, test_error=7.0),
+            result,
+            dataclasses.replace(result, dropout="standard", test_error=7.0),
+            dataclasses.replace(result, seed=1, test_error=6.0),
+            dataclasses.replace(result, seed=2, test_error=7.0),
         ]
     )
     (invariant,) = (line for line in text.splitlines() if "invariant" in line)
@@ -53,8 +30,8 @@ def test_table_has_a_row_for_each_method_and_encoding():
     assert "±" not in standard
 
 
-def test_table_says_what_was_measured():
-    text = printed([RESULT])
+def test_table_says_what_was_measured(result):
+    text = printed([result])
     for words in (
         "4,000",
         "1,000",

@@ -5,55 +5,33 @@ import numpy as np
 import pytest
 from keras_invdrop.applications import results
 
-RESULT = results.Result(
-    dataset="digits",
-    source="here",
-    encoding="inverted",
-    training_examples=30,
-    validation_examples=12,
-    test_examples=15,
-    network="784-5-10",
-    activation="relu",
-    dropout="invariant",
-    seed=0,
-    epochs=3,
-    selected_epoch=2,
-    validation_error=4.0,
-    test_error=5.5,
-    seconds=1.2,
-    backend="jax",
-    versions={"keras": "3"},
-    command="keras-invdrop demo",
-    recipe={"epochs": 3},
-)
 
-
-def test_round_trip(tmp_path):
+def test_round_trip(result, tmp_path):
     path = tmp_path / "new" / "results.jsonl"
-    other = dataclasses.replace(RESULT, seed=1, validation_error=None)
+    other = dataclasses.replace(result, seed=1, validation_error=None)
     assert results.read_results(path) == []
-    results.write_results(path, [RESULT, other])
-    assert results.read_results(path) == [RESULT, other]
+    results.write_results(path, [result, other])
+    assert results.read_results(path) == [result, other]
     lines = path.read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [0, 1]
     assert [file.name for file in path.parent.iterdir()] == ["results.jsonl"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}'])
-def test_a_line_that_is_no_result_is_named(line, tmp_path):
+def test_a_line_that_is_no_result_is_named(result, line, tmp_path):
     path = tmp_path / "results.jsonl"
-    results.write_results(path, [RESULT])
+    results.write_results(path, [result])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ValueError, match="Line 2 of .*results.jsonl is not"):
         results.read_results(path)
 
 
-def test_a_result_takes_the_place_of_one_of_its_name(tmp_path):
+def test_a_result_takes_the_place_of_one_of_its_name(result, tmp_path):
     path = tmp_path / "results.jsonl"
-    other = dataclasses.replace(RESULT, seed=1)
-    again = dataclasses.replace(RESULT, test_error=3.0)
-    for result in (RESULT, other, again):
-        results.add_result(path, result)
+    other = dataclasses.replace(result, seed=1)
+    again = dataclasses.replace(result, test_error=3.0)
+    for each in (result, other, again):
+        results.add_result(path, each)
     assert results.read_results(path) == [other, again]
 
 
