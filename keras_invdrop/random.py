@@ -3,6 +3,19 @@
 import keras
 
 
+def mask_shape(noise_shape, shape):
+    """The shape of the mask for activities of shape `shape`.
+
+    It is `noise_shape`, with the size of the activities where that is None.
+    """
+    if noise_shape is None:
+        return shape
+    return tuple(
+        size if mask_size is None else mask_size
+        for mask_size, size in zip(noise_shape, shape, strict=True)
+    )
+
+
 def dropout_mask(shape, rate, seed):
     """Samples which activities are kept.
 

@@ -71,6 +71,15 @@ def check_choice(argument, value, choices):
     return value
 
 
+def check_data_format(data_format):
+    """Returns `data_format`, or Keras' own where it is None."""
+    if data_format is None:
+        data_format = keras.config.image_data_format()
+    return check_choice(
+        "data_format", data_format, ("channels_last", "channels_first")
+    )
+
+
 def check_shared_axes(shared_axes):
     """Returns `shared_axes` as a list of ints, or None.
 

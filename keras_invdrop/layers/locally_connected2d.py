@@ -3,12 +3,12 @@ from keras import ops
 
 from ..validation import StrictConfig
 from ..validation import check_boolean
-from ..validation import check_choice
+from ..validation import check_data_format
 from ..validation import check_positive_integer
 from .windows import check_padding
 from .windows import check_pair
-from .windows import count_windows
 from .windows import windows
+from .windows import windows_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -94,11 +94,7 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
         self.kernel_size = check_pair("kernel_size", kernel_size)
         self.strides = check_pair("strides", strides)
         self.padding = check_padding(padding)
-        if data_format is None:
-            data_format = keras.config.image_data_format()
-        self.data_format = check_choice(
-            "data_format", data_format, ("channels_last", "channels_first")
-        )
+        self.data_format = check_data_format(data_format)
         self.activation = keras.activations.get(activation)
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -166,17 +162,14 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
         return self.activation(x)
 
     def compute_output_shape(self, input_shape):
-        first = self.data_format == "channels_first"
-        lengths = input_shape[2:] if first else input_shape[1:3]
-        counts = [
-            count_windows(*each, self.padding)
-            for each in zip(
-                lengths, self.kernel_size, self.strides, strict=True
-            )
-        ]
-        if first:
-            return (input_shape[0], self.filters, *counts)
-        return (input_shape[0], *counts, self.filters)
+        return windows_shape(
+            input_shape,
+            self.kernel_size,
+            self.strides,
+            self.padding,
+            self.data_format,
+            channels=self.filters,
+        )
 
     def get_config(self):
         config = {

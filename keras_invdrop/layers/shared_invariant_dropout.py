@@ -1,6 +1,6 @@
 import keras
 
-from ..validation import check_choice
+from ..validation import check_data_format
 from .invariant_dropout import InvariantDropout
 
 
@@ -81,11 +81,7 @@ class SharedInvariantDropout(InvariantDropout):
             seed=seed,
             **kwargs,
         )
-        if data_format is None:
-            data_format = keras.config.image_data_format()
-        self.data_format = check_choice(
-            "data_format", data_format, ("channels_last", "channels_first")
-        )
+        self.data_format = check_data_format(data_format)
 
     def spatial_axes(self, input_shape):
         """The axes of space and time: all but batch and channels."""

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from ..random import dropout_mask
+from ..random import mask_shape
 from ..validation import StrictConfig
 from ..validation import check_broadcast
 from ..validation import check_fraction
@@ -90,12 +91,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             return ops.zeros_like(x)
         if scale:
             x = x * (1 / (1 - self.rate))
-        shape = ops.shape(x)
-        if self.noise_shape is not None:
-            shape = tuple(
-                size if mask_size is None else mask_size
-                for mask_size, size in zip(self.noise_shape, shape, strict=True)
-            )
+        shape = mask_shape(self.noise_shape, ops.shape(x))
         mask = dropout_mask(shape, self.rate, self.seed_generator)
         # Selected rather than multiplied: a dropped infinity is a zero.
         return ops.where(mask, x, 0)

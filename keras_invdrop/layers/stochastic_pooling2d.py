@@ -2,12 +2,12 @@ import keras
 from keras import ops
 
 from ..validation import StrictConfig
-from ..validation import check_choice
+from ..validation import check_data_format
 from ..validation import check_seed
 from .windows import check_padding
 from .windows import check_pair
-from .windows import count_windows
 from .windows import windows
+from .windows import windows_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -75,11 +75,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         if strides is not None:
             self.strides = check_pair("strides", strides)
         self.padding = check_padding(padding)
-        if data_format is None:
-            data_format = keras.config.image_data_format()
-        self.data_format = check_choice(
-            "data_format", data_format, ("channels_last", "channels_first")
-        )
+        self.data_format = check_data_format(data_format)
         self.seed = check_seed(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
@@ -126,14 +122,14 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     def compute_output_shape(self, input_shape):
         first = self.data_format == "channels_first"
-        lengths = input_shape[2:] if first else input_shape[1:3]
-        counts = [
-            count_windows(*each, self.padding)
-            for each in zip(lengths, self.pool_size, self.strides, strict=True)
-        ]
-        if first:
-            return (*input_shape[:2], *counts)
-        return (input_shape[0], *counts, input_shape[3])
+        return windows_shape(
+            input_shape,
+            self.pool_size,
+            self.strides,
+            self.padding,
+            self.data_format,
+            channels=input_shape[1 if first else 3],
+        )
 
     def get_config(self):
         config = {

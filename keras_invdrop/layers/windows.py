@@ -41,6 +41,19 @@ def count_windows(length, size, stride, padding):
     return count
 
 
+def windows_shape(input_shape, size, strides, padding, data_format, channels):
+    """The shape of an output of `channels` for each window of the input."""
+    first = data_format == "channels_first"
+    lengths = input_shape[2:] if first else input_shape[1:3]
+    counts = [
+        count_windows(*each, padding)
+        for each in zip(lengths, size, strides, strict=True)
+    ]
+    if first:
+        return (input_shape[0], channels, *counts)
+    return (input_shape[0], *counts, channels)
+
+
 def windows(images, size, strides, padding):
     """Each window's pixels, as one image per position in the window.
 

@@ -13,6 +13,7 @@ from keras import layers
 from keras import ops
 
 from ..layers.shifted_dropout import ShiftedDropout
+from ..random import mask_shape
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -66,12 +67,7 @@ class DropoutSite:
             channels = _channel_axis(self.layer, rank)
             kept = (0, channels)
             noise_shape = [None if i in kept else 1 for i in range(rank)]
-        if noise_shape is None:
-            return shape
-        return tuple(
-            size if mask_size is None else mask_size
-            for mask_size, size in zip(noise_shape, shape, strict=True)
-        )
+        return mask_shape(noise_shape, shape)
 
 
 def dropout_sites(model: keras.Model) -> list[DropoutSite]:
