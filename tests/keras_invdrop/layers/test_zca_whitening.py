@@ -85,14 +85,14 @@ class ZCAWhiteningTest(testing.TestCase):
         )
 
     def test_every_kind_of_data_gives_the_same(self):
-        x = correlated(2300)  # more than two batches of an array
-        tensors = tf.data.Dataset.from_tensor_slices((x, np.zeros(2300)))
+        x = correlated(22_000)  # more than two chunks
+        tensors = tf.data.Dataset.from_tensor_slices((x, np.zeros(22_000)))
         kinds = {
             "array": x,
             "tensor": ops.convert_to_tensor(x),
             "tf.data": tensors.batch(100),
             "PyDataset": Batches(x),
-            "generator": (x[i : i + 7] for i in range(0, 2300, 7)),
+            "generator": (x[i : i + 7] for i in range(0, 22_000, 7)),
             "list": [x[:1], x[1:2], x[2:]],
         }
         mean, matrix = whitening_by_hand(x, 0.1)
@@ -104,8 +104,8 @@ class ZCAWhiteningTest(testing.TestCase):
 
     def test_a_large_mean_costs_no_accuracy(self):
         # Sums of squares without correction would lose all digits here.
-        x = correlated(400, (5,))
-        data = [x[:200] + 3000, x[200:] + 3000]
+        x = correlated(20_000, (5,))
+        data = [x[:10_000] + 3000, x[10_000:] + 3100]  # two chunks
         layer = ZCAWhitening()
         layer.adapt(data)
         _, matrix = whitening_by_hand(np.concatenate(data), 0.1)
@@ -164,6 +164,10 @@ class ZCAWhiteningTest(testing.TestCase):
             (x[:1], "`data`. Expected two examples or more.*Received: 1"),
             ([], "`data`. Expected two examples or more.*Received: 0"),
             ([x, x[:, :2]], r"`data`. Expected examples of shape \(4, 3\)"),
+            (
+                [np.zeros((10_000, 4, 3)), x[:, :2]],
+                r"`data`. Expected examples of shape \(4, 3\)",
+            ),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 layer.adapt(data)
