@@ -3,5 +3,11 @@
 Needs the extra: `pip install keras-invdrop[applications]`.
 """
 
+from .networks import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
 from .networks import METHODS as METHODS
+from .networks import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
+from .networks import cifar10_mlp as cifar10_mlp
+from .networks import mas_mlp as mas_mlp
+from .networks import maxout_cnn as maxout_cnn
 from .networks import mnist_mlp as mnist_mlp
+from .networks import relu_cnn as relu_cnn

@@ -1,29 +1,39 @@
 """The command `keras-invdrop`."""
 
+import functools
+import json
 import shlex
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from typing import Literal
+from typing import Any
 
 import keras
 import typer
 from rich.console import Console
 
+from keras_invdrop.validation import invalid
+
 from . import recipes
+from .console import paper_table
 from .console import results_table
 from .console import training_progress
-from .datasets import DATASETS
-from .datasets import ENCODINGS
+from .datasets import Dataset
 from .datasets import load
 from .demo import run_demo
-from .networks import METHODS
+from .report import as_objects
+from .report import read_all
 from .results import add_result
 from .results import read_results
+from .splicing import generate_splicing as generated
+from .splicing import load_splicing
+from .splicing import partition_of
+from .splicing import save_splicing
+from .tables import Row
+from .tables import rows
 from .training import save
-from .training import train_mnist
+from .training import train as train_row
 
 app = typer.Typer(
     help="Invariant dropout (Ba, Xiong and Frey, 2014): the paper's networks."
@@ -46,22 +56,40 @@ Out = Annotated[
 ]
 
 
-# What an option takes is what the functions take.
-Dropout = StrEnum("Dropout", {name: name for name in METHODS})  # type: ignore[misc]
-Encoding = StrEnum("Encoding", {name: name for name in ENCODINGS})  # type: ignore[misc]
-Data = StrEnum("Data", {name: name for name in DATASETS})  # type: ignore[misc]
-
-
-def one_of(choices, what):
-    """An option that takes one of `choices`, which the help text lists."""
-    return typer.Option(metavar="NAME", help=f"{what}: {', '.join(choices)}.")
-
-
 def called() -> str:
     """The command as it was called, to be pasted into a shell."""
     backend = keras.backend.backend()
     arguments = shlex.join(["keras-invdrop", *sys.argv[1:]])
     return f"KERAS_BACKEND={backend} {arguments}"
+
+
+# The rows that follow one another have their examples in common.
+load = functools.lru_cache(maxsize=1)(load)
+load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
+
+
+def dataset_of(row: Row, data: str | None, limit_train: int | None) -> Dataset:
+    """The examples of a row, from where the option `--data` says."""
+    if row.partition is not None:
+        if data is None:
+            raise invalid(
+                "--data",
+                "the file of the splicing data (.csv or .npz), which are not "
+                "public in one file; `keras-invdrop generate-splicing "
+                "FILE.npz` makes data of the same shape",
+                data,
+            )
+        return partition_of(
+            load_splicing(Path(data)), row.partition, limit_train
+        )
+    name = row.dataset
+    if data is not None:
+        if name != "mnist" or data != "digits":
+            raise invalid(
+                "--data", "'digits' for Table 2, a file for Table 5", data
+            )
+        name = data
+    return load(name, row.encoding, limit_train=limit_train)
 
 
 @app.command()
@@ -89,35 +117,49 @@ def demo(
 
 @app.command()
 def train(
-    network: Annotated[
-        Literal["mnist"],
+    row: Annotated[
+        str,
         typer.Argument(
-            metavar="NETWORK", help="mnist: 784-1000-1000-10, of Table 2."
+            metavar="ROW",
+            help="A row of the paper's tables, such as table3/relu/invariant, "
+            "or several: table5, table5/1. `keras-invdrop tables` lists them.",
         ),
     ],
-    dropout: Annotated[
-        Dropout, one_of(METHODS, "The columns of Table 2, or none")
-    ] = Dropout["invariant"],
-    encoding: Annotated[
-        Encoding,
-        one_of(ENCODINGS, "Ink 1 and background 0, or the other way round"),
-    ] = Encoding["original"],
-    dataset: Annotated[
-        Data,
-        one_of(
-            DATASETS,
-            "5,000 digits that come with a package, or all 70,000, which "
-            "tensorflow-datasets takes from TFDS_DATA_DIR or downloads",
-        ),
-    ] = Data["digits"],
-    activation: Annotated[
-        str, typer.Option(help="Of the hidden units: relu, sigmoid, tanh ...")
-    ] = "relu",
-    epochs: Epochs = None,
     seed: Annotated[
         int,
         typer.Option(min=0, help="Of initial weights, masks and shuffling."),
     ] = 0,
+    width: Annotated[
+        float,
+        typer.Option(
+            help="Multiplier of the units and feature maps of every layer."
+        ),
+    ] = 1.0,
+    epochs: Epochs = None,
+    limit_train: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Training examples to use.", show_default="all"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="For Table 2: digits, 5,000 that come with a package, in "
+            "place of MNIST. For Table 5: the file of the splicing data "
+            "(.csv or .npz).",
+            show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, "
+            "or downloads",
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the hidden units, in Tables 2, 3 (dnn) and 5: relu, "
+            "sigmoid, tanh ...",
+            show_default="relu",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(min=0, help="At the start.", show_default="the recipe's"),
@@ -131,48 +173,85 @@ def train(
             show_default="the recipe's",
         ),
     ] = None,
-    limit_train: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Training examples to use.", show_default="all"
-        ),
-    ] = None,
     out: Out = Path("runs"),
 ):
-    """Train one of the paper's networks, select on validation, test once.
+    """Train rows of the paper's tables, select on validation, test once.
 
-    Writes the model (.keras), its history (.csv) and adds its result to
-    results.jsonl. A run of the same data set, encoding, activation, dropout
-    and seed takes the place of an earlier one in the same directory.
+    Writes the model (.keras), its history (.csv) and adds the result to
+    results.jsonl. A run of the same row, data set, activation, width and seed
+    takes the place of an earlier one in the same directory. All methods of a
+    table start from the same initial weights.
     """
-    recipe = recipes.MNIST
-    if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
-    if learning_rate is not None:
-        recipe = replace(recipe, learning_rate=learning_rate)
-    if beta_decay is not None:
-        recipe = replace(recipe, beta_decay=beta_decay)
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "beta_decay": beta_decay,
+    }
+    changes = {k: v for k, v in options.items() if v is not None}
+    chosen = [
+        replace(found, recipe=replace(found.recipe, **changes))
+        for found in rows(row)
+    ]
     # A file that cannot be added to is better found before than after.
     read_results(out / "results.jsonl")
-    data = load(dataset, encoding, limit_train=limit_train)
-    with (
-        training_progress(1, recipe.epochs) as training,
-        training(f"{dropout} dropout, {encoding} {dataset}") as on_epoch,
-    ):
-        run = train_mnist(
-            data,
-            dropout,
-            recipe,
-            seed,
-            activation,
-            command=called(),
-            on_epoch=on_epoch,
-        )
-    save(run, out)
-    add_result(out / "results.jsonl", run.result)
+    results = []
+    with training_progress(len(chosen), chosen[0].recipe.epochs) as training:
+        for each in chosen:
+            dataset = dataset_of(each, data, limit_train)
+            with training(f"{each.id}, seed {seed}") as on_epoch:
+                run = train_row(
+                    each,
+                    dataset,
+                    seed,
+                    width,
+                    activation,
+                    command=called(),
+                    on_epoch=on_epoch,
+                )
+            save(run, out)
+            add_result(out / "results.jsonl", run.result)
+            results.append(run.result)
     console = Console()
-    console.print(results_table([run.result]))
-    console.print(f"The model, its history and the result are in {out}/")
+    console.print(results_table(results))
+    console.print(f"Models, histories and results are in {out}/")
+
+
+@app.command()
+def tables(
+    results: Annotated[
+        Path,
+        typer.Option(
+            file_okay=False,
+            help="Directory of results: all files results*.jsonl below it.",
+        ),
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A list of objects, for scripts.")
+    ] = False,
+):
+    """List the rows of the paper's tables, and what was measured of each."""
+    found = read_all(results)
+    if as_json:
+        print(json.dumps(as_objects(found), indent=2))
+    else:
+        Console().print(paper_table(found))
+
+
+@app.command()
+def generate_splicing(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write: an .npz.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+):
+    """GENERATE data of the shape of the splicing data, for Table 5.
+
+    The mouse splicing data of the paper are not public in one file. These
+    have their size, sparsity and class bias and are drawn at random: they
+    serve to try the command, and say nothing about splicing.
+    """
+    save_splicing(path, generated(seed=seed))
+    print(f"Generated data are in {path}")
 
 
 def main():

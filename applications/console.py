@@ -1,6 +1,7 @@
 """What a person sees of trainings: their progress, and their results."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -14,8 +15,14 @@ from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
+from .report import Measurement
+from .report import measurements
 from .results import Result
 from .results import mean_and_interval
+from .tables import ROWS
+
+# Unit -> heading.
+MEASURES = {"%": "test error (%)", "bits": "code quality (bits)"}
 
 
 @contextmanager
@@ -43,8 +50,9 @@ def training_progress(trainings: int, epochs: int) -> Iterator[Callable]:
             task = progress.add_task(description, total=epochs)
 
             def on_epoch(done: int) -> None:
-                progress.update(task, completed=done)
-                progress.update(total, completed=before + done)
+                # Training anew goes beyond the epochs that were expected.
+                progress.update(task, completed=done, total=max(epochs, done))
+                progress.update(total, completed=before + min(epochs, done))
 
             yield on_epoch
             before += epochs
@@ -55,32 +63,91 @@ def training_progress(trainings: int, epochs: int) -> Iterator[Callable]:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """The test errors, method by encoding, as a table to print."""
+    """The figures of the test sets, row by row, as a table to print."""
     first = results[0]
     table = Table(
-        title=f"Test error on {first.test_examples:,} digits after training "
-        f"on {first.training_examples:,}\n{first.source}",
-        caption=f"{first.network} {first.activation}, {first.epochs} epochs, "
+        title=f"{_span(r.training_examples for r in results)} examples for "
+        f"training, {_span(r.test_examples for r in results)} for test\n"
+        f"{first.source}",
+        caption=f"{first.network}{_details(first)}, {first.epochs} epochs, "
         f"{first.backend} backend. Mean and 95 % confidence interval over "
         "seeds (Student's t).",
     )
-    table.add_column("dropout")
-    table.add_column("encoding")
-    table.add_column("test error (%)", justify="right")
+    table.add_column("row")
+    table.add_column(MEASURES[first.unit], justify="right")
     table.add_column("seeds")
     table.add_column("seconds each", justify="right")
-    groups: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault((result.dropout, result.encoding), []).append(result)
-    for (dropout, encoding), group in groups.items():
-        mean, half_width = mean_and_interval(r.test_error for r in group)
-        interval = "" if len(group) == 1 else f" ± {half_width:.2f}"
+        groups.setdefault(result.row, []).append(result)
+    for row, group in groups.items():
+        mean, half_width = mean_and_interval(r.test for r in group)
         seconds, _ = mean_and_interval(r.seconds for r in group)
         table.add_row(
-            dropout,
-            encoding,
-            f"{mean:.2f}{interval}",
+            row,
+            _figure(mean, half_width if len(group) > 1 else None),
             ", ".join(str(r.seed) for r in group),
             f"{seconds:.0f}",
         )
     return table
+
+
+def paper_table(results: Sequence[Result]) -> Table:
+    """The rows of the paper's tables, printed and measured, to print."""
+    table = Table(
+        title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
+        caption="Test error in %, or code quality in bits (Table 5). "
+        '"paper" is the paper\'s figure. Measured: mean and 95 % confidence '
+        "interval over seeds (Student's t).",
+    )
+    table.add_column("row", no_wrap=True)
+    table.add_column("network")
+    table.add_column("paper", justify="right", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("on")
+    number = None
+    for row in ROWS.values():
+        if row.table != number:
+            table.add_section()
+        number = row.table
+        measured = measurements(row, results)
+        printed = f"{row.printed:.2f} {row.unit}"
+        if not measured:
+            table.add_row(row.id, row.network.name, printed, "not run", "")
+        for i, each in enumerate(measured):
+            table.add_row(
+                *((row.id, row.network.name, printed) if i == 0 else [""] * 3),
+                f"{_figure(each.mean, each.half_width)} {row.unit}",
+                f"{each.source}, {each.training_examples:,} examples, "
+                f"{each.epochs} epochs{_details(each)}, {_seeds(each)}, "
+                f"{each.backend}",
+            )
+    return table
+
+
+def _figure(mean: float, half_width: float | None) -> str:
+    return f"{mean:.2f}" + (
+        "" if half_width is None else f" ± {half_width:.2f}"
+    )
+
+
+def _details(of: Result | Measurement) -> str:
+    """What is not the row's own: width, activation, settings of the recipe."""
+    details = ""
+    if of.width != 1:
+        details += f", width {of.width:g}"
+    if of.activation is not None:
+        details += f", {of.activation}"
+    if isinstance(of, Measurement):
+        details += "".join(f", {k} {v}" for k, v in of.settings.items())
+    return details
+
+
+def _seeds(measurement: Measurement) -> str:
+    seeds = ", ".join(map(str, measurement.seeds))
+    return f"seed{'s' if len(measurement.seeds) > 1 else ''} {seeds}"
+
+
+def _span(values: Iterable[int]) -> str:
+    low, high = min(found := list(values)), max(found)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

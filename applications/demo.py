@@ -12,9 +12,10 @@ from .figures import figure_2
 from .figures import save_figure
 from .results import Result
 from .results import write_results
+from .tables import ROWS
 from .training import Run
 from .training import save
-from .training import train_mnist
+from .training import train
 
 DROPOUTS = ("standard", "invariant")
 
@@ -56,10 +57,12 @@ def run_demo(
                 for dropout in DROPOUTS:
                     label = f"{dropout} dropout, {encoding} digits, seed {seed}"
                     with training(label) as on_epoch:
-                        run = train_mnist(
+                        run = train(
+                            replace(
+                                ROWS[f"table2/{encoding}/{dropout}"],
+                                recipe=recipe,
+                            ),
                             dataset,
-                            dropout,
-                            recipe,
                             seed,
                             test_curve=True,
                             command=command,

@@ -19,6 +19,7 @@ from keras_invdrop.plots import plot_image  # noqa: E402
 from keras_invdrop.plots import plot_mean_against_shift  # noqa: E402
 
 from .datasets import Dataset  # noqa: E402
+from .datasets import in_memory  # noqa: E402
 from .results import replacing  # noqa: E402
 
 
@@ -52,7 +53,8 @@ def figure_1(
         f"Mean over {max(seeds)} seeds, and their range "
         "(training error with dropout)",
     )
-    plot_image(dataset.train.x.mean(axis=0).reshape(28, 28), mean, "Mean input")
+    images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
+    plot_image(images, mean, "Mean input")
     learned = keras.ops.convert_to_numpy(model.get_layer("input_dropout").beta)
     plot_image(learned.reshape(28, 28), beta, "Learned beta of the input", True)
     return fig
@@ -75,7 +77,7 @@ def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
     )
     for (dataset, sites), row in zip(rows, axes, strict=True):
         for site, ax in zip(sites, row, strict=True):
-            activities = site.activities(dataset.train.x)
+            activities = site.activities(in_memory(dataset.train).x)
             name = site.layer.name.removesuffix("_dropout").replace("_", " ")
             plot_mean_against_shift(
                 activities.mean(axis=0),

@@ -18,11 +18,13 @@ import scipy.stats
 class Result:
     """One training, with all that is needed to repeat it.
 
-    Errors are in percent; `validation_error` is None where nothing was
-    selected on validation examples. `seconds` is the time of all epochs, with
-    the validation after each.
+    `validation` and `test` are figures in `unit`: the error in "%", or the
+    code quality in "bits". `validation` is None where nothing was selected on
+    validation examples, `activation` where it is the network's own. `seconds`
+    is the time of all epochs, with the validation after each.
     """
 
+    row: str
     dataset: str
     source: str
     encoding: str
@@ -30,13 +32,16 @@ class Result:
     validation_examples: int
     test_examples: int
     network: str
-    activation: str
+    width: float
+    parameters: int
+    activation: str | None
     dropout: str
     seed: int
     epochs: int
     selected_epoch: int
-    validation_error: float | None
-    test_error: float
+    unit: str
+    validation: float | None
+    test: float
     seconds: float
     backend: str
     versions: dict[str, str]
@@ -46,10 +51,12 @@ class Result:
     @property
     def name(self) -> str:
         """What the run's files are called."""
-        return (
-            f"{self.dataset}-{self.encoding}-{self.activation}-"
-            f"{self.dropout}-seed{self.seed}"
-        )
+        parts = [self.row.replace("/", "-"), self.dataset]
+        if self.activation is not None:
+            parts.append(self.activation)
+        if self.width != 1:
+            parts.append(f"width{self.width:g}")
+        return "-".join([*parts, f"seed{self.seed}"])
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from keras_invdrop.validation import is_integer
 from .datasets import SPLIT_SEED
 from .datasets import Dataset
 from .datasets import Split
+from .datasets import limit
 from .results import replacing
 
 PARTITIONS = 6
@@ -140,12 +141,7 @@ def partition_of(
     (test,) = np.nonzero(splicing.partition == number)
     (validation,) = np.nonzero(splicing.partition == following)
     (train,) = np.nonzero(~np.isin(splicing.partition, (number, following)))
-    if limit_train is not None:
-        if not is_integer(limit_train) or not 1 <= limit_train <= len(train):
-            raise invalid(
-                "limit_train", f"an integer from 1 to {len(train)}", limit_train
-            )
-        train = train[:limit_train]
+    train = train[: limit(limit_train, len(train))]
 
     def split(which):
         return Split(splicing.features[which], splicing.targets[which])

@@ -1,10 +1,9 @@
-"""Trains one network with one method, one encoding and one seed."""
+"""Trains one row of the paper's tables with one seed."""
 
 import importlib.metadata
 import tempfile
 import time
 from collections.abc import Callable
-from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ import pandas as pd
 
 from .datasets import Dataset
 from .datasets import Split
-from .networks import mnist_mlp
-from .recipes import Recipe
+from .datasets import Stream
+from .datasets import in_memory
+from .metrics import CodeQuality
 from .results import Result
 from .results import replacing
+from .tables import Row
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Run:
         history: One row per epoch: `training_loss` and `training_error`
             (measured while training, with dropout), `validation_error` if
             there is a validation set, `test_error` if a curve was asked for.
-            Errors are in percent.
+            Errors are in percent; for the splicing data, `_bits` of code
+            quality stand in their place.
         result: The figures, and all that is needed to repeat them.
     """
 
@@ -42,154 +44,259 @@ class Run:
 class _Snapshots(keras.callbacks.Callback):
     """Keeps weights in a directory: after each epoch, or of the best alone.
 
-    The best epoch is the first with the lowest validation error, or the last
-    one where there is no validation.
+    The best epoch is the first with the highest `metric` on validation, or
+    the last one where there is no validation.
     """
 
-    def __init__(self, directory: Path, every_epoch: bool):
+    def __init__(self, directory: Path, metric: str, every_epoch: bool):
         super().__init__()
         self.directory = directory
+        self.metric = f"val_{metric}"
         self.every_epoch = every_epoch
         self.best_epoch = 0
-        self.best_accuracy = -1.0
+        self.best = -np.inf
 
     def path(self, epoch: int) -> Path:
         return self.directory / f"{epoch if self.every_epoch else 'best'}.npz"
 
     def on_epoch_end(self, epoch, logs=None):
-        accuracy = logs.get("val_accuracy", self.best_accuracy)
-        best = accuracy > self.best_accuracy or "val_accuracy" not in logs
+        value = logs.get(self.metric, self.best)
+        best = value > self.best or self.metric not in logs
         if best:
-            self.best_epoch, self.best_accuracy = epoch, accuracy
+            self.best_epoch, self.best = epoch, value
         if best or self.every_epoch:
             np.savez(self.path(epoch), *self.model.get_weights())
 
-    def restore(self, epoch: int):
+    def restore(self, model: keras.Model, epoch: int):
         with np.load(self.path(epoch)) as weights:
-            self.model.set_weights(list(weights.values()))
+            model.set_weights(list(weights.values()))
 
 
-def train_mnist(
+def train(
+    row: Row,
     dataset: Dataset,
-    dropout: str,
-    recipe: Recipe,
     seed: int,
-    activation: str = "relu",
-    hidden_units: Sequence[int] = (1000, 1000),
+    width: float = 1.0,
+    activation: str | None = None,
     test_curve: bool = False,
     command: str = "",
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Run:
-    """Trains the network of Table 2.
+    """Trains the network of a row by its recipe.
 
-    The weights of the epoch with the lowest validation error are selected,
-    the earlier one if two are equal, or those of the last epoch where the
-    data set has no validation examples. Only then is the test set looked at,
-    once: by the selected weights or, for a curve, by those of every epoch.
+    The weights of the epoch with the lowest validation error (or the highest
+    code quality) are selected, the earlier one if two are equal, or those of
+    the last epoch where the data set has no validation examples. If the
+    recipe says so, the network is trained anew, on the validation examples as
+    well, for as many epochs. Only then is the test set looked at, once: by
+    the selected weights or, for a curve, by those of every epoch.
+
+    With one seed, the networks of all methods have the same initial weights.
 
     Args:
+        row: The row, with the network, the method and the recipe.
         dataset: The examples.
-        dropout: One of the methods of `mnist_mlp`.
-        recipe: How to train.
         seed: Integer. Seed of initial weights, masks and the order of the
             examples.
-        activation: Activation function of the hidden units.
-        hidden_units: Units of each hidden layer.
-        test_curve: Whether to measure the test error of every epoch, too.
+        width: Multiplier of the units of the network's layers.
+        activation: Activation function of the hidden units, by default the
+            network's own. For `mnist_mlp`.
+        test_curve: Whether to measure the test set after every epoch, too.
         command: What was called, for the result.
         on_epoch: Called with the number of epochs done after each.
 
     Returns:
         A `Run`.
     """
-    keras.utils.set_random_seed(seed)
-
-    def network(classifier_activation):
-        return mnist_mlp(
-            dropout,
-            activation,
-            hidden_units,
-            input_rate=recipe.input_rate,
-            hidden_rate=recipe.hidden_rate,
-            beta_regularizer=recipe.beta_regularizer(),
-            max_norm=recipe.max_norm,
-            classifier_activation=classifier_activation,
-        )
-
-    train, validation = dataset.train, dataset.validation
-    model = network(None)
-    model.compile(
-        optimizer=recipe.optimizer(-(-len(train) // recipe.batch_size)),
-        # From the logits: a probability rounded to 0 has no gradient.
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    task = _Task(row, dataset, seed, width, activation)
+    recipe, training, validation = row.recipe, dataset.train, dataset.validation
     progress = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1)
     )
     with tempfile.TemporaryDirectory() as directory:
-        snapshots = _Snapshots(Path(directory), every_epoch=test_curve)
+        metric = task.metric(from_logits=True)
+        snapshots = _Snapshots(Path(directory), metric.name, test_curve)
         started = time.perf_counter()
-        logs = model.fit(
-            train.x,
-            train.y,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            validation_data=(validation.x, validation.y)
-            if len(validation)
-            else None,
-            validation_batch_size=1000,
-            callbacks=[snapshots, progress],
-            verbose=0,
-        ).history
+        logs = task.fit(
+            task.model(),
+            training,
+            recipe.epochs,
+            validation,
+            snapshots,
+            progress,
+        )
         seconds = time.perf_counter() - started
+        selected = snapshots.best_epoch + 1
         history = pd.DataFrame(
-            {
-                "training_loss": logs["loss"],
-                "training_error": _percent_wrong(logs["accuracy"]),
-            },
+            {"training_loss": logs["loss"]},
             index=pd.RangeIndex(1, recipe.epochs + 1, name="epoch"),
         )
+        history[f"training_{task.measure}"] = task.figures(logs[metric.name])
+        validated = None
         if len(validation):
-            errors = _percent_wrong(logs["val_accuracy"])
-            history["validation_error"] = errors
+            figures = task.figures(logs[snapshots.metric])
+            history[f"validation_{task.measure}"] = figures
+            validated = float(figures[selected - 1])
+        network = task.network("softmax")
+        if recipe.retrain and len(validation):
+            retrained = task.model()
+            task.fit(
+                retrained,
+                _joined(in_memory(training), validation),
+                selected,
+                None,
+                keras.callbacks.LambdaCallback(
+                    on_epoch_end=lambda epoch, logs: on_epoch(
+                        recipe.epochs + epoch + 1
+                    )
+                ),
+            )
+            network.set_weights(retrained.get_weights())
+        else:
+            snapshots.restore(network, snapshots.best_epoch)
         # Everything is chosen: from here on the test set may be seen.
         if test_curve:
-            test_errors = []
+            curve = task.network("softmax")
+            tested = []
             for epoch in range(recipe.epochs):
-                snapshots.restore(epoch)
-                test_errors.append(error_percent(model, dataset.test))
-            history["test_error"] = test_errors
-        snapshots.restore(snapshots.best_epoch)
-    selected = snapshots.best_epoch + 1
-    trained = network("softmax")
-    trained.set_weights(model.get_weights())
+                snapshots.restore(curve, epoch)
+                tested.append(task.test(curve))
+            history[f"test_{task.measure}"] = tested
     result = Result(
+        row=row.id,
         dataset=dataset.name,
         source=dataset.source,
         encoding=dataset.encoding,
-        training_examples=len(train),
+        training_examples=len(training),
         validation_examples=len(validation),
         test_examples=len(dataset.test),
-        network="-".join(
-            map(str, (train.x.shape[1], *hidden_units, trained.output_shape[1]))
-        ),
+        network=row.network.name,
+        width=width,
+        parameters=network.count_params(),
         activation=activation,
-        dropout=dropout,
+        dropout=row.method,
         seed=seed,
         epochs=recipe.epochs,
         selected_epoch=selected,
-        validation_error=float(history.validation_error[selected])
-        if len(validation)
-        else None,
-        test_error=error_percent(trained, dataset.test),
+        unit=row.unit,
+        validation=validated,
+        test=task.test(network),
         seconds=round(seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
         command=command,
         recipe=asdict(recipe),
     )
-    return Run(trained, history, result)
+    return Run(network, history, result)
+
+
+class _Task:
+    """What is the same for every fit of one training."""
+
+    def __init__(
+        self,
+        row: Row,
+        dataset: Dataset,
+        seed: int,
+        width: float,
+        activation: str | None,
+    ):
+        self.row = row
+        self.dataset = dataset
+        self.seed = seed
+        self.width = width
+        self.activation = activation
+        # In the history: "training_error", "training_bits".
+        self.measure = "bits" if row.unit == "bits" else "error"
+
+    def network(
+        self, classifier_activation: str | None, method: str | None = None
+    ) -> keras.Model:
+        recipe = self.row.recipe
+        options: dict = {}
+        if self.activation is not None:
+            options["activation"] = self.activation
+        if self.row.unit == "bits":
+            _, options["tissues"], options["classes"] = (
+                self.dataset.test.y.shape
+            )
+        return self.row.network.build(
+            dropout=method or self.row.method,
+            width=self.width,
+            input_rate=recipe.input_rate,
+            hidden_rate=recipe.hidden_rate,
+            beta_regularizer=recipe.beta_regularizer(),
+            max_norm=recipe.max_norm,
+            input_shape=self.dataset.test.x.shape[1:],
+            classifier_activation=classifier_activation,
+            **options,
+        )
+
+    def model(self) -> keras.Model:
+        """A network to train, which returns logits, with initial weights.
+
+        Layers draw their seeds in turn, so that those of one method would get
+        other weights than those of another: all take them from one network.
+        """
+        keras.utils.set_random_seed(self.seed)
+        initial = self.network(None, "standard")
+        keras.utils.set_random_seed(self.seed)
+        model = self.network(None)
+        for layer in initial.layers:
+            if layer.weights:
+                model.get_layer(layer.name).set_weights(layer.get_weights())
+        return model
+
+    def metric(self, from_logits: bool) -> keras.Metric:
+        if self.row.unit == "bits":
+            naive_guess = in_memory(self.dataset.train).y.mean(axis=0)
+            return CodeQuality(naive_guess, from_logits=from_logits)
+        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    def fit(
+        self,
+        model: keras.Model,
+        examples: Split | Stream,
+        epochs: int,
+        validation: Split | None = None,
+        *callbacks: keras.callbacks.Callback,
+    ) -> dict[str, list[float]]:
+        recipe = self.row.recipe
+        losses = keras.losses
+        model.compile(
+            optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
+            # From the logits: a probability rounded to 0 has no gradient.
+            loss=losses.CategoricalCrossentropy(from_logits=True)
+            if self.row.unit == "bits"
+            else losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[self.metric(from_logits=True)],
+        )
+        options: dict = {"epochs": epochs, "callbacks": callbacks, "verbose": 0}
+        if validation is not None and len(validation):
+            options["validation_data"] = validation.x, validation.y
+            options["validation_batch_size"] = 1000
+        if isinstance(examples, Stream):
+            with examples.reading():
+                data = examples.batches(recipe.batch_size, self.seed)
+                return model.fit(data, **options).history
+        return model.fit(
+            examples.x, examples.y, batch_size=recipe.batch_size, **options
+        ).history
+
+    def figures(self, values: list[float]) -> np.ndarray:
+        """What a metric gave for each epoch, in the unit of the row."""
+        if self.row.unit == "bits":
+            return np.asarray(values)
+        # Accuracies are float32: 0.982 is 0.98199999332.
+        return np.round(100 * (1 - np.asarray(values)), 4)
+
+    def test(self, network: keras.Model) -> float:
+        """The figure of the test set, in the unit of the row."""
+        test = self.dataset.test
+        outputs = network.predict(test.x, batch_size=1000, verbose=0)
+        metric = self.metric(from_logits=False)
+        metric.update_state(test.y, outputs)
+        return round(float(self.figures([float(metric.result())])[0]), 4)
 
 
 def save(run: Run, directory: Path) -> None:
@@ -204,16 +311,11 @@ def save(run: Run, directory: Path) -> None:
         run.history.to_csv(temporary)
 
 
-def error_percent(model: keras.Model, split: Split) -> float:
-    """Percent of the examples in `split` that `model` classifies wrongly."""
-    outputs = model.predict(split.x, batch_size=1000, verbose=0)
-    wrong = np.mean(outputs.argmax(axis=1) != split.y)
-    return round(100 * float(wrong), 4)
-
-
-def _percent_wrong(accuracy: list[float]) -> np.ndarray:
-    # Accuracies are float32: 0.982 is 0.98199999332.
-    return np.round(100 * (1 - np.asarray(accuracy)), 4)
+def _joined(*splits: Split) -> Split:
+    return Split(
+        np.concatenate([split.x for split in splits]),
+        np.concatenate([split.y for split in splits]),
+    )
 
 
 def _versions() -> dict[str, str]:

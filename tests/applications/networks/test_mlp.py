@@ -2,6 +2,8 @@ import keras
 import numpy as np
 import pytest
 from keras_invdrop.applications import METHODS
+from keras_invdrop.applications import cifar10_mlp
+from keras_invdrop.applications import mas_mlp
 from keras_invdrop.applications import mnist_mlp
 
 from keras_invdrop import InvariantDropout
@@ -95,3 +97,50 @@ def test_unknown_method():
         ValueError, match="`dropout`. Expected one of 'none', 'standard'.*'x'"
     ):
         mnist_mlp("x")
+
+
+def test_cifar10_mlp_by_hand():
+    # 3072-2000-2000-10, on flattened images.
+    dense = 3072 * 2000 + 2000 + 2000 * 2000 + 2000 + 2000 * 10 + 10
+    assert cifar10_mlp("standard").count_params() == dense
+    model = cifar10_mlp("invariant")
+    assert model.count_params() == dense + 3072 + 2000 + 2000
+    assert model.input_shape == (None, 32, 32, 3)
+    assert model.name == "cifar10_mlp"
+
+
+def test_mas_mlp_by_hand():
+    # 1014-1000, and three outcomes in each of four tissues.
+    dense = 1014 * 1000 + 1000 + 1000 * 12 + 12
+    assert mas_mlp("none").count_params() == dense
+    assert mas_mlp("standard").count_params() == dense
+    assert mas_mlp("invariant").count_params() == dense + 1014 + 1000
+    model = mas_mlp(width=0.01, tissues=5, input_shape=(7,))
+    outputs = model.predict(np.ones((2, 7)), verbose=0)
+    assert outputs.shape == (2, 5, 3)
+    np.testing.assert_allclose(outputs.sum(axis=-1), 1, rtol=1e-5)
+    logits = mas_mlp(width=0.01, classifier_activation=None)
+    assert logits.layers[-1].activation is keras.activations.linear
+
+
+@pytest.mark.parametrize("build", [mnist_mlp, cifar10_mlp, mas_mlp])
+def test_width(build):
+    model = build(width=0.25, hidden_units=(10, 6))
+    # Python rounds a half to the even number: 2.5 and 1.5 both to 2.
+    assert model.get_layer("hidden_1").units == 2
+    assert model.get_layer("hidden_2").units == 2
+    with pytest.raises(
+        ValueError, match="`width`. Expected .* 10 times 0.04 rounds to 0"
+    ):
+        build(width=0.04, hidden_units=(10,))
+    with pytest.raises(ValueError, match="`width`. Expected a finite float"):
+        build(width=0)
+
+
+def test_one_max_norm_for_each_layer():
+    model = mnist_mlp(hidden_units=(3, 4), max_norm=(0.9, 1.5, 2))
+    names = ("hidden_1", "hidden_2", "classifier")
+    norms = [model.get_layer(n).kernel_constraint.max_value for n in names]
+    assert norms == [0.9, 1.5, 2]
+    with pytest.raises(ValueError, match="`max_norm`. Expected .* of 3 layers"):
+        mnist_mlp(hidden_units=(3, 4), max_norm=(0.9, 1.5))
