@@ -73,14 +73,14 @@ class RampedSGD(keras.optimizers.SGD):
     def build(self, variables):
         # "convolution_1/conv/kernel": a layer's name is a part of the path.
         paths = [variable.path.split("/") for variable in variables]
-        for name in self.learning_rate_factors:
-            if not any(name in path for path in paths):
-                raise invalid(
-                    "learning_rate_factors",
-                    "names of layers with trainable weights, such as "
-                    + repr(paths[0][0]),
-                    self.learning_rate_factors,
-                )
+        unknown = set(self.learning_rate_factors).difference(*paths)
+        if unknown:
+            raise invalid(
+                "learning_rate_factors",
+                "names of layers in the paths of the trainable weights, "
+                + ", ".join("/".join(path) for path in paths),
+                self.learning_rate_factors,
+            )
         self._factors = [
             math.prod(self.learning_rate_factors.get(name, 1) for name in path)
             for path in paths

@@ -278,7 +278,7 @@ class _Task:
         if isinstance(examples, Stream):
             with examples.reading():
                 data = examples.batches(recipe.batch_size, self.seed)
-                return model.fit(data, **options).history
+                return model.fit(data, shuffle=False, **options).history
         return model.fit(
             examples.x, examples.y, batch_size=recipe.batch_size, **options
         ).history

@@ -26,6 +26,7 @@ def blobs():
 def result():
     """A result of one training, of one of several seeds."""
     return Result(
+        row="table2/inverted/invariant",
         dataset="digits",
         source="here",
         encoding="inverted",
@@ -33,13 +34,16 @@ def result():
         validation_examples=0,
         test_examples=1000,
         network="784-1000-10",
-        activation="relu",
+        width=1.0,
+        parameters=1000,
+        activation=None,
         dropout="invariant",
         seed=0,
         epochs=3,
         selected_epoch=3,
-        validation_error=None,
-        test_error=5.0,
+        unit="%",
+        validation=None,
+        test=5.0,
         seconds=11.6,
         backend="jax",
         versions={},

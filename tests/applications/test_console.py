@@ -1,29 +1,34 @@
 import dataclasses
 import io
 
+from keras_invdrop.applications.console import paper_table
 from keras_invdrop.applications.console import results_table
 from keras_invdrop.applications.console import training_progress
+from keras_invdrop.applications.tables import ROWS
 from rich.console import Console
 
 
-def printed(results):
-    console = Console(file=io.StringIO(), width=100)
-    console.print(results_table(results))
+def printed(table, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
     return console.file.getvalue()
 
 
-def test_table_has_a_row_for_each_method_and_encoding(result):
+def test_table_has_a_line_for_each_row_of_the_paper(result):
+    other = dataclasses.replace(result, row="table2/inverted/standard")
     text = printed(
-        [
-            result,
-            dataclasses.replace(result, dropout="standard", test_error=7.0),
-            dataclasses.replace(result, seed=1, test_error=6.0),
-            dataclasses.replace(result, seed=2, test_error=7.0),
-        ]
+        results_table(
+            [
+                result,
+                dataclasses.replace(other, test=7.0),
+                dataclasses.replace(result, seed=1, test=6.0),
+                dataclasses.replace(result, seed=2, test=7.0),
+            ]
+        )
     )
     (invariant,) = (line for line in text.splitlines() if "invariant" in line)
     # Student's t with 2 degrees of freedom: 4.3027 / sqrt(3) = 2.48.
-    for words in ("inverted", "6.00 ± 2.48", "0, 1, 2", "12"):
+    for words in ("table2/inverted", "6.00 ± 2.48", "0, 1, 2", "12"):
         assert words in invariant
     (standard,) = (line for line in text.splitlines() if "standard" in line)
     assert "7.00" in standard
@@ -31,24 +36,59 @@ def test_table_has_a_row_for_each_method_and_encoding(result):
 
 
 def test_table_says_what_was_measured(result):
-    text = printed([result])
+    other = dataclasses.replace(result, test_examples=999, width=0.5)
+    text = printed(results_table([other, result]))
     for words in (
         "4,000",
-        "1,000",
+        "999 to 1,000",
         "here",
-        "784-1000-10 relu",
+        "784-1000-10, width 0.5",
         "3 epochs",
         "jax",
         "95 %",
+        "test error (%)",
     ):
         assert words in text
+    bits = dataclasses.replace(result, unit="bits")
+    assert "code quality (bits)" in printed(results_table([bits]))
+
+
+def test_paper_table(result):
+    results = [
+        dataclasses.replace(result, activation="tanh", test=3.0),
+        dataclasses.replace(result, seed=1, activation="tanh", test=5.0),
+        dataclasses.replace(result, width=0.25),
+    ]
+    text = printed(paper_table(results), width=200)
+    lines = text.splitlines()
+    at = next(
+        i
+        for i, line in enumerate(lines)
+        if "table2/inverted/invariant " in line
+    )
+    for words in ("784-1000-1000-10", "0.94 %", "4.00 ± 12.71 %", "here"):
+        assert words in lines[at]
+    for words in ("tanh", "seeds 0, 1", "3 epochs", "jax"):
+        assert words in lines[at]
+    for words in ("5.00 %", "width 0.25", "seed 0"):
+        assert words in lines[at + 1]
+    assert text.count("not run") == len(ROWS) - 1
+    (mas,) = (line for line in lines if "table5/1/invariant" in line)
+    assert "477.07 bits" in mas
+
+
+def test_ids_are_whole_on_a_narrow_screen(result):
+    text = printed(paper_table([result]), width=80)
+    for row in ROWS:
+        assert row in text
 
 
 def test_progress_counts_epochs(capsys):
     with training_progress(trainings=2, epochs=3) as training:
         for name in ("first", "second"):
             with training(name) as on_epoch:
-                for done in (1, 2, 3):
+                # The fourth is of training anew.
+                for done in (1, 2, 3, 4):
                     on_epoch(done)
     shown = capsys.readouterr().err
     assert "done: first" in shown

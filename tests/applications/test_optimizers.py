@@ -4,6 +4,8 @@ import pytest
 from keras import ops
 from keras_invdrop.applications.optimizers import RampedSGD
 
+from keras_invdrop import MaxoutConv2D
+
 
 def weights_of(optimizer, gradients):
     variable = keras.Variable(np.array([1.0, -2.0], dtype="float32"))
@@ -64,7 +66,14 @@ def test_the_ramp_runs_inside_one_compiled_step():
 
 def test_config_round_trip():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
-    optimizer = RampedSGD(schedule, 0.95, 0.4, ramp_steps=7, nesterov=False)
+    optimizer = RampedSGD(
+        schedule,
+        0.95,
+        0.4,
+        ramp_steps=7,
+        nesterov=False,
+        learning_rate_factors={"convolution_1": 0.05},
+    )
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.get_config() == optimizer.get_config()
     assert (again.momentum, again.momentum_start, again.ramp_steps) == (
@@ -73,11 +82,58 @@ def test_config_round_trip():
         7,
     )
     assert again.nesterov is False
+    assert again.learning_rate_factors == {"convolution_1": 0.05}
+
+
+def two_layers(optimizer):
+    """How the weights of two layers move in one step."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((3, 3, 1)),
+            MaxoutConv2D(2, 2, pieces=2, name="convolution"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1, name="hidden"),
+        ]
+    )
+    model.compile(optimizer, "mse")
+    x = np.random.default_rng(0).normal(size=(8, 3, 3, 1))
+    before = [w.copy() for w in model.get_weights()]
+    model.fit(x, x[:, 0, 0], batch_size=8, epochs=1, verbose=0)
+    return [
+        after - start
+        for after, start in zip(model.get_weights(), before, strict=True)
+    ]
+
+
+def test_a_layer_has_a_learning_rate_of_its_own():
+    # In one step from the same weights, so that the gradients are the same;
+    # the convolution is a layer within a layer.
+    usual = two_layers(RampedSGD(0.01))
+    scaled = two_layers(
+        RampedSGD(0.01, learning_rate_factors={"convolution": 0.05})
+    )
+    for i in (0, 1):  # kernel and bias
+        assert np.abs(usual[i]).max() > 0
+        np.testing.assert_allclose(scaled[i], 0.05 * usual[i], rtol=1e-3)
+    for i in (2, 3):
+        np.testing.assert_allclose(scaled[i], usual[i], rtol=1e-6)
+
+
+def test_a_factor_for_no_layer():
+    optimizer = RampedSGD(0.01, learning_rate_factors={"convolutoin": 0.05})
+    with pytest.raises(
+        ValueError,
+        match="`learning_rate_factors`. Expected names of layers .*/hidden/bi"
+        "as. Received: .*convolutoin",
+    ):
+        two_layers(optimizer)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"learning_rate_factors": {"a": 0}}, "`learning_rate_factors`. Expec"),
         ({"momentum": 0}, "`momentum`. Expected a float above 0"),
         ({"momentum": 1.5}, "`momentum`. Expected a float value between"),
         ({"momentum_start": -1}, "`momentum_start`. Expected a float"),

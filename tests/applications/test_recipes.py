@@ -1,16 +1,43 @@
 import keras
 import pytest
-from keras_invdrop.applications.recipes import DEMO
-from keras_invdrop.applications.recipes import MNIST
+from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
 
 
 def test_what_the_paper_says():
-    for recipe in (MNIST, DEMO):
-        assert recipe.momentum == 0.99
-        optimizer = recipe.optimizer(steps_per_epoch=5)
+    # Section 3: 0.99 for fully connected networks, 0.9 for convolutional ones.
+    for name, momentum in {
+        "MNIST": 0.99,
+        "DEMO": 0.99,
+        "CIFAR10_MLP": 0.99,
+        "MAS": 0.99,
+        "RELU_CNN": 0.9,
+    }.items():
+        optimizer = getattr(recipes, name).optimizer(steps_per_epoch=5)
         assert optimizer.nesterov
-        assert optimizer.momentum == 0.99
+        assert optimizer.momentum == momentum
+
+
+def test_what_is_published_of_the_maxout_networks():
+    cifar10, svhn = recipes.CIFAR10_MAXOUT, recipes.SVHN_MAXOUT
+    assert (cifar10.batch_size, svhn.batch_size) == (128, 128)
+    # Of CIFAR-10: linearly to 1 % over 500 epochs, momentum over 250.
+    optimizer = cifar10.optimizer(steps_per_epoch=4)
+    rate = optimizer._learning_rate
+    assert float(rate(0)) == pytest.approx(0.17)
+    assert float(rate(1000)) == pytest.approx(0.17 * (1 + 0.01) / 2)
+    assert float(rate(2000)) == pytest.approx(0.0017)
+    assert (optimizer.momentum_start, optimizer.momentum) == (0.5, 0.6)
+    assert optimizer.ramp_steps == 1000
+    # Of SVHN: to 0.1 % over 250 epochs, momentum over as many.
+    optimizer = svhn.optimizer(steps_per_epoch=4)
+    assert float(optimizer._learning_rate(0)) == pytest.approx(0.2)
+    assert float(optimizer._learning_rate(1000)) == pytest.approx(0.0002)
+    assert optimizer.ramp_steps == 1000
+    for recipe in (cifar10, svhn):
+        factors = recipe.optimizer(4).learning_rate_factors
+        assert factors == {f"convolution_{i}": 0.05 for i in (1, 2, 3)}
+        assert recipe.max_norm == (0.9, 1.9365, 1.9365, 1.9, 1.9365)
 
 
 def test_learning_rate_falls_geometrically():

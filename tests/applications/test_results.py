@@ -8,7 +8,7 @@ from keras_invdrop.applications import results
 
 def test_round_trip(result, tmp_path):
     path = tmp_path / "new" / "results.jsonl"
-    other = dataclasses.replace(result, seed=1, validation_error=None)
+    other = dataclasses.replace(result, seed=1, validation=2.5)
     assert results.read_results(path) == []
     results.write_results(path, [result, other])
     assert results.read_results(path) == [result, other]
@@ -29,10 +29,18 @@ def test_a_line_that_is_no_result_is_named(result, line, tmp_path):
 def test_a_result_takes_the_place_of_one_of_its_name(result, tmp_path):
     path = tmp_path / "results.jsonl"
     other = dataclasses.replace(result, seed=1)
-    again = dataclasses.replace(result, test_error=3.0)
+    again = dataclasses.replace(result, test=3.0)
     for each in (result, other, again):
         results.add_result(path, each)
     assert results.read_results(path) == [other, again]
+
+
+def test_names_tell_apart_what_is_kept_apart(result):
+    assert result.name == "table2-inverted-invariant-digits-seed0"
+    other = dataclasses.replace(result, activation="tanh", width=0.25, seed=3)
+    assert other.name == (
+        "table2-inverted-invariant-digits-tanh-width0.25-seed3"
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

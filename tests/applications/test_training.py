@@ -1,13 +1,20 @@
+import contextlib
 import csv
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras_invdrop.applications import METHODS
 from keras_invdrop.applications import training
 from keras_invdrop.applications.datasets import Split
+from keras_invdrop.applications.datasets import Stream
+from keras_invdrop.applications.metrics import CodeQuality
 from keras_invdrop.applications.recipes import Recipe
+from keras_invdrop.applications.splicing import generate_splicing
+from keras_invdrop.applications.splicing import partition_of
+from keras_invdrop.applications.tables import ROWS
 
 RECIPE = Recipe(
     epochs=4, batch_size=10, learning_rate=0.05, momentum=0.9, max_norm=2.0
@@ -15,10 +22,12 @@ RECIPE = Recipe(
 
 
 def train(dataset, dropout="invariant", recipe=RECIPE, seed=0, **options):
-    options.setdefault("test_curve", True)
-    return training.train_mnist(
-        dataset, dropout, recipe, seed, hidden_units=(32, 24), **options
+    row = dataclasses.replace(
+        ROWS["table2/original/invariant"], method=dropout, recipe=recipe
     )
+    options.setdefault("test_curve", True)
+    options.setdefault("width", 0.03)
+    return training.train(row, dataset, seed, **options)
 
 
 @pytest.mark.parametrize("dropout", METHODS)
@@ -26,7 +35,7 @@ def test_every_method_learns(blobs, dropout):
     recipe = dataclasses.replace(RECIPE, epochs=40)
     run = train(blobs, dropout, recipe)
     # Chance is 67 % wrong.
-    assert run.result.test_error < 20
+    assert run.result.test < 20
     assert run.history.training_loss.iloc[-1] < run.history.training_loss[1]
 
 
@@ -43,18 +52,18 @@ def test_selects_the_first_of_the_best_validation_errors(blobs):
     selected = run.result.selected_epoch
     assert errors[selected] == errors.min()
     assert (errors[: selected - 1] > errors.min()).all()
-    assert run.result.validation_error == errors.min()
+    assert run.result.validation == errors.min()
     # The model is the one of that epoch.
-    assert run.result.test_error == run.history.test_error[selected]
-    assert training.error_percent(run.model, blobs.test) == pytest.approx(
-        run.result.test_error
-    )
+    assert run.result.test == run.history.test_error[selected]
+    outputs = run.model.predict(blobs.test.x, verbose=0)
+    wrong = 100 * np.mean(outputs.argmax(axis=1) != blobs.test.y)
+    assert run.result.test == pytest.approx(wrong, abs=1e-4)
 
 
 def test_the_curve_changes_nothing(blobs):
     with_curve, without = train(blobs), train(blobs, test_curve=False)
     assert "test_error" not in without.history
-    for field in ("selected_epoch", "validation_error", "test_error"):
+    for field in ("selected_epoch", "validation", "test"):
         assert getattr(with_curve.result, field) == getattr(
             without.result, field
         )
@@ -63,13 +72,13 @@ def test_the_curve_changes_nothing(blobs):
 def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
     looks = []
 
-    def count(model, split):
-        looks.append(split is blobs.test)
+    def count(self, network):
+        looks.append(network)
         return 0.0
 
-    monkeypatch.setattr(training, "error_percent", count)
-    train(blobs, test_curve=False)
-    assert looks == [True]
+    monkeypatch.setattr(training._Task, "test", count)
+    run = train(blobs, test_curve=False)
+    assert looks == [run.model]
 
 
 def test_validation_selects_and_test_does_not(blobs):
@@ -82,20 +91,18 @@ def test_validation_selects_and_test_does_not(blobs):
         one.model.get_weights(), other.model.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-    assert one.result.test_error != other.result.test_error
+    assert one.result.test != other.result.test
 
 
 def test_without_validation_the_last_epoch_counts(blobs):
     empty = Split(blobs.validation.x[:0], blobs.validation.y[:0])
     blobs = dataclasses.replace(blobs, validation=empty)
     run = train(blobs)
-    assert train(blobs, test_curve=False).result.test_error == (
-        run.result.test_error
-    )
+    assert train(blobs, test_curve=False).result.test == run.result.test
     assert "validation_error" not in run.history
-    assert run.result.validation_error is None
+    assert run.result.validation is None
     assert run.result.selected_epoch == 4
-    assert run.result.test_error == run.history.test_error[4]
+    assert run.result.test == run.history.test_error[4]
 
 
 def test_same_seed_same_run(blobs):
@@ -123,7 +130,12 @@ def test_result_says_how_to_repeat_it(blobs):
         result.validation_examples,
         result.test_examples,
     ) == (60, 12, 30)
-    assert result.network == "784-32-24-10"
+    assert result.row == "table2/original/invariant"
+    assert result.network == "784-1000-1000-10"
+    assert result.width == 0.03
+    # 784-30-30-10
+    assert result.parameters == 784 * 30 + 30 + 30 * 30 + 30 + 30 * 10 + 10
+    assert (result.unit, result.activation) == ("%", None)
     assert (result.dropout, result.encoding, result.seed) == (
         "standard",
         "original",
@@ -145,7 +157,7 @@ def test_progress_is_told(blobs):
 def test_saved_files(blobs, tmp_path):
     run = train(blobs)
     training.save(run, tmp_path / "out")
-    name = "digits-original-relu-invariant-seed0"
+    name = "table2-original-invariant-digits-width0.03-seed0"
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == [f"{name}.csv", f"{name}.keras"]
     # The model needs no optimiser of ours, and returns probabilities.
@@ -153,8 +165,101 @@ def test_saved_files(blobs, tmp_path):
     outputs = model.predict(blobs.test.x, verbose=0)
     np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
     wrong = np.mean(outputs.argmax(axis=1) != blobs.test.y)
-    assert round(100 * float(wrong), 4) == run.result.test_error
+    assert run.result.test == pytest.approx(100 * wrong, abs=1e-4)
     with open(tmp_path / "out" / f"{name}.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["test_error"]) == run.history.test_error[4]
+
+
+def initial_weights(row, dataset, seed=0):
+    """Of the layers with weights of their own, by name."""
+    task = training._Task(ROWS[row], dataset, seed, 0.03, None)
+    return {
+        layer.name: layer.get_weights()
+        for layer in task.model().layers
+        if layer.weights and "dropout" not in layer.name
+    }
+
+
+def test_all_methods_start_from_the_same_weights(blobs):
+    mas = partition_of(generate_splicing(exons=30, features=20), 1)
+    for dataset, rows in (
+        (blobs, [f"table2/original/{method}" for method in METHODS]),
+        (mas, [f"table5/1/{m}" for m in ("none", "standard", "invariant")]),
+    ):
+        rows = [row for row in rows if row in ROWS]
+        first = initial_weights(rows[0], dataset)
+        assert set(first) >= {"hidden_1", "classifier"}
+        for row in rows[1:]:
+            for name, weights in initial_weights(row, dataset).items():
+                for a, b in zip(weights, first[name], strict=True):
+                    np.testing.assert_array_equal(a, b)
+        other = initial_weights(rows[0], dataset, seed=1)
+        assert np.any(other["hidden_1"][0] != first["hidden_1"][0])
+
+
+def test_code_quality_is_what_the_splicing_rows_measure():
+    mas = partition_of(generate_splicing(exons=120, features=30), 2)
+    row = dataclasses.replace(
+        ROWS["table5/2/standard"],
+        recipe=dataclasses.replace(RECIPE, epochs=5),
+    )
+    run = training.train(row, mas, 0, width=0.03, test_curve=True)
+    assert run.result.unit == "bits"
+    assert run.result.dataset == "mas"
+    columns = ["training_loss"] + [
+        f"{split}_bits" for split in ("training", "validation", "test")
+    ]
+    assert list(run.history.columns) == columns
+    # The most bits on validation are selected.
+    bits = run.history.validation_bits
+    assert bits.idxmax() == run.result.selected_epoch
+    assert run.result.validation == bits.max()
+    metric = CodeQuality(mas.train.y.mean(axis=0))
+    metric.update_state(mas.test.y, run.model.predict(mas.test.x, verbose=0))
+    expected = pytest.approx(float(metric.result()), abs=1e-3)
+    assert run.result.test == expected
+    assert run.history.test_bits[run.result.selected_epoch] == expected
+
+
+def test_training_anew_on_all_examples(blobs):
+    recipe = dataclasses.replace(RECIPE, retrain=True)
+    told = []
+    run = train(blobs, recipe=recipe, on_epoch=told.append)
+    selected = run.result.selected_epoch
+    assert told == [*range(1, 5), *range(5, 5 + selected)]
+    usual = train(blobs)
+    assert usual.result.selected_epoch == selected
+    assert run.history.equals(usual.history)
+    # As a run over so many epochs of all that is not for testing, with a
+    # schedule for four.
+    everything = Split(
+        np.concatenate([blobs.train.x, blobs.validation.x]),
+        np.concatenate([blobs.train.y, blobs.validation.y]),
+    )
+    row = dataclasses.replace(ROWS["table2/original/invariant"], recipe=RECIPE)
+    task = training._Task(row, blobs, 0, 0.03, None)
+    model = task.model()
+    task.fit(model, everything, selected)
+    for a, b in zip(model.get_weights(), run.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def as_stream(split):
+    data = tf.data.Dataset.from_tensor_slices((split.x, split.y))
+
+    def batches(batch_size, seed):
+        return data.shuffle(len(split), seed=seed).batch(batch_size)
+
+    return Stream(len(split), batches, contextlib.nullcontext)
+
+
+def test_a_stream_trains_like_an_array(blobs):
+    recipe = dataclasses.replace(RECIPE, epochs=40)
+    streamed = dataclasses.replace(blobs, train=as_stream(blobs.train))
+    run = train(streamed, recipe=recipe)
+    assert run.result.training_examples == 60
+    assert run.result.test < 20
+    with pytest.raises(ValueError, match="in memory. Received: a `Stream` of"):
+        train(streamed, recipe=dataclasses.replace(RECIPE, retrain=True))
