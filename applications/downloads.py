@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class Download:
     Raises:
         ImportError: If TensorFlow is missing, which reads the files.
         OSError: If the data set is not there and cannot be downloaded, or its
-            files are damaged.
+            files cannot be read.
         ValueError: If its images or labels are not of the kind described.
     """
 
@@ -27,13 +28,22 @@ class Download:
         self.name = name
         self.image_shape = image_shape
         self.classes = classes
-        self.builder = _tensorflow_datasets(name).builder(name)
+        self.builder = self._find()
         self._prepare()
 
     @property
     def source(self) -> str:
         """What the examples come from, in words."""
         return f"tensorflow-datasets {self.builder.info.full_name}"
+
+    def _find(self) -> Any:
+        datasets = _tensorflow_datasets(self.name)
+        try:
+            return datasets.builder(self.name)
+        except Exception as error:
+            # What describes the prepared files is itself among them.
+            directory = Path(datasets.core.constants.DATA_DIR) / self.name
+            raise self._unreadable(directory, error) from error
 
     def _prepare(self) -> None:
         try:
@@ -49,9 +59,16 @@ class Download:
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
 
-    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """The images of a split, `(examples, ...)` of uint8, and labels."""
-        images, labels = zip(*self._batches(split), strict=True)
+    def arrays(
+        self, split: str, which: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The images of a split, `(examples, ...)` of uint8, and labels.
+
+        They are those for which `which` is true, by default all.
+        """
+        # There may be no batch at all.
+        none = np.empty((0, *self.image_shape), "uint8"), np.empty(0, "int32")
+        images, labels = zip(none, *self._batches(split, which), strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
     def labels(self, split: str) -> np.ndarray:
@@ -59,11 +76,16 @@ class Download:
         decoders = {
             "image": _tensorflow_datasets(self.name).decode.SkipDecoding()
         }
-        batches = self._batches(split, decoders)
+        batches = self._batches(split, decoders=decoders)
         return np.concatenate([labels for _, labels in batches])
 
-    def examples(self, split: str, which: np.ndarray) -> Any:
-        """Those examples of a split for which `which` is true.
+    def examples(
+        self,
+        split: str,
+        which: np.ndarray | None = None,
+        decoders: dict | None = None,
+    ) -> Any:
+        """The examples of a split for which `which` is true, by default all.
 
         Returns:
             A `tf.data.Dataset` of pairs of an image and its label, which
@@ -71,20 +93,29 @@ class Download:
         """
         import tensorflow as tf
 
+        try:
+            data = self.builder.as_dataset(
+                split=split, decoders=decoders, as_supervised=True
+            )
+        except Exception as error:
+            raise self._unreadable(self.builder.data_dir, error) from error
+        if which is None:
+            return data
         chosen = tf.constant(which)
-        data = self.builder.as_dataset(split=split, as_supervised=True)
         data = data.enumerate().filter(lambda i, _: chosen[i])
         return data.map(lambda _, example: example)
 
     def _batches(
-        self, split: str, decoders: dict | None = None
+        self,
+        split: str,
+        which: np.ndarray | None = None,
+        decoders: dict | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        data = self.builder.as_dataset(split=split, decoders=decoders)
+        data = self.examples(split, which, decoders).batch(1000)
+        place = f"in '{split}' of {self.builder.data_dir}"
         first = 0
         with self.reading():
-            for batch in data.batch(1000).as_numpy_iterator():
-                images, labels = batch["image"], batch["label"]
-                place = f"in '{split}' of {self.builder.data_dir}"
+            for images, labels in data.as_numpy_iterator():
                 if decoders is None and images.shape[1:] != self.image_shape:
                     raise ValueError(
                         f"Expected images of shape {self.image_shape} {place}. "
@@ -103,18 +134,28 @@ class Download:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Says of which data set a file is damaged, if one is."""
+        """Says of which data set a file cannot be read, if one cannot."""
         import tensorflow as tf
 
         try:
             yield
-        except tf.errors.OpError as error:
-            raise OSError(
-                f"A file of the data set '{self.name}' in "
-                f"{self.builder.data_dir} is damaged. Delete this directory "
-                f"and prepare it again: tfds build {self.name}. "
-                f"({type(error).__name__}: {_first_line(error)})"
-            ) from error
+        except (
+            tf.errors.DataLossError,  # not what was written
+            tf.errors.FailedPreconditionError,  # too few examples
+            tf.errors.InvalidArgumentError,  # not an image
+            tf.errors.NotFoundError,
+            tf.errors.PermissionDeniedError,
+        ) as error:
+            # Others, of memory that is used up, come from the training.
+            raise self._unreadable(self.builder.data_dir, error) from error
+
+    def _unreadable(self, directory: str | Path, error: Exception) -> OSError:
+        return OSError(
+            f"The data set '{self.name}' in {directory} cannot be read. If a "
+            "file is damaged or missing, delete this directory and prepare it "
+            f"again: tfds build {self.name}. "
+            f"({type(error).__name__}: {_first_line(error)})"
+        )
 
 
 def _tensorflow_datasets(name: str) -> Any:
@@ -124,7 +165,8 @@ def _tensorflow_datasets(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f"tensorflow-datasets needs TensorFlow to read '{name}', whatever "
-            f"the backend: pip install keras-invdrop[tensorflow]. ({error})"
+            "the backend: pip install keras-invdrop[applications,tensorflow]. "
+            f"({error})"
         ) from error
 
 
