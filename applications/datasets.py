@@ -46,7 +46,7 @@ class Stream:
         batches: Function `(batch_size, seed)` that gives a `tf.data.Dataset`
             of batches, in another order each time it is gone through.
         reading: Context manager in which to go through them: it says of which
-            data set a file is damaged, if one is.
+            data set a file cannot be read, if one cannot.
     """
 
     examples: int
@@ -120,7 +120,9 @@ def load(
 
     Raises:
         ValueError: If an argument is not one of those described.
-        OSError: If the data set is neither there nor to be downloaded.
+        ImportError: If TensorFlow is missing, which reads the downloads.
+        OSError: If the data set is neither there nor to be downloaded, or its
+            files cannot be read.
     """
     check_choice("name", name, tuple(DATASETS))
     check_choice("encoding", encoding, ENCODINGS)
@@ -201,7 +203,9 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
         validation = 6000
     if not is_integer(validation) or validation < 0 or validation % 30:
         raise invalid(
-            "validation", "a multiple of 30 for 'svhn_cropped'", validation
+            "validation",
+            "0 or a positive multiple of 30 for 'svhn_cropped'",
+            validation,
         )
     # Ten classes, and two of three examples from `train`.
     per_class = {"train": validation // 15, "extra": validation // 30}
@@ -210,6 +214,8 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
         for split, number in per_class.items()
     }
     rest = {split: ~which for split, which in held_out.items()}
+    parts = [svhn.arrays(split, which) for split, which in held_out.items()]
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     # As with the paper: each value's distance from the image's mean, in
     # standard deviations.
     normalize = GlobalContrastNormalization(use_std=True)
@@ -218,7 +224,7 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
         svhn.source,
         encoding,
         train=_stream(svhn, rest, normalize, limit_train),
-        validation=_through(normalize, _gathered(svhn, held_out)),
+        validation=_through(normalize, Split(x, y)),
         test=_through(normalize, Split(*svhn.arrays("test"))),
     )
 
@@ -294,20 +300,6 @@ def _balanced(labels: np.ndarray, per_class: int, split: str) -> np.ndarray:
     return which
 
 
-def _gathered(download: Download, which: dict[str, np.ndarray]) -> Split:
-    """The marked examples of some splits, in memory."""
-    total = sum(int(marked.sum()) for marked in which.values())
-    x = np.empty((total, *download.image_shape), "uint8")
-    y = np.empty(total, "int32")
-    i = 0
-    with download.reading():
-        for split, marked in which.items():
-            data = download.examples(split, marked)
-            for x[i], y[i] in data.as_numpy_iterator():
-                i += 1
-    return Split(x, y)
-
-
 def _stream(
     download: Download,
     which: dict[str, np.ndarray],
@@ -319,15 +311,22 @@ def _stream(
 
     sizes = [int(marked.sum()) for marked in which.values()]
     examples = limit(limit_train, sum(sizes))
+    # From which split each example comes: the same order for every seed, so
+    # that a limit takes the same ones.
+    origin = np.repeat(np.arange(len(sizes)), sizes)
+    np.random.default_rng(SPLIT_SEED).shuffle(origin)
 
     def batches(batch_size, seed):
-        data = tf.data.Dataset.sample_from_datasets(
+        data = tf.data.Dataset.choose_from_datasets(
             [download.examples(*each) for each in which.items()],
-            weights=[size / sum(sizes) for size in sizes],
-            seed=SPLIT_SEED,
-            rerandomize_each_iteration=False,
-        ).take(examples)
+            tf.data.Dataset.from_tensor_slices(origin[:examples]),
+        )
         data = data.shuffle(SHUFFLE_BUFFER, seed=seed).batch(batch_size)
+        # Keras would not know how many steps an epoch has.
+        steps = tf.data.experimental.assert_cardinality(
+            -(-examples // batch_size)
+        )
+        data = data.apply(steps)
         return data.map(lambda x, y: (prepare(x), y)).prefetch(2)
 
     return Stream(examples, batches, download.reading)
