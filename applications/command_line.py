@@ -32,6 +32,7 @@ from .splicing import partition_of
 from .splicing import save_splicing
 from .tables import Row
 from .tables import rows
+from .training import build
 from .training import save
 from .training import train as train_row
 
@@ -192,7 +193,10 @@ def train(
         replace(found, recipe=replace(found.recipe, **changes))
         for found in rows(row)
     ]
-    # A file that cannot be added to is better found before than after.
+    # A network that cannot be built, or a file that cannot be added to, is
+    # better found before the training, and before the data are loaded.
+    for each in {each.network: each for each in chosen}.values():
+        build(each, width, activation)
     read_results(out / "results.jsonl")
     results = []
     with training_progress(len(chosen), chosen[0].recipe.epochs) as training:

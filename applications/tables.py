@@ -26,10 +26,14 @@ from .recipes import Recipe
 
 @dataclass(frozen=True)
 class Network:
-    """A network as the paper names it, and the function that builds it."""
+    """A network as the paper names it, and the function that builds it.
+
+    `any_activation` says whether the function takes an `activation`.
+    """
 
     name: str
     build: Callable[..., keras.Model]
+    any_activation: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Row:
         return "bits" if self.dataset == "mas" else "%"
 
 
-MNIST_MLP = Network("784-1000-1000-10", mnist_mlp)
-CIFAR10_MLP = Network("DNN 2000-2000", cifar10_mlp)
+MNIST_MLP = Network("784-1000-1000-10", mnist_mlp, any_activation=True)
+CIFAR10_MLP = Network("DNN 2000-2000", cifar10_mlp, any_activation=True)
 RELU_CNN = Network("ReLU CNN 128c-p-128c-p-128c-p-1000fc", relu_cnn)
 # Hinton et al., 2012.
 LOCALLY_CONNECTED = Network(
@@ -100,7 +104,7 @@ SVHN_MAXOUT = Network(
     "Maxout CNN 64c-p-128c-p-128c-p-400fc",
     partial(maxout_cnn, convolutions=SVHN_CONVOLUTIONS, hidden_units=400),
 )
-MAS_MLP = Network("1014-1000, softmax", mas_mlp)
+MAS_MLP = Network("1014-1000, softmax", mas_mlp, any_activation=True)
 
 
 def _table_2(encoding, method, printed):

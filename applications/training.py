@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
+
+from keras_invdrop.validation import invalid
 
 from .datasets import Dataset
 from .datasets import Split
@@ -100,7 +104,7 @@ def train(
             examples.
         width: Multiplier of the units of the network's layers.
         activation: Activation function of the hidden units, by default the
-            network's own. For `mnist_mlp`.
+            network's own. For the fully connected networks.
         test_curve: Whether to measure the test set after every epoch, too.
         command: What was called, for the result.
         on_epoch: Called with the number of epochs done after each.
@@ -190,6 +194,39 @@ def train(
     return Run(network, history, result)
 
 
+def build(
+    row: Row, width: float, activation: str | None, **options: Any
+) -> keras.Model:
+    """The network of a row, with the constraints of its recipe.
+
+    Args:
+        row: The row.
+        width: Multiplier of the units of its layers.
+        activation: Activation function of the hidden units, or None.
+        **options: Other arguments of the function that builds it.
+
+    Raises:
+        ValueError: If `width` leaves a layer empty, or the network does not
+            take an activation function.
+    """
+    recipe = row.recipe
+    if activation is not None:
+        if not row.network.any_activation:
+            raise invalid(
+                "activation", f"None for '{row.network.name}'", activation
+            )
+        options["activation"] = activation
+    return row.network.build(
+        dropout=row.method,
+        width=width,
+        input_rate=recipe.input_rate,
+        hidden_rate=recipe.hidden_rate,
+        beta_regularizer=recipe.beta_regularizer(),
+        max_norm=recipe.max_norm,
+        **options,
+    )
+
+
 class _Task:
     """What is the same for every fit of one training."""
 
@@ -212,21 +249,15 @@ class _Task:
     def network(
         self, classifier_activation: str | None, method: str | None = None
     ) -> keras.Model:
-        recipe = self.row.recipe
         options: dict = {}
-        if self.activation is not None:
-            options["activation"] = self.activation
         if self.row.unit == "bits":
             _, options["tissues"], options["classes"] = (
                 self.dataset.test.y.shape
             )
-        return self.row.network.build(
-            dropout=method or self.row.method,
-            width=self.width,
-            input_rate=recipe.input_rate,
-            hidden_rate=recipe.hidden_rate,
-            beta_regularizer=recipe.beta_regularizer(),
-            max_norm=recipe.max_norm,
+        return build(
+            self.row if method is None else replace(self.row, method=method),
+            self.width,
+            self.activation,
             input_shape=self.dataset.test.x.shape[1:],
             classifier_activation=classifier_activation,
             **options,

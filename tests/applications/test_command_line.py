@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from keras_invdrop.applications.results import read_results
 
 BACKEND = keras.backend.backend()
+DIGITS = "table2/original/invariant"
 
 
 def command(*arguments, cwd=None, **environment):
@@ -22,33 +24,40 @@ def command(*arguments, cwd=None, **environment):
 def test_help_names_the_commands():
     process = command("--help")
     assert process.returncode == 0
-    assert "demo" in process.stdout
-    assert "train" in process.stdout
+    for word in ("demo", "train", "tables", "generate-splicing"):
+        assert word in process.stdout
     assert "KERAS_BACKEND" in process.stdout
 
 
 def test_help_of_train_explains_its_options():
     stdout = command("train", "--help").stdout
-    for option in ("--dropout", "--encoding", "--dataset", "--epochs"):
+    for option in ("--seed", "--width", "--epochs", "--limit-train", "--out"):
         assert option in stdout
-    assert "running_average" in stdout
+    assert "table3/relu/invariant" in stdout
+
+
+def test_help_says_that_generated_data_are_generated():
+    stdout = command("generate-splicing", "--help").stdout
+    assert "GENERATE" in stdout
+    assert "say nothing about splicing" in stdout
 
 
 def test_train_and_train_again(tmp_path):
     arguments = (
         "train",
-        "mnist",
-        "--dropout=running_average",
-        "--encoding=inverted",
+        "table2/inverted/running_average",
+        "--data=digits",
         "--epochs=1",
         "--limit-train=200",
+        "--width=0.05",
+        "--activation=tanh",
         "--out=out",
     )
     process = command(*arguments, "--seed=3", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert "running_average" in process.stdout
+    assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
-    name = "digits-inverted-relu-running_average-seed3"
+    name = "table2-inverted-running_average-digits-tanh-width0.05-seed3"
     assert (tmp_path / "out" / f"{name}.keras").is_file()
     assert (tmp_path / "out" / f"{name}.csv").is_file()
     process = command(*arguments, "--seed=4", cwd=tmp_path)
@@ -58,10 +67,55 @@ def test_train_and_train_again(tmp_path):
     assert results[0].training_examples == 200
     assert results[0].validation_examples == 667
     assert results[0].backend == BACKEND
+    # 784-50-50-10
+    assert results[0].parameters == (
+        784 * 50 + 50 + 50 * 50 + 50 + 50 * 10 + 10 + 784 + 50 + 50
+    )
     # The command repeats the run, wherever it is pasted.
     assert results[0].command == (
         f"KERAS_BACKEND={BACKEND} keras-invdrop {' '.join(arguments)} --seed=3"
     )
+    process = command("tables", "--results=out", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("not run") == 40
+    process = command("tables", "--results=out", "--json", cwd=tmp_path)
+    objects = {each["id"]: each for each in json.loads(process.stdout)}
+    assert len(objects) == 41
+    (measured,) = objects["table2/inverted/running_average"]["measured"]
+    assert measured["seeds"] == [3, 4]
+    assert measured["width"] == 0.05
+
+
+def test_splicing_from_generated_data(tmp_path):
+    process = command("generate-splicing", "exons.npz", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    process = command(
+        "train",
+        "table5",
+        "--data=exons.npz",
+        "--epochs=1",
+        "--width=0.01",
+        cwd=tmp_path,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "code quality (bits)" in process.stdout
+    assert "generated" in process.stdout
+    results = read_results(tmp_path / "runs" / "results.jsonl")
+    assert [result.row for result in results] == [
+        f"table5/{partition}/{method}"
+        for partition in range(1, 7)
+        for method in ("none", "standard", "invariant")
+    ]
+    # 3,665 exons in six parts.
+    for result in results:
+        assert result.test_examples in (610, 611)
+        assert (
+            result.training_examples
+            + result.validation_examples
+            + result.test_examples
+            == 3665
+        )
+        assert "generated" in result.source
 
 
 def test_demo(tmp_path):
@@ -84,16 +138,29 @@ def test_demo(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "cifar"), "'cifar' is not one of"),
-        (("train", "mnist", "--dropout", "some"), "'some' is not one of"),
-        (("train", "mnist", "--epochs", "0"), "'--epochs'"),
-        (("train", "mnist", "--limit-train", "9999"), "`limit_train`"),
-        (("train", "mnist", "--activation", "rely"), "rely"),
-        (("train", "mnist", "--out", "file"), "file"),
+        (("train", "table3/rellu/standard"), "near are table3/relu/standard"),
+        (("train", "table2/original/none"), "`row`"),
+        (("train", DIGITS, "--epochs", "0"), "'--epochs'"),
+        (("train", DIGITS, "--limit-train", "9999"), "`limit_train`"),
+        (("train", DIGITS, "--activation", "rely"), "rely"),
+        (("train", DIGITS, "--width", "0.0004"), "1000 times 0.0004 rounds"),
+        (("train", DIGITS, "--width", "0"), "`width`"),
+        (
+            ("train", "table3/relu", "--activation", "tanh"),
+            "None for 'ReLU CNN 128c-p-128c-p-128c-p-1000fc'",
+        ),
+        (("train", "table3/relu", "--data", "digits"), "`--data`"),
+        (("train", "table5/1"), "keras-invdrop generate-splicing"),
+        (("train", "table5/1", "--data", "no.csv"), "no.csv"),
+        (("generate-splicing", "exons.csv"), ".npz"),
+        (("tables", "--results", "file"), "file"),
+        (("train", DIGITS, "--out", "file"), "file"),
     ],
 )
 def test_errors_are_said_without_a_traceback(arguments, message, tmp_path):
     (tmp_path / "file").write_text("in the way")
+    if DIGITS in arguments:
+        arguments = (*arguments, "--data=digits")
     process = command(*arguments, cwd=tmp_path)
     assert process.returncode in (1, 2)
     assert message in process.stderr
@@ -103,7 +170,7 @@ def test_errors_are_said_without_a_traceback(arguments, message, tmp_path):
 
 def test_a_damaged_results_file_is_found_before_training(tmp_path):
     (tmp_path / "results.jsonl").write_text("{\n")
-    process = command("train", "mnist", "--out", str(tmp_path))
+    process = command("train", DIGITS, "--out", str(tmp_path))
     assert process.returncode == 1
     assert "Line 1 of" in process.stderr
     assert (tmp_path / "results.jsonl").read_text() == "{\n"
