@@ -3,6 +3,7 @@
 Needs the extra: `pip install keras-invdrop[applications]`.
 """
 
+from .metrics import CodeQuality as CodeQuality
 from .networks import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
 from .networks import METHODS as METHODS
 from .networks import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS

@@ -1,27 +1,45 @@
 import json
-import os
 import subprocess
 import sys
 
 import keras
 import pytest
+from keras_invdrop.applications import command_line
 from keras_invdrop.applications.results import read_results
 
 BACKEND = keras.backend.backend()
 DIGITS = "table2/original/invariant"
 
 
-def command(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "keras_invdrop.applications", *arguments],
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-invdrop", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            command_line.main()
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(
+            arguments, exit.value.code or 0, captured.out, captured.err
+        )
+
+    return run
+
+
+def test_python_runs_it_too():
+    process = subprocess.run(
+        [sys.executable, "-m", "keras_invdrop.applications", "--help"],
         capture_output=True,
         text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "100", **environment},
     )
+    assert process.returncode == 0
+    assert "KERAS_BACKEND" in process.stdout
 
 
-def test_help_names_the_commands():
+def test_help_names_the_commands(command):
     process = command("--help")
     assert process.returncode == 0
     for word in ("demo", "train", "tables", "generate-splicing"):
@@ -29,20 +47,20 @@ def test_help_names_the_commands():
     assert "KERAS_BACKEND" in process.stdout
 
 
-def test_help_of_train_explains_its_options():
+def test_help_of_train_explains_its_options(command):
     stdout = command("train", "--help").stdout
     for option in ("--seed", "--width", "--epochs", "--limit-train", "--out"):
         assert option in stdout
     assert "table3/relu/invariant" in stdout
 
 
-def test_help_says_that_generated_data_are_generated():
+def test_help_says_that_generated_data_are_generated(command):
     stdout = command("generate-splicing", "--help").stdout
     assert "GENERATE" in stdout
     assert "say nothing about splicing" in stdout
 
 
-def test_train_and_train_again(tmp_path):
+def test_train_and_train_again(command, tmp_path):
     arguments = (
         "train",
         "table2/inverted/running_average",
@@ -53,14 +71,14 @@ def test_train_and_train_again(tmp_path):
         "--activation=tanh",
         "--out=out",
     )
-    process = command(*arguments, "--seed=3", cwd=tmp_path)
+    process = command(*arguments, "--seed=3")
     assert process.returncode == 0, process.stderr
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
     name = "table2-inverted-running_average-digits-tanh-width0.05-seed3"
     assert (tmp_path / "out" / f"{name}.keras").is_file()
     assert (tmp_path / "out" / f"{name}.csv").is_file()
-    process = command(*arguments, "--seed=4", cwd=tmp_path)
+    process = command(*arguments, "--seed=4")
     assert process.returncode == 0, process.stderr
     results = read_results(tmp_path / "out" / "results.jsonl")
     assert [result.seed for result in results] == [3, 4]
@@ -75,10 +93,10 @@ def test_train_and_train_again(tmp_path):
     assert results[0].command == (
         f"KERAS_BACKEND={BACKEND} keras-invdrop {' '.join(arguments)} --seed=3"
     )
-    process = command("tables", "--results=out", cwd=tmp_path)
+    process = command("tables", "--results=out")
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("not run") == 40
-    process = command("tables", "--results=out", "--json", cwd=tmp_path)
+    process = command("tables", "--results=out", "--json")
     objects = {each["id"]: each for each in json.loads(process.stdout)}
     assert len(objects) == 41
     (measured,) = objects["table2/inverted/running_average"]["measured"]
@@ -86,8 +104,8 @@ def test_train_and_train_again(tmp_path):
     assert measured["width"] == 0.05
 
 
-def test_splicing_from_generated_data(tmp_path):
-    process = command("generate-splicing", "exons.npz", cwd=tmp_path)
+def test_splicing_from_generated_data(command, tmp_path):
+    process = command("generate-splicing", "exons.npz")
     assert process.returncode == 0, process.stderr
     process = command(
         "train",
@@ -95,7 +113,6 @@ def test_splicing_from_generated_data(tmp_path):
         "--data=exons.npz",
         "--epochs=1",
         "--width=0.01",
-        cwd=tmp_path,
     )
     assert process.returncode == 0, process.stderr
     assert "code quality (bits)" in process.stdout
@@ -118,8 +135,8 @@ def test_splicing_from_generated_data(tmp_path):
         assert "generated" in result.source
 
 
-def test_demo(tmp_path):
-    process = command("demo", "--seeds=2", "--epochs=1", cwd=tmp_path)
+def test_demo(command, tmp_path):
+    process = command("demo", "--seeds=2", "--epochs=1")
     assert process.returncode == 0, process.stderr
     for words in ("standard", "invariant", "original", "inverted", "±"):
         assert words in process.stdout
@@ -157,18 +174,20 @@ def test_demo(tmp_path):
         (("train", DIGITS, "--out", "file"), "file"),
     ],
 )
-def test_errors_are_said_without_a_traceback(arguments, message, tmp_path):
+def test_errors_are_said_without_a_traceback(
+    command, arguments, message, tmp_path
+):
     (tmp_path / "file").write_text("in the way")
     if DIGITS in arguments:
         arguments = (*arguments, "--data=digits")
-    process = command(*arguments, cwd=tmp_path)
+    process = command(*arguments)
     assert process.returncode in (1, 2)
     assert message in process.stderr
     assert "Traceback" not in process.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_damaged_results_file_is_found_before_training(tmp_path):
+def test_a_damaged_results_file_is_found_before_training(command, tmp_path):
     (tmp_path / "results.jsonl").write_text("{\n")
     process = command("train", DIGITS, "--out", str(tmp_path))
     assert process.returncode == 1
