@@ -21,8 +21,8 @@ EXAMPLES = {
 
 
 def test_all_public_names_are_here():
-    # Twelve layers, a report, a regularizer, five networks and a metric.
-    assert len(EXAMPLES) == 12 + 1 + 1 + 5 + 1
+    # Eleven layers, a report, a regularizer, five networks and a metric.
+    assert len(EXAMPLES) == 11 + 1 + 1 + 5 + 1
     layers = {name for name in vars(keras_invdrop.layers) if name[0].isupper()}
     assert layers <= set(EXAMPLES)
     assert {"variance_report", "Variance", "relu_cnn"} <= set(EXAMPLES)

@@ -1,3 +1,5 @@
+import weakref
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -101,6 +103,30 @@ class ZCAWhiteningTest(testing.TestCase):
             layer.adapt(data)
             self.assertAllClose(layer.mean, mean, rtol=1e-5, msg=kind)
             self.assertAllClose(layer.whitening, matrix, atol=1e-4, msg=kind)
+
+    def test_no_more_than_a_chunk_is_in_memory(self):
+        # Of 30,000 examples never more than the 5,000 of a chunk, and the
+        # batch that is being made.
+        alive = weakref.WeakSet()
+
+        class Tracked(np.ndarray):
+            __hash__ = object.__hash__
+
+        most = 0
+
+        def batches():
+            nonlocal most
+            for seed in range(60):
+                x = correlated(500, (4,), seed=seed % 3).view(Tracked)
+                alive.add(x)
+                most = max(most, len(alive))
+                yield x
+
+        layer = ZCAWhitening()
+        layer.adapt(batches())
+        self.assertBetween(most, 1, 5000 // 500 + 1)
+        x = np.concatenate([correlated(500, (4,), seed=s) for s in range(3)])
+        self.assertAllClose(layer.mean, x.mean(axis=0), rtol=1e-5)
 
     def test_a_large_mean_costs_no_accuracy(self):
         # Sums of squares without correction would lose all digits here.
