@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.console import Group
 from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
@@ -92,37 +93,50 @@ def results_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def paper_table(results: Sequence[Result]) -> Table:
-    """The rows of the paper's tables, printed and measured, to print."""
+def paper_table(results: Sequence[Result]) -> Group:
+    """The rows of the paper's tables, printed and measured, to print.
+
+    Notes below the table say on what each figure was measured.
+    """
     table = Table(
         title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
-        caption="Test error in %, or code quality in bits (Table 5). "
-        '"paper" is the paper\'s figure. Measured: mean and 95 % confidence '
+        caption="Test error in %, or code quality in bits (Table 5): the "
+        "paper's, and what was measured, with mean and 95 % confidence "
         "interval over seeds (Student's t).",
     )
-    table.add_column("row", no_wrap=True)
-    table.add_column("network")
-    table.add_column("paper", justify="right", no_wrap=True)
-    table.add_column("measured", justify="right", no_wrap=True)
-    table.add_column("on")
-    number = None
+    table.add_column("row")
+    for name in ("paper", "measured", "note"):
+        table.add_column(name, justify="right", no_wrap=True)
+    notes: dict[str, int] = {}
+    network = None
     for row in ROWS.values():
-        if row.table != number:
+        if row.network != network:
             table.add_section()
-        number = row.table
+            table.add_row(f"[bold]{row.network.name}")
+        network = row.network
+        cells = [row.id, f"{row.printed:.2f} {row.unit}"]
         measured = measurements(row, results)
-        printed = f"{row.printed:.2f} {row.unit}"
         if not measured:
-            table.add_row(row.id, row.network.name, printed, "not run", "")
-        for i, each in enumerate(measured):
-            table.add_row(
-                *((row.id, row.network.name, printed) if i == 0 else [""] * 3),
-                f"{_figure(each.mean, each.half_width)} {row.unit}",
-                f"{each.source}, {each.training_examples:,} examples, "
-                f"{each.epochs} epochs{_details(each)}, {_seeds(each)}, "
-                f"{each.backend}",
-            )
-    return table
+            table.add_row(*cells, "not run")
+        for each in measured:
+            number = notes.setdefault(_conditions(each), len(notes) + 1)
+            figure = _figure(each.mean, each.half_width)
+            table.add_row(*cells, f"{figure} {row.unit}", str(number))
+            cells = ["", ""]
+    return Group(
+        table, *(f"{number}. {note}" for note, number in notes.items())
+    )
+
+
+def _conditions(measured: Measurement) -> str:
+    seeds = ", ".join(map(str, measured.seeds))
+    return (
+        f"{measured.source}: {measured.training_examples:,} examples for "
+        f"training, {measured.validation_examples:,} for validation, "
+        f"{measured.test_examples:,} for test; {measured.epochs} epochs"
+        f"{_details(measured)}; seed{'s' * (len(measured.seeds) > 1)} {seeds}; "
+        f"{measured.backend} backend"
+    )
 
 
 def _figure(mean: float, half_width: float | None) -> str:
@@ -141,11 +155,6 @@ def _details(of: Result | Measurement) -> str:
     if isinstance(of, Measurement):
         details += "".join(f", {k} {v}" for k, v in of.settings.items())
     return details
-
-
-def _seeds(measurement: Measurement) -> str:
-    seeds = ", ".join(map(str, measurement.seeds))
-    return f"seed{'s' if len(measurement.seeds) > 1 else ''} {seeds}"
 
 
 def _span(values: Iterable[int]) -> str:
