@@ -32,7 +32,7 @@ from .splicing import partition_of
 from .splicing import save_splicing
 from .tables import Row
 from .tables import rows
-from .training import build
+from .task import build
 from .training import save
 from .training import train as train_row
 

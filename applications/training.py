@@ -6,24 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
-from keras_invdrop.validation import invalid
-
 from .datasets import Dataset
 from .datasets import Split
-from .datasets import Stream
 from .datasets import in_memory
-from .metrics import CodeQuality
 from .results import Result
 from .results import replacing
 from .tables import Row
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -112,67 +107,41 @@ def train(
     Returns:
         A `Run`.
     """
-    task = _Task(row, dataset, seed, width, activation)
-    recipe, training, validation = row.recipe, dataset.train, dataset.validation
-    progress = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1)
-    )
+    task = Task(row, dataset, seed, width, activation)
     with tempfile.TemporaryDirectory() as directory:
-        metric = task.metric(from_logits=True)
-        snapshots = _Snapshots(Path(directory), metric.name, test_curve)
+        snapshots = _Snapshots(
+            Path(directory), task.metric(from_logits=True).name, test_curve
+        )
         started = time.perf_counter()
         logs = task.fit(
             task.model(),
-            training,
-            recipe.epochs,
-            validation,
+            dataset.train,
+            row.recipe.epochs,
+            dataset.validation,
             snapshots,
-            progress,
+            _told(on_epoch),
         )
         seconds = time.perf_counter() - started
-        selected = snapshots.best_epoch + 1
-        history = pd.DataFrame(
-            {"training_loss": logs["loss"]},
-            index=pd.RangeIndex(1, recipe.epochs + 1, name="epoch"),
-        )
-        history[f"training_{task.measure}"] = task.figures(logs[metric.name])
-        validated = None
-        if len(validation):
-            figures = task.figures(logs[snapshots.metric])
-            history[f"validation_{task.measure}"] = figures
-            validated = float(figures[selected - 1])
+        history = _history(task, logs)
         network = task.network("softmax")
-        if recipe.retrain and len(validation):
-            retrained = task.model()
-            task.fit(
-                retrained,
-                _joined(in_memory(training), validation),
-                selected,
-                None,
-                keras.callbacks.LambdaCallback(
-                    on_epoch_end=lambda epoch, logs: on_epoch(
-                        recipe.epochs + epoch + 1
-                    )
-                ),
-            )
+        if row.recipe.retrain and len(dataset.validation):
+            epochs = snapshots.best_epoch + 1
+            retrained = _retrained(task, epochs, on_epoch)
             network.set_weights(retrained.get_weights())
         else:
             snapshots.restore(network, snapshots.best_epoch)
         # Everything is chosen: from here on the test set may be seen.
         if test_curve:
-            curve = task.network("softmax")
-            tested = []
-            for epoch in range(recipe.epochs):
-                snapshots.restore(curve, epoch)
-                tested.append(task.test(curve))
-            history[f"test_{task.measure}"] = tested
+            history[f"test_{task.measure}"] = _test_curve(task, snapshots)
+    selected = snapshots.best_epoch + 1
+    validation = history.get(f"validation_{task.measure}")
     result = Result(
         row=row.id,
         dataset=dataset.name,
         source=dataset.source,
         encoding=dataset.encoding,
-        training_examples=len(training),
-        validation_examples=len(validation),
+        training_examples=len(dataset.train),
+        validation_examples=len(dataset.validation),
         test_examples=len(dataset.test),
         network=row.network.name,
         width=width,
@@ -180,154 +149,62 @@ def train(
         activation=activation,
         dropout=row.method,
         seed=seed,
-        epochs=recipe.epochs,
+        epochs=row.recipe.epochs,
         selected_epoch=selected,
         unit=row.unit,
-        validation=validated,
+        validation=None if validation is None else float(validation[selected]),
         test=task.test(network),
         seconds=round(seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
         command=command,
-        recipe=asdict(recipe),
+        recipe=asdict(row.recipe),
     )
     return Run(network, history, result)
 
 
-def build(
-    row: Row, width: float, activation: str | None, **options: Any
-) -> keras.Model:
-    """The network of a row, with the constraints of its recipe.
-
-    Args:
-        row: The row.
-        width: Multiplier of the units of its layers.
-        activation: Activation function of the hidden units, or None.
-        **options: Other arguments of the function that builds it.
-
-    Raises:
-        ValueError: If `width` leaves a layer empty, or the network does not
-            take an activation function.
-    """
-    recipe = row.recipe
-    if activation is not None:
-        if not row.network.any_activation:
-            raise invalid(
-                "activation", f"None for '{row.network.name}'", activation
-            )
-        options["activation"] = activation
-    return row.network.build(
-        dropout=row.method,
-        width=width,
-        input_rate=recipe.input_rate,
-        hidden_rate=recipe.hidden_rate,
-        beta_regularizer=recipe.beta_regularizer(),
-        max_norm=recipe.max_norm,
-        **options,
+def _told(on_epoch: Callable[[int], None], before: int = 0):
+    """A callback that calls `on_epoch` with the number of epochs done."""
+    return keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: on_epoch(before + epoch + 1)
     )
 
 
-class _Task:
-    """What is the same for every fit of one training."""
+def _history(task: Task, logs: dict[str, list[float]]) -> pd.DataFrame:
+    """The losses and figures of each epoch."""
+    metric = task.metric(from_logits=True).name
+    history = pd.DataFrame({"training_loss": logs["loss"]})
+    history[f"training_{task.measure}"] = task.figures(logs[metric])
+    if f"val_{metric}" in logs:
+        validation = task.figures(logs[f"val_{metric}"])
+        history[f"validation_{task.measure}"] = validation
+    history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
+    return history
 
-    def __init__(
-        self,
-        row: Row,
-        dataset: Dataset,
-        seed: int,
-        width: float,
-        activation: str | None,
-    ):
-        self.row = row
-        self.dataset = dataset
-        self.seed = seed
-        self.width = width
-        self.activation = activation
-        # In the history: "training_error", "training_bits".
-        self.measure = "bits" if row.unit == "bits" else "error"
 
-    def network(
-        self, classifier_activation: str | None, method: str | None = None
-    ) -> keras.Model:
-        options: dict = {}
-        if self.row.unit == "bits":
-            _, options["tissues"], options["classes"] = (
-                self.dataset.test.y.shape
-            )
-        return build(
-            self.row if method is None else replace(self.row, method=method),
-            self.width,
-            self.activation,
-            input_shape=self.dataset.test.x.shape[1:],
-            classifier_activation=classifier_activation,
-            **options,
-        )
+def _retrained(
+    task: Task, epochs: int, on_epoch: Callable[[int], None]
+) -> keras.Model:
+    """A network trained on the validation examples as well."""
+    splits = in_memory(task.dataset.train), task.dataset.validation
+    everything = Split(
+        np.concatenate([split.x for split in splits]),
+        np.concatenate([split.y for split in splits]),
+    )
+    model = task.model()
+    told = _told(on_epoch, before=task.row.recipe.epochs)
+    task.fit(model, everything, epochs, None, told)
+    return model
 
-    def model(self) -> keras.Model:
-        """A network to train, which returns logits, with initial weights.
 
-        Layers draw their seeds in turn, so that those of one method would get
-        other weights than those of another: all take them from one network.
-        """
-        keras.utils.set_random_seed(self.seed)
-        initial = self.network(None, "standard")
-        keras.utils.set_random_seed(self.seed)
-        model = self.network(None)
-        for layer in initial.layers:
-            if layer.weights:
-                model.get_layer(layer.name).set_weights(layer.get_weights())
-        return model
-
-    def metric(self, from_logits: bool) -> keras.Metric:
-        if self.row.unit == "bits":
-            naive_guess = in_memory(self.dataset.train).y.mean(axis=0)
-            return CodeQuality(naive_guess, from_logits=from_logits)
-        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-
-    def fit(
-        self,
-        model: keras.Model,
-        examples: Split | Stream,
-        epochs: int,
-        validation: Split | None = None,
-        *callbacks: keras.callbacks.Callback,
-    ) -> dict[str, list[float]]:
-        recipe = self.row.recipe
-        losses = keras.losses
-        model.compile(
-            optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
-            # From the logits: a probability rounded to 0 has no gradient.
-            loss=losses.CategoricalCrossentropy(from_logits=True)
-            if self.row.unit == "bits"
-            else losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[self.metric(from_logits=True)],
-        )
-        options: dict = {"epochs": epochs, "callbacks": callbacks, "verbose": 0}
-        if validation is not None and len(validation):
-            options["validation_data"] = validation.x, validation.y
-            options["validation_batch_size"] = 1000
-        if isinstance(examples, Stream):
-            with examples.reading():
-                data = examples.batches(recipe.batch_size, self.seed)
-                return model.fit(data, shuffle=False, **options).history
-        return model.fit(
-            examples.x, examples.y, batch_size=recipe.batch_size, **options
-        ).history
-
-    def figures(self, values: list[float]) -> np.ndarray:
-        """What a metric gave for each epoch, in the unit of the row."""
-        if self.row.unit == "bits":
-            return np.asarray(values)
-        # Accuracies are float32: 0.982 is 0.98199999332.
-        return np.round(100 * (1 - np.asarray(values)), 4)
-
-    def test(self, network: keras.Model) -> float:
-        """The figure of the test set, in the unit of the row."""
-        test = self.dataset.test
-        outputs = network.predict(test.x, batch_size=1000, verbose=0)
-        metric = self.metric(from_logits=False)
-        metric.update_state(test.y, outputs)
-        return round(float(self.figures([float(metric.result())])[0]), 4)
+def _test_curve(task: Task, snapshots: _Snapshots) -> list[float]:
+    """The figure of the test set after each epoch."""
+    network = task.network("softmax")
+    figures = []
+    for epoch in range(task.row.recipe.epochs):
+        snapshots.restore(network, epoch)
+        figures.append(task.test(network))
+    return figures
 
 
 def save(run: Run, directory: Path) -> None:
@@ -340,13 +217,6 @@ def save(run: Run, directory: Path) -> None:
         run.model.save(temporary)
     with replacing(directory / f"{name}.csv") as temporary:
         run.history.to_csv(temporary)
-
-
-def _joined(*splits: Split) -> Split:
-    return Split(
-        np.concatenate([split.x for split in splits]),
-        np.concatenate([split.y for split in splits]),
-    )
 
 
 def _versions() -> dict[str, str]:

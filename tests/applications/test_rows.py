@@ -14,7 +14,7 @@ from keras_invdrop.applications.datasets import load
 from keras_invdrop.applications.splicing import generate_splicing
 from keras_invdrop.applications.splicing import partition_of
 from keras_invdrop.applications.tables import ROWS
-from keras_invdrop.applications.training import _Task
+from keras_invdrop.applications.task import Task
 from keras_invdrop.applications.training import train
 
 # Of the smallest layer, 16lc, one map is left.
@@ -58,7 +58,7 @@ def test_row(row):
     assert run.result.unit == row.unit
     assert np.isfinite(run.history.to_numpy()).all()
     # Each layer has learned, beta and the running averages among them.
-    before = _Task(row, dataset, 0, WIDTH, None).model().get_weights()
+    before = Task(row, dataset, 0, WIDTH).model().get_weights()
     after = run.model.get_weights()
     for old, new in zip(before, after, strict=True):
         assert np.isfinite(new).all()

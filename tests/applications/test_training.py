@@ -15,6 +15,7 @@ from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.splicing import generate_splicing
 from keras_invdrop.applications.splicing import partition_of
 from keras_invdrop.applications.tables import ROWS
+from keras_invdrop.applications.task import Task
 
 RECIPE = Recipe(
     epochs=4, batch_size=10, learning_rate=0.05, momentum=0.9, max_norm=2.0
@@ -76,7 +77,7 @@ def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
         looks.append(network)
         return 0.0
 
-    monkeypatch.setattr(training._Task, "test", count)
+    monkeypatch.setattr(Task, "test", count)
     run = train(blobs, test_curve=False)
     assert looks == [run.model]
 
@@ -174,7 +175,7 @@ def test_saved_files(blobs, tmp_path):
 
 def initial_weights(row, dataset, seed=0):
     """Of the layers with weights of their own, by name."""
-    task = training._Task(ROWS[row], dataset, seed, 0.03, None)
+    task = Task(ROWS[row], dataset, seed, 0.03)
     return {
         layer.name: layer.get_weights()
         for layer in task.model().layers
@@ -239,7 +240,7 @@ def test_training_anew_on_all_examples(blobs):
         np.concatenate([blobs.train.y, blobs.validation.y]),
     )
     row = dataclasses.replace(ROWS["table2/original/invariant"], recipe=RECIPE)
-    task = training._Task(row, blobs, 0, 0.03, None)
+    task = Task(row, blobs, 0, 0.03)
     model = task.model()
     task.fit(model, everything, selected)
     for a, b in zip(model.get_weights(), run.model.get_weights(), strict=True):

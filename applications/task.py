@@ -1,0 +1,160 @@
+"""One training: the network of a row, its examples and its seed."""
+
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_invdrop.validation import invalid
+
+from .datasets import Dataset
+from .datasets import Split
+from .datasets import Stream
+from .datasets import in_memory
+from .metrics import CodeQuality
+from .tables import Row
+
+
+def build(
+    row: Row, width: float, activation: str | None, **options: Any
+) -> keras.Model:
+    """The network of a row, with the constraints of its recipe.
+
+    Args:
+        row: The row.
+        width: Multiplier of the units of its layers.
+        activation: Activation function of the hidden units, or None.
+        **options: Other arguments of the function that builds it.
+
+    Raises:
+        ValueError: If `width` leaves a layer empty, or the network does not
+            take an activation function.
+    """
+    recipe = row.recipe
+    if activation is not None:
+        if not row.network.any_activation:
+            raise invalid(
+                "activation", f"None for '{row.network.name}'", activation
+            )
+        options["activation"] = activation
+    return row.network.build(
+        dropout=row.method,
+        width=width,
+        input_rate=recipe.input_rate,
+        hidden_rate=recipe.hidden_rate,
+        beta_regularizer=recipe.beta_regularizer(),
+        max_norm=recipe.max_norm,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for every fit of one training.
+
+    Attributes:
+        row: The row, with the network, the method and the recipe.
+        dataset: The examples.
+        seed: Of initial weights, masks and the order of the examples.
+        width: Multiplier of the units of the network's layers.
+        activation: Activation function of the hidden units, or None.
+    """
+
+    row: Row
+    dataset: Dataset
+    seed: int
+    width: float = 1.0
+    activation: str | None = None
+
+    @property
+    def measure(self) -> str:
+        """What is measured, for headings: `"error"` or `"bits"`."""
+        return "bits" if self.row.unit == "bits" else "error"
+
+    def network(
+        self, classifier_activation: str | None, method: str | None = None
+    ) -> keras.Model:
+        """The network, untrained, of the row's method or of another."""
+        options: dict = {}
+        if self.row.unit == "bits":
+            _, options["tissues"], options["classes"] = (
+                self.dataset.test.y.shape
+            )
+        return build(
+            self.row if method is None else replace(self.row, method=method),
+            self.width,
+            self.activation,
+            input_shape=self.dataset.test.x.shape[1:],
+            classifier_activation=classifier_activation,
+            **options,
+        )
+
+    def model(self) -> keras.Model:
+        """A network to train, which returns logits, with initial weights.
+
+        Layers draw their seeds in turn, so that those of one method would get
+        other weights than those of another: all take them from one network.
+        """
+        keras.utils.set_random_seed(self.seed)
+        initial = self.network(None, "standard")
+        keras.utils.set_random_seed(self.seed)
+        model = self.network(None)
+        for layer in initial.layers:
+            if layer.weights:
+                model.get_layer(layer.name).set_weights(layer.get_weights())
+        return model
+
+    def metric(self, from_logits: bool) -> keras.Metric:
+        """The metric whose values are `figures`: the higher the better."""
+        if self.row.unit == "bits":
+            naive_guess = in_memory(self.dataset.train).y.mean(axis=0)
+            return CodeQuality(naive_guess, from_logits=from_logits)
+        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    def fit(
+        self,
+        model: keras.Model,
+        examples: Split | Stream,
+        epochs: int,
+        validation: Split | None = None,
+        *callbacks: keras.callbacks.Callback,
+    ) -> dict[str, list[float]]:
+        """Trains `model`; gives loss and metrics, epoch by epoch."""
+        recipe = self.row.recipe
+        losses = keras.losses
+        model.compile(
+            optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
+            # From the logits: a probability rounded to 0 has no gradient.
+            loss=losses.CategoricalCrossentropy(from_logits=True)
+            if self.row.unit == "bits"
+            else losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[self.metric(from_logits=True)],
+        )
+        options: dict = {"epochs": epochs, "callbacks": callbacks, "verbose": 0}
+        if validation is not None and len(validation):
+            options["validation_data"] = validation.x, validation.y
+            options["validation_batch_size"] = 1000
+        if isinstance(examples, Stream):
+            with examples.reading():
+                data = examples.batches(recipe.batch_size, self.seed)
+                return model.fit(data, shuffle=False, **options).history
+        return model.fit(
+            examples.x, examples.y, batch_size=recipe.batch_size, **options
+        ).history
+
+    def figures(self, values: list[float]) -> np.ndarray:
+        """What a metric gave for each epoch, in the unit of the row."""
+        if self.row.unit == "bits":
+            return np.asarray(values)
+        # Accuracies are float32: 0.982 is 0.98199999332.
+        return np.round(100 * (1 - np.asarray(values)), 4)
+
+    def test(self, network: keras.Model) -> float:
+        """The figure of the test set, in the unit of the row."""
+        test = self.dataset.test
+        outputs = network.predict(test.x, batch_size=1000, verbose=0)
+        metric = self.metric(from_logits=False)
+        metric.update_state(test.y, outputs)
+        return round(float(self.figures([float(metric.result())])[0]), 4)
