@@ -115,7 +115,10 @@ def test_a_layer_has_a_learning_rate_of_its_own():
     )
     for i in (0, 1):  # kernel and bias
         assert np.abs(usual[i]).max() > 0
-        np.testing.assert_allclose(scaled[i], 0.05 * usual[i], rtol=1e-3)
+        # Differences of weights below 1: each is rounded to 2 ** -25.
+        np.testing.assert_allclose(
+            scaled[i], 0.05 * usual[i], rtol=1e-6, atol=2 * 2.0**-25
+        )
     for i in (2, 3):
         np.testing.assert_allclose(scaled[i], usual[i], rtol=1e-6)
 
