@@ -7,6 +7,7 @@ from .metrics import CodeQuality as CodeQuality
 from .networks import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
 from .networks import METHODS as METHODS
 from .networks import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
+from .networks import Convolution as Convolution
 from .networks import cifar10_mlp as cifar10_mlp
 from .networks import mas_mlp as mas_mlp
 from .networks import maxout_cnn as maxout_cnn

@@ -1,7 +1,6 @@
 """What a person sees of trainings: their progress, and their results."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,20 +18,16 @@ from rich.table import Table
 from .report import Measurement
 from .report import measurements
 from .results import Result
-from .results import mean_and_interval
 from .tables import ROWS
-
-# Unit -> heading.
-MEASURES = {"%": "test error (%)", "bits": "code quality (bits)"}
 
 
 @contextmanager
-def training_progress(trainings: int, epochs: int) -> Iterator[Callable]:
+def training_progress(epochs_in_all: int) -> Iterator[Callable]:
     """Shows the progress of trainings, all together and one by one.
 
-    Gives a function that is called with the description of a training as it
-    starts; it is a context manager, which ends with the training and gives
-    what is called with the number of epochs done.
+    Gives a function that is called with the description of a training and
+    its epochs as it starts; it is a context manager, which ends with the
+    training and gives what is called with the number of epochs done.
     """
     with Progress(
         TextColumn("{task.description}"),
@@ -42,11 +37,13 @@ def training_progress(trainings: int, epochs: int) -> Iterator[Callable]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as progress:
-        total = progress.add_task("epochs, all", total=trainings * epochs)
+        total = progress.add_task("epochs, all", total=epochs_in_all)
         before = 0
 
         @contextmanager
-        def training(description: str) -> Iterator[Callable[[int], None]]:
+        def training(
+            description: str, epochs: int
+        ) -> Iterator[Callable[[int], None]]:
             nonlocal before
             task = progress.add_task(description, total=epochs)
 
@@ -63,40 +60,13 @@ def training_progress(trainings: int, epochs: int) -> Iterator[Callable]:
         yield training
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """The figures of the test sets, row by row, as a table to print."""
-    first = results[0]
-    table = Table(
-        title=f"{_span(r.training_examples for r in results)} examples for "
-        f"training, {_span(r.test_examples for r in results)} for test\n"
-        f"{first.source}",
-        caption=f"{first.network}{_details(first)}, {first.epochs} epochs, "
-        f"{first.backend} backend. Mean and 95 % confidence interval over "
-        "seeds (Student's t).",
-    )
-    table.add_column("row")
-    table.add_column(MEASURES[first.unit], justify="right")
-    table.add_column("seeds")
-    table.add_column("seconds each", justify="right")
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.row, []).append(result)
-    for row, group in groups.items():
-        mean, half_width = mean_and_interval(r.test for r in group)
-        seconds, _ = mean_and_interval(r.seconds for r in group)
-        table.add_row(
-            row,
-            _figure(mean, half_width if len(group) > 1 else None),
-            ", ".join(str(r.seed) for r in group),
-            f"{seconds:.0f}",
-        )
-    return table
-
-
-def paper_table(results: Sequence[Result]) -> Group:
+def paper_table(
+    results: Sequence[Result], measured_only: bool = False
+) -> Group:
     """The rows of the paper's tables, printed and measured, to print.
 
-    Notes below the table say on what each figure was measured.
+    All of them, or those that were measured. Notes below the table say on
+    what each figure was measured.
     """
     table = Table(
         title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
@@ -110,12 +80,14 @@ def paper_table(results: Sequence[Result]) -> Group:
     notes: dict[str, int] = {}
     network = None
     for row in ROWS.values():
+        measured = measurements(row, results)
+        if measured_only and not measured:
+            continue
         if row.network != network:
             table.add_section()
             table.add_row(f"[bold]{row.network.name}")
         network = row.network
         cells = [row.id, f"{row.printed:.2f} {row.unit}"]
-        measured = measurements(row, results)
         if not measured:
             table.add_row(*cells, "not run")
         for each in measured:
@@ -145,18 +117,11 @@ def _figure(mean: float, half_width: float | None) -> str:
     )
 
 
-def _details(of: Result | Measurement) -> str:
+def _details(measured: Measurement) -> str:
     """What is not the row's own: width, activation, settings of the recipe."""
-    details = ""
-    if of.width != 1:
-        details += f", width {of.width:g}"
-    if of.activation is not None:
-        details += f", {of.activation}"
-    if isinstance(of, Measurement):
-        details += "".join(f", {k} {v}" for k, v in of.settings.items())
-    return details
-
-
-def _span(values: Iterable[int]) -> str:
-    low, high = min(found := list(values)), max(found)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    details = dict(measured.settings)
+    if measured.width != 1:
+        details["width"] = measured.width
+    if measured.activation is not None:
+        details["activation"] = measured.activation
+    return "".join(f", {name} {value}" for name, value in details.items())

@@ -178,7 +178,11 @@ def _mnist(encoding, validation, limit_train) -> Dataset:
 def _cifar10(encoding, validation, limit_train) -> Dataset:
     cifar10 = Download("cifar10", (32, 32, 3))
     train, held_out = _set_aside(
-        Split(*cifar10.arrays("train")), validation, 10_000, limit_train
+        Split(*cifar10.arrays("train")),
+        validation,
+        10_000,
+        limit_train,
+        least=2,  # of which whitening can learn
     )
     # The published maxout run: norm 55, and 0.1 added to the eigenvalues.
     normalize = GlobalContrastNormalization(scale=55.0)
@@ -239,7 +243,11 @@ DATASETS = {
 
 
 def _set_aside(
-    split: Split, validation: int | None, usual: int, limit_train: int | None
+    split: Split,
+    validation: int | None,
+    usual: int,
+    limit_train: int | None,
+    least: int = 1,
 ) -> tuple[Split, Split]:
     """Draws examples for validation; gives the others, and them."""
     if validation is None:
@@ -250,20 +258,20 @@ def _set_aside(
         )
     order = np.random.default_rng(SPLIT_SEED).permutation(len(split))
     held_out, rest = order[:validation], order[validation:]
-    rest = rest[: limit(limit_train, len(rest))]
+    rest = rest[: limit(limit_train, len(rest), least)]
     return (
         Split(split.x[rest], split.y[rest]),
         Split(split.x[held_out], split.y[held_out]),
     )
 
 
-def limit(limit_train: int | None, examples: int) -> int:
+def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
     """The number of training examples to use: `limit_train`, or all."""
     if limit_train is None:
         return examples
-    if not is_integer(limit_train) or not 1 <= limit_train <= examples:
+    if not is_integer(limit_train) or not least <= limit_train <= examples:
         raise invalid(
-            "limit_train", f"an integer from 1 to {examples}", limit_train
+            "limit_train", f"an integer from {least} to {examples}", limit_train
         )
     return limit_train
 

@@ -50,13 +50,13 @@ def run_demo(
     runs: dict[tuple[str, str], list[Run]] = {}
     results: list[Result] = []
     with training_progress(
-        len(seeds) * len(encodings) * len(DROPOUTS), epochs
+        len(seeds) * len(encodings) * len(DROPOUTS) * epochs
     ) as training:
         for seed in seeds:
             for encoding, dataset in encodings.items():
                 for dropout in DROPOUTS:
                     label = f"{dropout} dropout, {encoding} digits, seed {seed}"
-                    with training(label) as on_epoch:
+                    with training(label, epochs) as on_epoch:
                         run = train(
                             replace(
                                 ROWS[f"table2/{encoding}/{dropout}"],

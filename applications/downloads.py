@@ -3,9 +3,11 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 
@@ -99,6 +101,12 @@ class Download:
             )
         except Exception as error:
             raise self._unreadable(self.builder.data_dir, error) from error
+        shape = data.element_spec[0].shape
+        if decoders is None and not shape.is_compatible_with(self.image_shape):
+            raise ValueError(
+                f"Expected images of shape {self.image_shape} in '{split}' of "
+                f"{self.builder.data_dir}. Received: {tuple(shape)}"
+            )
         if which is None:
             return data
         chosen = tf.constant(which)
@@ -139,14 +147,10 @@ class Download:
 
         try:
             yield
-        except (
-            tf.errors.DataLossError,  # not what was written
-            tf.errors.FailedPreconditionError,  # too few examples
-            tf.errors.InvalidArgumentError,  # not an image
-            tf.errors.NotFoundError,
-            tf.errors.PermissionDeniedError,
-        ) as error:
-            # Others, of memory that is used up, come from the training.
+        except tf.errors.OpError as error:
+            # Others come from the training.
+            if "IteratorGetNext" not in str(error):
+                raise
             raise self._unreadable(self.builder.data_dir, error) from error
 
     def _unreadable(self, directory: str | Path, error: Exception) -> OSError:
@@ -160,14 +164,19 @@ class Download:
 
 def _tensorflow_datasets(name: str) -> Any:
     try:
-        importlib.import_module("tensorflow")
-        return importlib.import_module("tensorflow_datasets")
+        tensorflow = importlib.import_module("tensorflow")
+        datasets = importlib.import_module("tensorflow_datasets")
     except ImportError as error:
         raise ImportError(
             f"tensorflow-datasets needs TensorFlow to read '{name}', whatever "
             "the backend: pip install keras-invdrop[applications,tensorflow]. "
             f"({error})"
         ) from error
+    if keras.backend.backend() != "tensorflow":
+        # It only reads files: the memory of a GPU is left to the backend.
+        with suppress(RuntimeError):  # TensorFlow is in use already
+            tensorflow.config.set_visible_devices([], "GPU")
+    return datasets
 
 
 def _first_line(error: Exception) -> str:

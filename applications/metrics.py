@@ -17,7 +17,7 @@ class CodeQuality(keras.metrics.Sum):
     base 2, which is that of `target * log2(prediction / naive_guess)`. It is 0
     for the naive guess itself, negative for what is worse, and the higher the
     better. As a sum, and not a mean, it grows with the number of examples,
-    and does not depend on how they are batched.
+    and does not depend, but for rounding, on how they are batched.
 
     Probabilities below `keras.config.epsilon()` are raised to it, those of
     the prediction and those of the naive guess. An outcome that training has

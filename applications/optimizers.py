@@ -27,7 +27,8 @@ class RampedSGD(keras.optimizers.SGD):
         ramp_steps: Positive integer. Number of steps in which it rises.
         nesterov: Boolean. Whether to apply Nesterov momentum.
         learning_rate_factors: Dictionary from names of layers to positive
-            floats, by which the learning rate of their weights is multiplied.
+            floats, by which the learning rate of their weights is multiplied;
+            those of a layer and of a layer in it are multiplied, too.
             The published maxout networks have 0.05 for each convolution.
         **kwargs: As in `keras.optimizers.SGD`.
 
@@ -72,13 +73,13 @@ class RampedSGD(keras.optimizers.SGD):
 
     def build(self, variables):
         # "convolution_1/conv/kernel": a layer's name is a part of the path.
-        paths = [variable.path.split("/") for variable in variables]
+        paths = [variable.path.split("/")[:-1] for variable in variables]
         unknown = set(self.learning_rate_factors).difference(*paths)
         if unknown:
             raise invalid(
                 "learning_rate_factors",
-                "names of layers in the paths of the trainable weights, "
-                + ", ".join("/".join(path) for path in paths),
+                "names of layers with trainable weights, which are in "
+                + ", ".join(sorted({"/".join(path) for path in paths})),
                 self.learning_rate_factors,
             )
         self._factors = [

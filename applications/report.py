@@ -25,7 +25,7 @@ class Measurement:
         epochs: Of each training.
         backend: Keras' backend.
         settings: What in the recipe is not the row's.
-        seeds: The seeds.
+        seeds, commands: The seeds, and what was called for each.
         mean, half_width: Mean of the figures of the test set, and half the
             width of its 95 % confidence interval; None for a single seed.
     """
@@ -41,14 +41,19 @@ class Measurement:
     backend: str
     settings: dict[str, Any]
     seeds: list[int]
+    commands: list[str]
     mean: float
     half_width: float | None
 
 
 def read_all(directory: Path) -> list[Result]:
-    """The results in all files `results*.jsonl` below a directory."""
+    """The results in all files `results*.jsonl` below a directory.
+
+    A training that is found twice counts once.
+    """
     paths = sorted(directory.rglob("results*.jsonl"))
-    return [result for path in paths for result in read_results(path)]
+    results = [result for path in paths for result in read_results(path)]
+    return list({result.name: result for result in results}.values())
 
 
 def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
@@ -64,6 +69,7 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
             Measurement(
                 **_conditions(row, group[0]),
                 seeds=[result.seed for result in group],
+                commands=[result.command for result in group],
                 mean=mean,
                 half_width=half_width if len(group) > 1 else None,
             )
@@ -92,23 +98,14 @@ def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 
 def _conditions(row: Row, result: Result) -> dict[str, Any]:
-    usual = asdict(row.recipe)
-    return {
-        "dataset": result.dataset,
-        "source": result.source,
-        "training_examples": result.training_examples,
-        "validation_examples": result.validation_examples,
-        "test_examples": result.test_examples,
-        "width": result.width,
-        "activation": result.activation,
-        "epochs": result.epochs,
-        "backend": result.backend,
-        "settings": {
-            name: value
-            for name, value in result.recipe.items()
-            if name != "epochs" and _plain(usual.get(name)) != _plain(value)
-        },
+    conditions = result.conditions
+    recipe, usual = conditions.pop("recipe"), asdict(row.recipe)
+    settings = {
+        name: value
+        for name, value in recipe.items()
+        if name != "epochs" and _plain(usual.get(name)) != _plain(value)
     }
+    return {**conditions, "epochs": result.epochs, "settings": settings}
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Results of trainings: records, files and statistics over seeds."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -19,9 +20,12 @@ class Result:
     """One training, with all that is needed to repeat it.
 
     `validation` and `test` are figures in `unit`: the error in "%", or the
-    code quality in "bits". `validation` is None where nothing was selected on
-    validation examples, `activation` where it is the network's own. `seconds`
-    is the time of all epochs, with the validation after each.
+    code quality in "bits". `validation` is that of the selected epoch, None
+    where nothing was selected on validation examples; `activation` is None
+    where it is the network's own. `training_examples` are those from which the
+    tested weights were learned: where a network is trained anew, on the
+    validation examples as well, they are among them. `seconds` is the time of
+    all epochs, with the validation after each.
     """
 
     row: str
@@ -49,22 +53,35 @@ class Result:
     recipe: dict[str, Any]
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """What a result depends on, beside the row and the seed."""
+        return {
+            "dataset": self.dataset,
+            "source": self.source,
+            "training_examples": self.training_examples,
+            "validation_examples": self.validation_examples,
+            "test_examples": self.test_examples,
+            "width": self.width,
+            "activation": self.activation,
+            "backend": self.backend,
+            "recipe": self.recipe,
+        }
+
+    @property
     def name(self) -> str:
-        """What the run's files are called."""
-        parts = [self.row.replace("/", "-"), self.dataset]
-        if self.activation is not None:
-            parts.append(self.activation)
-        if self.width != 1:
-            parts.append(f"width{self.width:g}")
-        return "-".join([*parts, f"seed{self.seed}"])
+        """What the run's files are called; other conditions, other names."""
+        row = self.row.replace("/", "-")
+        text = json.dumps(self.conditions, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{row}-{self.dataset}-seed{self.seed}-{digest}"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` at the end.
 
-    If the block fails, or the machine does, `path` is what it was before. The
-    path that is given has the same suffix.
+    If the block fails, `path` is what it was before. The path that is given
+    has the same suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -26,7 +26,8 @@ class Run:
     """What a training leaves.
 
     Attributes:
-        model: The network at the selected epoch; it returns probabilities.
+        model: The network at the selected epoch, or trained anew for so many
+            epochs; it returns probabilities.
         history: One row per epoch: `training_loss` and `training_error`
             (measured while training, with dropout), `validation_error` if
             there is a validation set, `test_error` if a curve was asked for.
@@ -59,6 +60,11 @@ class _Snapshots(keras.callbacks.Callback):
         return self.directory / f"{epoch if self.every_epoch else 'best'}.npz"
 
     def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            raise ValueError(
+                f"The loss of epoch {epoch + 1} is {logs['loss']}: training "
+                "diverged. Take a smaller `learning_rate`."
+            )
         value = logs.get(self.metric, self.best)
         best = value > self.best or self.metric not in logs
         if best:
@@ -106,6 +112,10 @@ def train(
 
     Returns:
         A `Run`.
+
+    Raises:
+        ValueError: If the loss is no longer finite, `width` leaves a layer
+            empty, or the network does not take an `activation`.
     """
     task = Task(row, dataset, seed, width, activation)
     with tempfile.TemporaryDirectory() as directory:
@@ -121,15 +131,17 @@ def train(
             snapshots,
             _told(on_epoch),
         )
-        seconds = time.perf_counter() - started
         history = _history(task, logs)
         network = task.network("softmax")
+        examples = len(dataset.train)
         if row.recipe.retrain and len(dataset.validation):
+            examples += len(dataset.validation)
             epochs = snapshots.best_epoch + 1
             retrained = _retrained(task, epochs, on_epoch)
             network.set_weights(retrained.get_weights())
         else:
             snapshots.restore(network, snapshots.best_epoch)
+        seconds = time.perf_counter() - started
         # Everything is chosen: from here on the test set may be seen.
         if test_curve:
             history[f"test_{task.measure}"] = _test_curve(task, snapshots)
@@ -140,7 +152,7 @@ def train(
         dataset=dataset.name,
         source=dataset.source,
         encoding=dataset.encoding,
-        training_examples=len(dataset.train),
+        training_examples=examples,
         validation_examples=len(dataset.validation),
         test_examples=len(dataset.test),
         network=row.network.name,

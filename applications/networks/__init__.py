@@ -6,6 +6,7 @@ feature maps of each layer but the last are multiplied.
 
 from .maxout_cnn import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
 from .maxout_cnn import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
+from .maxout_cnn import Convolution as Convolution
 from .maxout_cnn import maxout_cnn as maxout_cnn
 from .methods import METHODS as METHODS
 from .mlp import cifar10_mlp as cifar10_mlp

@@ -94,10 +94,11 @@ class ZCAWhitening(StrictConfig, DataLayer):
     def adapt(self, data):
         """Learns the whitening of a data set, in one pass.
 
-        The sums are kept in float64 and corrected for the mean as it moves.
-        No more than 5,000 examples, or a batch that has more, are in memory
-        together, beside a few matrices of the size of the one that is
-        learned. Adapting again forgets what was learned before.
+        Products of 5,000 or more examples are summed in float32, their sums in
+        float64, corrected for the mean as it moves. The examples in memory
+        together are fewer than 5,000 and one batch, in two or three copies,
+        beside a few matrices of the size of the one that is learned. Adapting
+        again forgets what was learned before.
 
         Args:
             data: The examples: an array, a `tf.data.Dataset` or a
@@ -172,7 +173,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
 
 def _chunks(data):
-    """The examples in arrays of `CHUNK` or a little more, but for the last."""
+    """The examples in arrays of at least `CHUNK`, but for the last."""
     gathered, examples, shape = [], 0, None
     for batch in _batches(data):
         if shape not in (None, batch.shape[1:]):

@@ -75,9 +75,9 @@ def test_train_and_train_again(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
-    name = "table2-inverted-running_average-digits-tanh-width0.05-seed3"
-    assert (tmp_path / "out" / f"{name}.keras").is_file()
-    assert (tmp_path / "out" / f"{name}.csv").is_file()
+    for suffix in (".keras", ".csv"):
+        (file,) = (tmp_path / "out").glob(f"*{suffix}")
+        assert file.name.startswith("table2-inverted-running_average-digits")
     process = command(*arguments, "--seed=4")
     assert process.returncode == 0, process.stderr
     results = read_results(tmp_path / "out" / "results.jsonl")
@@ -115,7 +115,7 @@ def test_splicing_from_generated_data(command, tmp_path):
         "--width=0.01",
     )
     assert process.returncode == 0, process.stderr
-    assert "code quality (bits)" in process.stdout
+    assert process.stdout.count(" bits") >= 2 * 18
     assert "generated" in process.stdout
     results = read_results(tmp_path / "runs" / "results.jsonl")
     assert [result.row for result in results] == [

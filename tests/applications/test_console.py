@@ -2,7 +2,6 @@ import dataclasses
 import io
 
 from keras_invdrop.applications.console import paper_table
-from keras_invdrop.applications.console import results_table
 from keras_invdrop.applications.console import training_progress
 from keras_invdrop.applications.tables import ROWS
 from rich.console import Console
@@ -14,43 +13,33 @@ def printed(table, width=100):
     return console.file.getvalue()
 
 
-def test_table_has_a_line_for_each_row_of_the_paper(result):
-    other = dataclasses.replace(result, row="table2/inverted/standard")
+def test_only_what_was_measured(result):
+    recipe = dataclasses.asdict(ROWS[result.row].recipe)
     text = printed(
-        results_table(
+        paper_table(
             [
-                result,
-                dataclasses.replace(other, test=7.0),
-                dataclasses.replace(result, seed=1, test=6.0),
-                dataclasses.replace(result, seed=2, test=7.0),
-            ]
+                dataclasses.replace(result, recipe=recipe),
+                dataclasses.replace(
+                    result,
+                    row="table5/2/none",
+                    dataset="mas",
+                    unit="bits",
+                    test=400.0,
+                    recipe={**recipe, "learning_rate": 0.5},
+                ),
+            ],
+            measured_only=True,
         )
     )
-    (invariant,) = (line for line in text.splitlines() if "invariant" in line)
-    # Student's t with 2 degrees of freedom: 4.3027 / sqrt(3) = 2.48.
-    for words in ("table2/inverted", "6.00 ± 2.48", "0, 1, 2", "12"):
-        assert words in invariant
-    (standard,) = (line for line in text.splitlines() if "standard" in line)
-    assert "7.00" in standard
-    assert "±" not in standard
-
-
-def test_table_says_what_was_measured(result):
-    other = dataclasses.replace(result, test_examples=999, width=0.5)
-    text = printed(results_table([other, result]))
-    for words in (
-        "4,000",
-        "999 to 1,000",
-        "here",
-        "784-1000-10, width 0.5",
-        "3 epochs",
-        "jax",
-        "95 %",
-        "test error (%)",
-    ):
-        assert words in text
-    bits = dataclasses.replace(result, unit="bits")
-    assert "code quality (bits)" in printed(results_table([bits]))
+    lines = [line for line in text.splitlines() if "table" in line]
+    assert len(lines) == 2
+    assert "0.94 %" in lines[0]
+    assert "5.00 %" in lines[0]
+    assert "464.39 bits" in lines[1]
+    assert "400.00 bits" in lines[1]
+    assert "not run" not in text
+    assert "3 epochs; seed 0" in text
+    assert "3 epochs, learning_rate 0.5; seed 0" in text
 
 
 def test_paper_table(result):
@@ -85,7 +74,7 @@ def test_paper_table(result):
         "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
         "test; 3 epochs, width 0.25; seed 0; jax backend",
         "2. here: 4,000 examples for training, 0 for validation, 1,000 for "
-        "test; 3 epochs, tanh; seeds 0, 1; jax backend",
+        "test; 3 epochs, activation tanh; seeds 0, 1; jax backend",
     ]
     assert text.count("not run") == len(ROWS) - 2
     (mas,) = (line for line in lines if "table5/1/invariant" in line)
@@ -100,9 +89,9 @@ def test_ids_are_whole_on_a_narrow_screen(result):
 
 
 def test_progress_counts_epochs(capsys):
-    with training_progress(trainings=2, epochs=3) as training:
+    with training_progress(epochs_in_all=6) as training:
         for name in ("first", "second"):
-            with training(name) as on_epoch:
+            with training(name, 3) as on_epoch:
                 # The fourth is of training anew.
                 for done in (1, 2, 3, 4):
                     on_epoch(done)

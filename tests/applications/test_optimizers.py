@@ -127,8 +127,8 @@ def test_a_factor_for_no_layer():
     optimizer = RampedSGD(0.01, learning_rate_factors={"convolutoin": 0.05})
     with pytest.raises(
         ValueError,
-        match="`learning_rate_factors`. Expected names of layers .*/hidden/bi"
-        "as. Received: .*convolutoin",
+        match="`learning_rate_factors`. Expected names of layers .*/hidden. "
+        "Received: .*convolutoin",
     ):
         two_layers(optimizer)
 

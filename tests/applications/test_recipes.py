@@ -38,6 +38,10 @@ def test_what_is_published_of_the_maxout_networks():
         factors = recipe.optimizer(4).learning_rate_factors
         assert factors == {f"convolution_{i}": 0.05 for i in (1, 2, 3)}
         assert recipe.max_norm == (0.9, 1.9365, 1.9365, 1.9, 1.9365)
+        assert recipe.momentum == 0.6
+    # The published run for CIFAR-10 is trained anew on all images.
+    assert cifar10.retrain
+    assert not svhn.retrain
 
 
 def test_learning_rate_falls_geometrically():

@@ -14,7 +14,7 @@ def test_grouped_by_all_but_the_seed(result):
         {},
         {"seed": 1, "test": 7.0},
         {"width": 0.5},
-        {"epochs": 4},
+        {"epochs": 4, "recipe": {"epochs": 4}},
         {"backend": "torch"},
         {"training_examples": 10},
         {"row": "table2/inverted/standard"},
@@ -59,6 +59,8 @@ def test_reads_all_files_below_a_directory(result, tmp_path):
     write_results(tmp_path / "results.jsonl", [result])
     write_results(tmp_path / "a" / "b" / "results-x.jsonl", [other])
     (tmp_path / "history.csv").write_text("epoch\n")
+    # The same training in another file counts once.
+    write_results(tmp_path / "copy" / "results.jsonl", [result])
     found = report.read_all(tmp_path)
     assert sorted(each.seed for each in found) == [0, 1]
     assert report.read_all(tmp_path / "absent") == []
@@ -79,6 +81,7 @@ def test_objects_for_scripts(result):
     assert measured["mean"] == 5.0
     assert measured["half_width"] is None
     assert measured["seeds"] == [0]
+    assert measured["commands"] == [result.command]
     assert by_id["table5/6/none"]["partition"] == 6
     assert by_id["table5/6/none"]["unit"] == "bits"
     assert by_id["table5/6/none"]["measured"] == []

@@ -36,11 +36,23 @@ def test_a_result_takes_the_place_of_one_of_its_name(result, tmp_path):
 
 
 def test_names_tell_apart_what_is_kept_apart(result):
-    assert result.name == "table2-inverted-invariant-digits-seed0"
-    other = dataclasses.replace(result, activation="tanh", width=0.25, seed=3)
-    assert other.name == (
-        "table2-inverted-invariant-digits-tanh-width0.25-seed3"
+    assert result.name.startswith("table2-inverted-invariant-digits-seed0-")
+    changes = (
+        {},
+        {"seed": 3},
+        {"row": "table2/inverted/standard"},
+        {"width": 0.25},
+        {"activation": "tanh"},
+        {"training_examples": 10},
+        {"source": "elsewhere"},
+        {"backend": "torch"},
+        {"recipe": {"beta_decay": 0.1}},
     )
+    others = [dataclasses.replace(result, **change) for change in changes]
+    assert len({other.name for other in others}) == len(changes)
+    # What is measured, and when, makes no other run.
+    again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
+    assert again.name == result.name
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

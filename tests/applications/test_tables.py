@@ -52,25 +52,32 @@ def test_data_sets():
             assert row.partition is None
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [
-        (row, part)
-        for row in ROWS.values()
-        for part in row.network.name.split()[-1].split("-")
-        if row.table in (3, 4, 6) and part.rstrip("cfl").isdigit()
-    ],
-    ids=lambda value: getattr(value, "id", value),
-)
-def test_networks_are_what_their_names_say(row, name):
-    # 128c, 1000fc, 16lc or 2000: some layer has so many units.
-    size = int(name.rstrip("cfl"))
-    layers = row.network.build(dropout="none").layers
-    units = {
+# Feature maps and units, layer by layer; the last is the classifier.
+NETWORKS = {
+    "784-1000-1000-10": [1000, 1000, 10],
+    "DNN 2000-2000": [2000, 2000, 10],
+    "ReLU CNN 64c-p-64c-p-64c-p-16lc": [64, 64, 64, 16, 10],
+    "ReLU CNN 64c-p-64c-p-128c-p-fc, stochastic pooling": [64, 64, 128, 10],
+    "ReLU CNN 64c-p-64c-p-128c-p-fc-fc": [64, 64, 128, 2048, 2048, 10],
+    "ReLU CNN 128c-p-128c-p-128c-p-1000fc": [128, 128, 128, 1000, 10],
+    "Maxout CNN 96c-p-192c-p-192c-p-500fc": [96, 192, 192, 500, 10],
+    "Maxout CNN 64c-p-128c-p-128c-p-400fc": [64, 128, 128, 400, 10],
+    "1014-1000, softmax": [1000, 12],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_what_their_names_say(name):
+    networks = {row.network.name: row.network for row in ROWS.values()}
+    assert set(networks) == set(NETWORKS)
+    model = networks[name].build(dropout="none")
+    sizes = [
         getattr(layer, "filters", getattr(layer, "units", None))
-        for layer in layers
-    }
-    assert size in units
+        for layer in model.layers
+    ]
+    assert [size for size in sizes if size is not None] == NETWORKS[name]
+    stochastic = [x for x in model.layers if "Stochastic" in type(x).__name__]
+    assert len(stochastic) == (3 if "stochastic" in name else 0)
 
 
 def test_one_row_or_several():

@@ -158,7 +158,7 @@ def test_progress_is_told(blobs):
 def test_saved_files(blobs, tmp_path):
     run = train(blobs)
     training.save(run, tmp_path / "out")
-    name = "table2-original-invariant-digits-width0.03-seed0"
+    name = run.result.name
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == [f"{name}.csv", f"{name}.keras"]
     # The model needs no optimiser of ours, and returns probabilities.
@@ -233,6 +233,9 @@ def test_training_anew_on_all_examples(blobs):
     usual = train(blobs)
     assert usual.result.selected_epoch == selected
     assert run.history.equals(usual.history)
+    assert run.result.validation == usual.result.validation
+    assert usual.result.training_examples == 60
+    assert run.result.training_examples == 72
     # As a run over so many epochs of all that is not for testing, with a
     # schedule for four.
     everything = Split(
@@ -264,3 +267,11 @@ def test_a_stream_trains_like_an_array(blobs):
     assert run.result.test < 20
     with pytest.raises(ValueError, match="in memory. Received: a `Stream` of"):
         train(streamed, recipe=dataclasses.replace(RECIPE, retrain=True))
+
+
+def test_a_training_that_diverges_says_so(blobs):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e38, max_norm=1e30)
+    with pytest.raises(
+        ValueError, match="loss of epoch 1 is .*`learning_rate`"
+    ):
+        train(blobs, recipe=recipe)
