@@ -29,7 +29,8 @@ def test_only_what_was_measured(result):
                 ),
             ],
             measured_only=True,
-        )
+        ),
+        width=200,
     )
     lines = [line for line in text.splitlines() if "table" in line]
     assert len(lines) == 2
