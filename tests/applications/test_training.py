@@ -173,33 +173,6 @@ def test_saved_files(blobs, tmp_path):
     assert float(rows[-1]["test_error"]) == run.history.test_error[4]
 
 
-def initial_weights(row, dataset, seed=0):
-    """Of the layers with weights of their own, by name."""
-    task = Task(ROWS[row], dataset, seed, 0.03)
-    return {
-        layer.name: layer.get_weights()
-        for layer in task.model().layers
-        if layer.weights and "dropout" not in layer.name
-    }
-
-
-def test_all_methods_start_from_the_same_weights(blobs):
-    mas = partition_of(generate_splicing(exons=30, features=20), 1)
-    for dataset, rows in (
-        (blobs, [f"table2/original/{method}" for method in METHODS]),
-        (mas, [f"table5/1/{m}" for m in ("none", "standard", "invariant")]),
-    ):
-        rows = [row for row in rows if row in ROWS]
-        first = initial_weights(rows[0], dataset)
-        assert set(first) >= {"hidden_1", "classifier"}
-        for row in rows[1:]:
-            for name, weights in initial_weights(row, dataset).items():
-                for a, b in zip(weights, first[name], strict=True):
-                    np.testing.assert_array_equal(a, b)
-        other = initial_weights(rows[0], dataset, seed=1)
-        assert np.any(other["hidden_1"][0] != first["hidden_1"][0])
-
-
 def test_code_quality_is_what_the_splicing_rows_measure():
     mas = partition_of(generate_splicing(exons=120, features=30), 2)
     row = dataclasses.replace(
