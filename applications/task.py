@@ -135,7 +135,7 @@ class Task:
         options: dict = {"epochs": epochs, "callbacks": callbacks, "verbose": 0}
         if validation is not None and len(validation):
             options["validation_data"] = validation.x, validation.y
-            options["validation_batch_size"] = 1000
+            options["validation_batch_size"] = 500
         if isinstance(examples, Stream):
             with examples.reading():
                 data = examples.batches(recipe.batch_size, self.seed)
@@ -154,7 +154,10 @@ class Task:
     def test(self, network: keras.Model) -> float:
         """The figure of the test set, in the unit of the row."""
         test = self.dataset.test
-        outputs = network.predict(test.x, batch_size=1000, verbose=0)
+        outputs = network.predict(test.x, batch_size=500, verbose=0)
+        if self.row.unit == "%":
+            wrong = outputs.argmax(axis=1) != test.y
+            return round(100 * float(wrong.mean()), 4)
         metric = self.metric(from_logits=False)
         metric.update_state(test.y, outputs)
-        return round(float(self.figures([float(metric.result())])[0]), 4)
+        return round(float(metric.result()), 4)

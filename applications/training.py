@@ -122,9 +122,10 @@ def train(
         snapshots = _Snapshots(
             Path(directory), task.metric(from_logits=True).name, test_curve
         )
+        model = task.model()
         started = time.perf_counter()
         logs = task.fit(
-            task.model(),
+            model,
             dataset.train,
             row.recipe.epochs,
             dataset.validation,
