@@ -1,12 +1,12 @@
 """`ZCAWhitening.adapt` against scikit-learn, on an array of CIFAR-10's size.
 
 Both learn from the same 50,000 examples of 3,072 numbers, generated, in one
-process, one after the other, each `--rounds` times, the slowest once. scikit-learn's `PCA` with
+process, one after the other, each `--rounds` times. scikit-learn's `PCA` with
 `svd_solver="covariance_eigh"` decomposes the same covariance, in float32; `with
 the matrix` adds what makes its result a whitening matrix, as `adapt` does. With
-`svd_solver="full"` it decomposes the examples themselves. The memory is
-what the process took at its highest during `adapt`, with the interpreter, the
-backend and the examples themselves (614 MB) in it.
+`svd_solver="full"` it decomposes the examples themselves; this is timed once.
+The memory is what the process took at its highest during `adapt`, with the
+interpreter, the backend and the examples (614 MB) in it, as Linux tells it.
 
     KERAS_BACKEND=jax python benchmarks/zca_whitening.py
 """
