@@ -18,7 +18,22 @@ from .methods import spatial_axes
 
 
 class Convolution(NamedTuple):
-    """A maxout convolution, and the max pooling with stride 2 after it."""
+    """A maxout convolution, and the max pooling with stride 2 after it.
+
+    Args:
+        filters: Number of feature maps.
+        kernel_size: Height and width of the convolution window.
+        zero_padding: Zeros on each side of the image.
+        pool_size: Height and width of the pooling window.
+
+    Example:
+
+    >>> model = maxout_cnn(
+    ...     convolutions=[Convolution(8, 5, 2, pool_size=2)], hidden_units=20
+    ... )
+    >>> model.get_layer("pooling_1").output.shape
+    (None, 16, 16, 8)
+    """
 
     filters: int
     kernel_size: int
