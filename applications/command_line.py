@@ -103,7 +103,7 @@ def demo(
     """Train with standard and invariant dropout on two encodings of digits.
 
     The paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that come
-    with a package, about three minutes on two cores. Writes the trained
+    with a package, about four minutes on two cores. Writes the trained
     models (.keras), their histories (.csv), the results (results.jsonl) and
     the paper's figures 1 and 2 (.png).
     """
