@@ -1,1 +1,2 @@
+from .invariantize import invariantize as invariantize
 from .variance_report import variance_report as variance_report

@@ -14,6 +14,11 @@ from keras import ops
 
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import mask_shape
+from ..validation import is_number
+from .graph import check_model
+from .graph import graph_layers
+from .graph import graph_of
+from .graph import nodes
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -22,6 +27,10 @@ SPATIAL_DROPOUT = (
 )
 # SpatialDropout1D, 2D and 3D are Dropouts, too.
 DROPOUT = (layers.Dropout, ShiftedDropout)
+# Layers that drop in a way of their own, to which a shift means nothing.
+OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
+# Where recurrent layers and attention keep the rate at which they drop.
+RATES = ("dropout", "recurrent_dropout")
 
 # Layers that put their input's elements into other places, and do no more.
 REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)
@@ -55,16 +64,19 @@ class DropoutSite:
             shape = self.layer.shift.shape
             shared = [i for i, size in enumerate(shape, start=1) if size == 1]
         else:
-            channels = _channel_axis(self.layer, rank)
+            channels = self._channel_axis(rank)
             shared = [i for i in range(1, rank) if i != channels]
         return (0, *shared)
+
+    def _channel_axis(self, rank: int) -> int:
+        return channel_axis(getattr(self.layer, "data_format", None), rank)
 
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the mask for activities of shape `(batch, ...)`."""
         rank = len(shape)
         noise_shape = self.layer.noise_shape
         if isinstance(self.layer, SPATIAL_DROPOUT):
-            channels = _channel_axis(self.layer, rank)
+            channels = self._channel_axis(rank)
             kept = (0, channels)
             noise_shape = [None if i in kept else 1 for i in range(rank)]
         return mask_shape(noise_shape, shape)
@@ -83,38 +95,35 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     Raises:
         ValueError: If `model` has no graph of layers.
     """
-    graph = _graph(model)
-    if graph is None:
-        raise ValueError(
-            "Invalid value received for argument `model`. Expected a "
-            "functional or sequential model that has been built, whose layers "
-            f"can be followed from input to output. Received: model={model}"
-        )
-    sites = list(_sites(graph, reach=lambda x: x))
-    found = {id(site.layer) for site in sites}
-    hidden = [
-        layer.path or layer.name
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, DROPOUT) and id(layer) not in found
-    ]
+    graph = graph_of(check_model(model))
+    warn_of_hidden_dropout(model)
+    return list(_sites(graph, reach=lambda x: x))
+
+
+def warn_of_hidden_dropout(model):
+    """Warns of what drops in `model` and is no dropout layer of its graph."""
+    hidden = []
+    for layer in graph_layers(model):
+        reasons = []
+        if isinstance(layer, OTHER_DROPOUT):
+            reasons.append(type(layer).__name__)
+        for part in layer._flatten_layers():
+            if isinstance(part, DROPOUT) and part is not layer and part.rate:
+                reasons.append(f"layer '{part.path or part.name}'")
+            for name in RATES:
+                rate: Any = getattr(part, name, None)
+                if is_number(rate) and rate > 0:
+                    reasons.append(f"{name}={rate:g}")
+        if reasons:
+            # A layer and its cell may both say so.
+            reasons = list(dict.fromkeys(reasons))
+            hidden.append(f"'{layer.name}' ({', '.join(reasons)})")
     if hidden:
         warnings.warn(
-            "Dropout inside other layers is not seen: " + ", ".join(hidden),
+            "Dropout inside other layers is not seen, and stays as it is: "
+            + "; ".join(hidden),
             stacklevel=3,
         )
-    return sites
-
-
-def _graph(model):
-    """The functional model that holds the graph of `model`, or None."""
-    model = getattr(model, "_functional", model)
-    return model if hasattr(model, "_nodes_by_depth") else None
-
-
-def _nodes(graph):
-    """The calls of layers in `graph`, from the input on."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from graph._nodes_by_depth[depth]
 
 
 def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
@@ -123,7 +132,7 @@ def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
     `reach` leads from the model's input to the input of `graph`, and `after`
     holds, for each output of `graph`, the next layers behind it.
     """
-    for node in _nodes(graph):
+    for node in nodes(graph):
         layer = node.operation
         if isinstance(layer, DROPOUT):
             (inputs,) = node.arguments.keras_tensors
@@ -137,7 +146,7 @@ def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
         if isinstance(layer, DROPOUT):
             activities = _composed(ops.convert_to_numpy, inputs_of)
             yield DropoutSite(layer, activities, *behind)
-        elif (nested := _graph(layer)) is not None:
+        elif (nested := graph_of(layer)) is not None:
             yield from _sites(nested, inputs_of, behind)
 
 
@@ -152,7 +161,7 @@ def _next_layers(graph, tensor, after=()):
     for output, behind in zip(graph.outputs, after, strict=False):
         if output is tensor:
             found += behind
-    for node in _nodes(graph):
+    for node in nodes(graph):
         arguments = node.arguments.keras_tensors
         places = [i for i, each in enumerate(arguments) if each is tensor]
         if not places:
@@ -161,7 +170,7 @@ def _next_layers(graph, tensor, after=()):
         behind = [_next_layers(graph, out, after) for out in node.outputs]
         if isinstance(layer, REARRANGING):
             found += [([layer, *between], last) for between, last in behind[0]]
-        elif (nested := _graph(layer)) is not None:
+        elif (nested := graph_of(layer)) is not None:
             for i in places:
                 found += _next_layers(nested, nested.inputs[i], behind)
         else:
@@ -169,9 +178,12 @@ def _next_layers(graph, tensor, after=()):
     return found
 
 
-def _channel_axis(layer, rank):
-    """Where a dropout layer of Keras has its feature maps."""
-    data_format = getattr(layer, "data_format", None)
+def channel_axis(data_format, rank):
+    """The axis of the feature maps.
+
+    Where no data format is given, it is that of the Keras configuration for
+    images and volumes, and the last axis for sequences.
+    """
     if data_format is None and rank > 3:
         data_format = keras.config.image_data_format()
     return 1 if data_format == "channels_first" else rank - 1
