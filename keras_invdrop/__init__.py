@@ -14,6 +14,7 @@ from .layers import SharedInvariantDropout as SharedInvariantDropout
 from .layers import SpatialInvariantDropout as SpatialInvariantDropout
 from .layers import StochasticPooling2D as StochasticPooling2D
 from .layers import ZCAWhitening as ZCAWhitening
+from .models import calibrate as calibrate
 from .models import invariantize as invariantize
 from .models import variance_report as variance_report
 

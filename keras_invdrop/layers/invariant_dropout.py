@@ -120,6 +120,9 @@ class InvariantDropout(ShiftedDropout):
     def shift(self):
         return self.beta
 
+    def set_shift(self, value):
+        self.beta.assign(value)
+
     def build(self, input_shape):
         super().build(input_shape)
         self.beta = self.add_weight(

@@ -84,6 +84,9 @@ class RunningAverageDropout(ShiftedDropout):
     def shift(self):
         return -self.average
 
+    def set_shift(self, value):
+        self.average.assign(-value)
+
     def build(self, input_shape):
         super().build(input_shape)
         self.average = self.add_weight(

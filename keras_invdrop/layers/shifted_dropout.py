@@ -16,7 +16,8 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     """Base of the layers that shift each activity before they drop it.
 
     A subclass creates the weight that holds the shift, of the shape
-    `self.shift_shape(input_shape)`, and says in `shift` what is added.
+    `self.shift_shape(input_shape)`, says in `shift` what is added, and takes
+    it from `set_shift`.
 
     Args:
         rate: Float in [0, 1]. Fraction of the activities to drop.
@@ -41,6 +42,10 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     @property
     def shift(self):
         """What is added to each activity, of shape `x.shape[1:]` or 1s."""
+        raise NotImplementedError
+
+    def set_shift(self, value):
+        """Makes `value` what is added to each activity."""
         raise NotImplementedError
 
     def build(self, input_shape):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras.src.layers.preprocessing.data_layer import DataLayer
 
+from ..batches import batches
 from ..validation import StrictConfig
 from ..validation import invalid
 from ..validation import is_number
@@ -175,7 +176,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
 def _chunks(data):
     """The examples in arrays of at least `CHUNK`, but for the last."""
     gathered, examples, shape = [], 0, None
-    for batch in _batches(data):
+    for batch in batches(data, CHUNK):
         if shape not in (None, batch.shape[1:]):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected "
@@ -191,19 +192,3 @@ def _chunks(data):
             gathered, examples = [], 0
     if gathered:
         yield np.concatenate(gathered)
-
-
-def _batches(data):
-    """The batches of a data set as arrays `(batch, ...)`."""
-    if hasattr(data, "shape"):
-        for start in range(0, data.shape[0], CHUNK):
-            part = data[start : start + CHUNK]
-            yield keras.ops.convert_to_numpy(part)
-        return
-    if isinstance(data, keras.utils.PyDataset):
-        # It need not end an iteration by itself.
-        data = map(data.__getitem__, range(data.num_batches))
-    for batch in data:
-        if isinstance(batch, (tuple, list)):
-            batch = batch[0]
-        yield keras.ops.convert_to_numpy(batch)
