@@ -1,5 +1,7 @@
 """The graph of layers of a Keras model, and copies of it."""
 
+import itertools
+
 import keras
 from keras import tree
 from keras.src.models.functional import functional_like_constructor
@@ -90,7 +92,7 @@ def copied(model, replace=lambda layer: None):
                 parts = [copy(part) for part in layer._layers]
                 new = keras.Sequential(parts, name=layer.name)
             elif (graph := graph_of(layer)) is not None:
-                inputs = _new_inputs(graph)
+                inputs = new_inputs(graph)
                 outputs = graph._run_through_graph(inputs, operation_fn=copy)
                 cls = type(layer)
                 if not functional_like_constructor(cls):
@@ -99,7 +101,7 @@ def copied(model, replace=lambda layer: None):
             else:
                 new = replace(layer)
                 if new is None:
-                    new = type(layer).from_config(layer.get_config())
+                    new = made_anew(layer)
             copies[id(layer)] = layer, new
         return copies[id(layer)][1]
 
@@ -111,56 +113,109 @@ def copied(model, replace=lambda layer: None):
         if graph_of(old) is not None:
             new.trainable = old.trainable
             continue
-        inside = old._flatten_layers(), new._flatten_layers()
-        for old_part, new_part in zip(*inside, strict=False):
-            new_part.trainable = old_part.trainable
-        if len(new.weights) == len(old.weights):
-            new.set_weights(old.get_weights())
-    if model.compiled:
-        # Not by way of `get_compile_config`, which wants every function to be
-        # registered. What has a state is made anew, a function is the same.
-        result.compile(
-            **tree.map_structure(_made_anew, model._compile_config.config)
-        )
+        carry_over(old, new)
+    compile_like(result, model)
     return result
 
 
-def _made_anew(value):
+def carry_over(old, new):
+    """Gives a layer the weights of another, and what is trainable in it."""
+    inside = old._flatten_layers(), new._flatten_layers()
+    for old_part, new_part in zip(*inside, strict=False):
+        new_part.trainable = old_part.trainable
+    if len(new.weights) == len(old.weights):
+        new.set_weights(old.get_weights())
+
+
+def compile_like(new, model):
+    """Compiles `new` as `model` was, with a new optimizer."""
+    if model.compiled:
+        # Not by way of `get_compile_config`, which wants every function to be
+        # registered. What has a state is made anew, a function is the same.
+        new.compile(
+            **tree.map_structure(made_anew, model._compile_config.config)
+        )
+
+
+def made_anew(value):
+    """Another object of the same configuration, if `value` has one."""
     if hasattr(value, "get_config"):
         return type(value).from_config(value.get_config())
     return value
 
 
-def _new_inputs(graph):
+def new_inputs(graph):
     """New inputs for `graph`, in its structure."""
     return tree.map_structure(
-        lambda x: _made_anew(x._keras_history.operation).output, graph.input
+        lambda x: made_anew(x._keras_history.operation).output, graph.input
     )
+
+
+def run_through(graph, inputs, call):
+    """Runs `graph`, and those nested in it, with `call` for each layer.
+
+    Args:
+        graph: A functional model.
+        inputs: What to take for its inputs, in their structure. It need not
+            be tensors.
+        call: Function `(layer, *args, **kwargs)` that returns what to take for
+            the output of the layer.
+
+    Returns:
+        What stands for the outputs, in their structure.
+    """
+
+    def call_any(operation, *args, **kwargs):
+        nested = graph_of(operation)
+        if nested is None:
+            return call(operation, *args, **kwargs)
+        inner = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(inner, dict) and not isinstance(nested.input, dict):
+            inner = [inner[tensor.name] for tensor in nested.inputs]
+        return run_through(nested, inner, call)
+
+    outputs = graph._run_through_graph(
+        inputs, operation_fn=lambda operation: operation, call_fn=call_any
+    )
+    # As a model does with a list of one output.
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        return outputs[0]
+    return outputs
 
 
 def inlined(model):
     """The layers of `model` in one graph, with no model nested in it.
 
-    The layers are those of `model`, which are called once more: give it a
-    copy.
+    The layers are those of `model`, which are called once more, and renamed
+    where two have the same name: give it a copy.
     """
+    names = Names()
+    seen = set()
 
-    def call(operation, *args, **kwargs):
-        nested = graph_of(operation)
-        if nested is None:
-            return operation(*args, **kwargs)
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(inputs, dict) and not isinstance(nested.input, dict):
-            inputs = [inputs[tensor.name] for tensor in nested.inputs]
-        return run(nested, inputs)
-
-    def run(graph, inputs):
-        outputs = graph._run_through_graph(
-            inputs, operation_fn=lambda operation: operation, call_fn=call
-        )
-        flat = tree.flatten(outputs)
-        return flat[0] if len(flat) == 1 else outputs
+    def call(layer, *args, **kwargs):
+        if id(layer) not in seen:
+            layer.name = names.unique(layer.name)
+        seen.add(id(layer))
+        return layer(*args, **kwargs)
 
     graph = graph_of(model)
-    inputs = _new_inputs(graph)
-    return keras.Model(inputs, run(graph, inputs), name=model.name)
+    inputs = new_inputs(graph)
+    for tensor in tree.flatten(inputs):
+        names.unique(tensor.name)
+    return keras.Model(inputs, run_through(graph, inputs, call))
+
+
+class Names:
+    """Names of layers, of which no two may be the same."""
+
+    def __init__(self):
+        self.taken = set()
+
+    def unique(self, name):
+        """`name`, or `name_1`, `name_2` ... if it has been given before."""
+        candidates = (f"{name}_{i}" for i in itertools.count(1))
+        found = name
+        while found in self.taken:
+            found = next(candidates)
+        self.taken.add(found)
+        return found

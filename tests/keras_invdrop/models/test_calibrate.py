@@ -260,6 +260,25 @@ def test_nested_models():
     np.testing.assert_allclose(beta, -np.ones(5), rtol=1e-5)
 
 
+def test_layers_of_the_same_name_in_nested_models():
+    def inner():
+        return keras.Sequential(
+            [
+                keras.Input((6,), name="x"),
+                layers.Dense(6, name="dense", bias_initializer="ones"),
+                InvariantDropout(0.5, name="drop"),
+            ]
+        )
+
+    inputs = keras.Input((6,), name="x")
+    model = keras.Model(inputs, inner()(inner()(inputs)))
+    new = calibrate(model, x := random(100, 6))
+    outputs = ops.convert_to_numpy(new(x))
+    np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=1e-5)
+    for nested in new.layers[1:]:
+        assert [layer.name for layer in nested.layers] == ["dense", "drop"]
+
+
 def test_a_running_average_is_set_too():
     model = sequential(RunningAverageDropout(0.5))
     new = calibrate(model, x := random(20, 6))
