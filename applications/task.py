@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_invdrop import calibrate
+from keras_invdrop.layers.shifted_dropout import ShiftedDropout
 from keras_invdrop.validation import invalid
 
 from .datasets import Dataset
@@ -14,6 +16,7 @@ from .datasets import Split
 from .datasets import Stream
 from .datasets import in_memory
 from .metrics import CodeQuality
+from .networks import METHODS
 from .tables import Row
 
 
@@ -47,6 +50,14 @@ def build(
         beta_regularizer=recipe.beta_regularizer(),
         max_norm=recipe.max_norm,
         **options,
+    )
+
+
+def has_shift(method: str) -> bool:
+    """Whether a dropout layer of the method has a shift to calibrate."""
+    return any(
+        layer is not None and issubclass(layer, ShiftedDropout)
+        for layer in METHODS[method]
     )
 
 
@@ -96,7 +107,20 @@ class Task:
 
         Layers draw their seeds in turn, so that those of one method would get
         other weights than those of another: all take them from one network.
+        The shifts alone differ where the recipe has them calibrated: on the
+        training examples.
+
+        Raises:
+            ValueError: If the recipe has shifts calibrated, and the method
+                has none.
         """
+        calibrated = self.row.recipe.calibrated
+        if calibrated and not has_shift(self.row.method):
+            raise invalid(
+                "calibrated",
+                f"False for '{self.row.method}' dropout, which has no shift",
+                calibrated,
+            )
         keras.utils.set_random_seed(self.seed)
         initial = self.network(None, "standard")
         keras.utils.set_random_seed(self.seed)
@@ -104,7 +128,15 @@ class Task:
         for layer in initial.layers:
             if layer.weights:
                 model.get_layer(layer.name).set_weights(layer.get_weights())
-        return model
+        return self._calibrated(model) if calibrated else model
+
+    def _calibrated(self, model: keras.Model) -> keras.Model:
+        examples, batch_size = self.dataset.train, self.row.recipe.batch_size
+        if isinstance(examples, Stream):
+            with examples.reading():
+                data = examples.batches(batch_size, self.seed)
+                return calibrate(model, data)
+        return calibrate(model, examples.x, batch_size)
 
     def metric(self, from_logits: bool) -> keras.Metric:
         """The metric whose values are `figures`: the higher the better."""

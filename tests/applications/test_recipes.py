@@ -2,6 +2,7 @@ import keras
 import pytest
 from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
+from keras_invdrop.applications.tables import ROWS
 
 
 def test_what_the_paper_says():
@@ -16,6 +17,11 @@ def test_what_the_paper_says():
         optimizer = getattr(recipes, name).optimizer(steps_per_epoch=5)
         assert optimizer.nesterov
         assert optimizer.momentum == momentum
+
+
+def test_no_recipe_of_the_paper_is_calibrated():
+    assert not Recipe().calibrated
+    assert not any(row.recipe.calibrated for row in ROWS.values())
 
 
 def test_what_is_published_of_the_maxout_networks():

@@ -223,6 +223,23 @@ def test_training_anew_on_all_examples(blobs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("retrain", [False, True])
+def test_calibrated_shifts_reach_the_tested_network(blobs, retrain):
+    # With next to no learning, they are those from which it started.
+    recipe = dataclasses.replace(
+        RECIPE, learning_rate=1e-12, calibrated=True, retrain=retrain
+    )
+    run = train(blobs, recipe=recipe)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(run.model.get_layer("input_dropout").beta),
+        -blobs.train.x.mean(axis=0),
+        rtol=1e-5,
+    )
+    assert run.result.recipe["calibrated"] is True
+    plain = dataclasses.replace(recipe, calibrated=False)
+    assert run.result.name != train(blobs, recipe=plain).result.name
+
+
 def as_stream(split):
     data = tf.data.Dataset.from_tensor_slices((split.x, split.y))
 
