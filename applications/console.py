@@ -120,6 +120,8 @@ def _figure(mean: float, half_width: float | None) -> str:
 def _details(measured: Measurement) -> str:
     """What is not the row's own: width, activation, settings of the recipe."""
     details = dict(measured.settings)
+    if details.pop("calibrated", False):
+        details["beta"] = "calibrated"
     if measured.width != 1:
         details["width"] = measured.width
     if measured.activation is not None:

@@ -43,6 +43,23 @@ def test_only_what_was_measured(result):
     assert "3 epochs, learning_rate 0.5; seed 0" in text
 
 
+def test_a_calibrated_measurement_is_told_apart(result):
+    recipe = dataclasses.asdict(ROWS[result.row].recipe)
+    results = [
+        dataclasses.replace(
+            result,
+            recipe={**recipe, "learning_rate": 0.5, "calibrated": calibrated},
+        )
+        for calibrated in (False, True)
+    ]
+    text = printed(paper_table(results, measured_only=True), width=200)
+    assert text.count("5.00 %") == 2
+    assert "3 epochs, learning_rate 0.5; seed 0" in text
+    assert "3 epochs, learning_rate 0.5, beta calibrated; seed 0" in text
+    assert "True" not in text
+    assert "False" not in text
+
+
 def test_paper_table(result):
     results = [
         dataclasses.replace(result, activation="tanh", test=3.0),

@@ -54,6 +54,21 @@ def test_a_recipe_from_a_file_is_the_same(result, tmp_path):
     assert measured.settings == {}
 
 
+def test_a_recipe_from_before_there_was_calibration_is_the_usual_one(result):
+    recipe = dataclasses.asdict(ROW.recipe)
+    old = {k: v for k, v in recipe.items() if k != "calibrated"}
+    results = [
+        dataclasses.replace(result, seed=seed, recipe=each)
+        for seed, each in enumerate(
+            (old, recipe, {**recipe, "calibrated": True})
+        )
+    ]
+    usual, calibrated = report.measurements(ROW, results)
+    assert (usual.settings, usual.seeds) == ({}, [0, 1])
+    assert calibrated.settings == {"calibrated": True}
+    assert calibrated.seeds == [2]
+
+
 def test_reads_all_files_below_a_directory(result, tmp_path):
     other = dataclasses.replace(result, seed=1)
     write_results(tmp_path / "results.jsonl", [result])
