@@ -5,6 +5,8 @@ import sys
 import keras
 import pytest
 from keras_invdrop.applications import command_line
+from keras_invdrop.applications import demo
+from keras_invdrop.applications.figures import figure_1
 from keras_invdrop.applications.results import read_results
 
 BACKEND = keras.backend.backend()
@@ -49,8 +51,16 @@ def test_help_names_the_commands(command):
 
 def test_help_of_train_explains_its_options(command):
     stdout = command("train", "--help").stdout
-    for option in ("--seed", "--width", "--epochs", "--limit-train", "--out"):
+    for option in (
+        "--seed",
+        "--width",
+        "--epochs",
+        "--limit-train",
+        "--calibrate",
+        "--out",
+    ):
         assert option in stdout
+    assert "--no-calibrate" not in stdout
     assert "table3/relu/invariant" in stdout
 
 
@@ -104,6 +114,28 @@ def test_train_and_train_again(command, tmp_path):
     assert measured["width"] == 0.05
 
 
+def test_train_calibrated(command, tmp_path):
+    arguments = (
+        "train",
+        DIGITS,
+        "--data=digits",
+        "--epochs=1",
+        "--limit-train=200",
+        "--width=0.05",
+    )
+    process = command(*arguments)
+    assert process.returncode == 0, process.stderr
+    assert "calibrated" not in process.stdout
+    process = command(*arguments, "--calibrate")
+    assert process.returncode == 0, process.stderr
+    assert "beta calibrated" in " ".join(process.stdout.split())
+    # The one does not take the place of the other.
+    results = read_results(tmp_path / "runs" / "results.jsonl")
+    assert [each.recipe["calibrated"] for each in results] == [False, True]
+    assert results[1].command.endswith(" --calibrate")
+    assert len(list((tmp_path / "runs").glob("*.keras"))) == 2
+
+
 def test_splicing_from_generated_data(command, tmp_path):
     process = command("generate-splicing", "exons.npz")
     assert process.returncode == 0, process.stderr
@@ -135,21 +167,65 @@ def test_splicing_from_generated_data(command, tmp_path):
         assert "generated" in result.source
 
 
-def test_demo(command, tmp_path):
+def test_demo(command, tmp_path, monkeypatch):
+    curves = []
+    monkeypatch.setattr(
+        demo,
+        "figure_1",
+        lambda dataset, histories, model: (
+            curves.append(histories) or figure_1(dataset, histories, model)
+        ),
+    )
     process = command("demo", "--seeds=2", "--epochs=1")
     assert process.returncode == 0, process.stderr
     for words in ("standard", "invariant", "original", "inverted", "±"):
         assert words in process.stdout
+    assert "beta calibrated" in " ".join(process.stdout.split())
     out = tmp_path / "runs" / "demo"
     results = read_results(out / "results.jsonl")
-    assert len(results) == 2 * 2 * 2
+    assert len(results) == 2 * 2 * 3
+    for seed in (0, 1):
+        for encoding in ("original", "inverted"):
+            assert [
+                (each.dropout, each.recipe["calibrated"])
+                for each in results
+                if (each.seed, each.encoding) == (seed, encoding)
+            ] == [
+                ("standard", False),
+                ("invariant", False),
+                ("invariant", True),
+            ]
     assert {result.training_examples for result in results} == {4000}
     assert {result.epochs for result in results} == {1}
-    assert len(list(out.glob("*.keras"))) == 8
-    assert len(list(out.glob("*.csv"))) == 8
+    assert len(list(out.glob("*.keras"))) == 12
+    assert len(list(out.glob("*.csv"))) == 12
     for figure in ("figure1.png", "figure2.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob(".*"))
+    # Figure 1 has the curves of each method, of all seeds.
+    (histories,) = curves
+    assert {method: len(runs) for method, runs in histories.items()} == {
+        "standard": 2,
+        "invariant": 2,
+        "calibrated": 2,
+    }
+    errors = {runs[0].training_error.iloc[0] for runs in histories.values()}
+    assert len(errors) == 3
+
+
+def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "load_once", None)  # no data are loaded
+    for row, named in {
+        "table2/original/standard": "table2/original/standard",
+        "table2/inverted": "table2/inverted/standard",
+        "table5/1": "table5/1/none",
+    }.items():
+        process = command("train", row, "--data=digits", "--calibrate")
+        assert process.returncode == 1
+        (line,) = process.stderr.splitlines()
+        assert "`--calibrate`" in line
+        assert f"Received: row='{named}'" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
