@@ -201,8 +201,8 @@ class _Dropping(keras.layers.Wrapper):
             self.layer.noise_shape = (None, *given[1:])
 
     def call(self, inputs, training=False, mask=None):
-        # Not by way of `__call__`, which would leave `training=True` behind
-        # for the layers that come next.
+        # Not by way of `__call__`, which would note `training=True` in what
+        # the layers of a model share during a call.
         return self.layer.call(inputs, training=True)
 
 
