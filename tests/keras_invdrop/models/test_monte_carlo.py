@@ -1,0 +1,665 @@
+import itertools
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import RunningAverageDropout
+from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop import StochasticPooling2D
+from keras_invdrop.models.monte_carlo import MonteCarlo
+from keras_invdrop.models.monte_carlo import _Statistics
+
+
+def random(*shape, seed=0, mean=0.0):
+    x = np.random.default_rng(seed).normal(mean, 1.0, size=shape)
+    return x.astype("float32")
+
+
+def sequential(*model_layers, shape=(6,)):
+    return keras.Sequential([keras.Input(shape), *model_layers])
+
+
+def classifier():
+    return sequential(
+        InvariantDropout(0.2),
+        layers.Dense(5, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.5),
+        layers.Dense(3, activation="softmax"),
+    )
+
+
+def part(monte_carlo, cls):
+    """The layer of class `cls` that the samples come from."""
+    parts = monte_carlo._sampler._flatten_layers()
+    (found,) = (layer for layer in parts if isinstance(layer, cls))
+    return found
+
+
+def drawn(model, x, samples=200):
+    """The samples of each example, of shape `(examples, samples, ...)`."""
+    sampler = MonteCarlo(model)._sampler
+    sampler.set_repeats(samples)
+    sampler.set_seeds(0)
+    y = sampler.predict_on_batch(x)
+    return y.reshape((len(x), samples, *y.shape[1:]))
+
+
+@keras.saving.register_keras_serializable(package="test_monte_carlo")
+class Spy(layers.Layer):
+    """Notes the batch sizes that it sees."""
+
+    seen: list = []
+
+    def call(self, inputs):
+        Spy.seen.append(inputs.shape[0])
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="test_monte_carlo")
+class Normalized(layers.Layer):
+    """Does something else in training, but knows nothing of `training`."""
+
+    def build(self, input_shape):
+        self.inner = layers.BatchNormalization()
+        self.inner.build(input_shape)
+        self.noise = layers.GaussianNoise(1.0)
+
+    def call(self, inputs):
+        return self.noise(self.inner(inputs))
+
+
+# Of three inputs and two hidden units.
+SHIFT = np.array([0.5, -1.0, 0.3])
+KERNEL = np.array([[1.0, -0.5], [0.7, 1.2], [-0.4, 0.8]])
+BIAS = np.array([0.2, -0.1])
+LAST_KERNEL = np.array([[1.5, -1.0], [-0.6, 0.9]])
+LAST_BIAS = np.array([0.1, 0.0])
+X = np.array([[0.3, 1.4, -0.7], [1.0, 0.0, 0.5]])
+
+
+def small(first, rate, activation):
+    model = sequential(
+        first,
+        layers.Dense(2, activation="relu"),
+        layers.Dropout(rate),
+        layers.Dense(2, activation=activation),
+        shape=(3,),
+    )
+    model.layers[1].set_weights([KERNEL, BIAS])
+    model.layers[3].set_weights([LAST_KERNEL, LAST_BIAS])
+    return model
+
+
+def all_masks(x, shift, rates, scaling, activation):
+    """The output of every mask, and its probability."""
+    outputs, probabilities = [], []
+    for mask in itertools.product((0, 1), repeat=5):
+        mask = np.array(mask)
+        kept = 1 - np.repeat(rates, (3, 2))
+        probabilities.append(np.prod(np.where(mask, kept, 1 - kept)))
+        h = mask[:3] * (x + shift) / (kept[:3] if scaling == "train" else 1)
+        h = np.maximum(h @ KERNEL + BIAS, 0)
+        y = mask[3:] * h / kept[3:] @ LAST_KERNEL + LAST_BIAS
+        if activation == "softmax":
+            y = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
+        outputs.append(y)
+    return np.array(outputs), np.array(probabilities)
+
+
+def entropy(p):
+    return -np.sum(p * np.log(p), axis=-1)
+
+
+FIRST = {
+    "ours": (lambda: InvariantDropout(0.5), SHIFT, "train"),
+    "test-scaling": (
+        lambda: InvariantDropout(0.5, scaling="test"),
+        SHIFT,
+        "test",
+    ),
+    "running-average": (lambda: RunningAverageDropout(0.5), SHIFT, "train"),
+    "keras": (lambda: layers.Dropout(0.5), np.zeros(3), "train"),
+}
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_it_converges_to_the_average_over_all_masks(first):
+    make, shift, scaling = FIRST[first]
+    model = small(make(), 0.3, "softmax")
+    if shift.any():
+        model.layers[0].set_shift(shift)
+    y, weights = all_masks(X, shift, (0.5, 0.3), scaling, "softmax")
+    assert weights.sum() == pytest.approx(1)
+
+    def average(values):
+        return np.tensordot(weights, values, 1)
+
+    mean = average(y)
+    variance = average((y - mean) ** 2)
+    samples = 20000
+    found = MonteCarlo(model, samples, seed=0).predict(X, batch_size=50000)
+    # Each figure is, but for terms of 1 / samples, the average of a value
+    # that each mask has.
+    of_entropy = -np.sum(y * np.log(mean), axis=-1)
+    for value, values in (
+        (found.mean, y),
+        (found.standard_deviation**2, (y - mean) ** 2),
+        (found.entropy, of_entropy),
+        (found.mutual_information, of_entropy - entropy(y)),
+    ):
+        exact = average(values)
+        error = np.sqrt(average((values - exact) ** 2) / samples)
+        assert np.abs((value - exact) / error).max() < 4
+    np.testing.assert_allclose(
+        found.standard_deviation, np.sqrt(variance), rtol=0.03
+    )
+    np.testing.assert_allclose(found.entropy, entropy(mean), rtol=0.03)
+    assert found.mutual_information.min() > 0.01
+
+
+def test_the_error_of_the_mean_falls_with_the_root_of_the_samples():
+    model = small(InvariantDropout(0.5), 0.3, None)
+    model.layers[0].set_shift(SHIFT)
+    y, weights = all_masks(X[0], SHIFT, (0.5, 0.3), "train", None)
+    mean = weights @ y
+    deviation = np.sqrt(weights @ (y - mean) ** 2)
+    x = np.repeat(X[:1], 300, axis=0)
+    for samples in (16, 256):
+        found = MonteCarlo(model, samples, seed=1).predict(x, batch_size=10000)
+        errors = (found.mean - mean) / (deviation / np.sqrt(samples))
+        # 300 examples tell it to a standard error of 4 %.
+        assert np.sqrt(np.mean(errors**2, axis=0)) == pytest.approx(1, abs=0.2)
+        assert np.abs(errors.mean(axis=0)).max() < 4 / np.sqrt(300)
+
+
+def test_without_a_rate_it_is_inference():
+    model = sequential(
+        InvariantDropout(0.0, beta_initializer="ones"),
+        layers.Dense(5),
+        layers.BatchNormalization(),
+        layers.GaussianNoise(1.0),
+        layers.Dropout(0.0),
+        layers.Dense(3, activation="softmax"),
+    )
+    model.layers[2].set_weights([random(5, seed=i) ** 2 for i in range(4)])
+    found = MonteCarlo(model, samples=10).predict(x := random(20, 6))
+    expected = ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(found.mean, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.standard_deviation, 0, atol=1e-6)
+    np.testing.assert_allclose(found.mutual_information, 0, atol=1e-6)
+    np.testing.assert_allclose(found.entropy, entropy(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("explicit", [True, None])
+def test_all_but_dropout_is_in_inference_mode(explicit):
+    inputs = keras.Input((6,))
+    # All is dropped: what comes behind has no part that is random.
+    x = layers.Dropout(1.0)(inputs, training=explicit)
+    x = layers.Dense(5, bias_initializer="ones")(x)
+    x = layers.BatchNormalization(name="norm")(x, training=explicit)
+    x = Normalized(name="hidden")(x)
+    model = keras.Model(inputs, x)
+    values = [random(5, seed=i) ** 2 for i in range(4)]
+    model.get_layer("norm").set_weights(values)
+    model.get_layer("hidden").set_weights(values[::-1])
+    monte_carlo = MonteCarlo(model, samples=7)
+    before = monte_carlo._sampler.model.get_weights()
+    found = monte_carlo.predict(random(20, 6))
+    expected = np.ones(5)
+    for gamma, beta, mean, variance in (values, values[::-1]):
+        expected = gamma * (expected - mean) / np.sqrt(variance + 1e-3) + beta
+    np.testing.assert_allclose(
+        found.mean, np.tile(expected, (20, 1)), rtol=1e-4, atol=1e-5
+    )
+    after = monte_carlo._sampler.model.get_weights()
+    for weight, value in zip(after, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_the_running_average_does_not_move():
+    model = sequential(RunningAverageDropout(0.5))
+    model.layers[0].set_shift(-random(6))
+    monte_carlo = MonteCarlo(model)
+    monte_carlo.predict(random(10, 6, mean=5.0))
+    average = part(monte_carlo, RunningAverageDropout).average
+    np.testing.assert_array_equal(ops.convert_to_numpy(average), random(6))
+
+
+def test_other_layers_that_are_random_in_training_are_not():
+    model = sequential(
+        StochasticPooling2D(2), layers.SpatialDropout2D(0.0), shape=(4, 4, 3)
+    )
+    found = MonteCarlo(model).predict(x := random(2, 4, 4, 3) ** 2)
+    np.testing.assert_allclose(found.mean, model(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Dropout(0.5),
+        layers.SpatialDropout2D(0.5),
+        layers.AlphaDropout(0.5),
+        layers.GaussianDropout(0.5),
+        InvariantDropout(0.5, shared_axes=[1, 2]),
+        SpatialInvariantDropout(0.5),
+        RunningAverageDropout(0.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_every_dropout_layer(layer):
+    model = sequential(layer, shape=(4, 4, 3))
+    x = random(2, 4, 4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        monte_carlo = MonteCarlo(model, samples=400, seed=3)
+    found = monte_carlo.predict(x, batch_size=800)
+    assert found.standard_deviation.min() > 0
+    if not isinstance(layer, layers.AlphaDropout):  # It moves the mean.
+        error = found.standard_deviation / np.sqrt(400)
+        assert np.abs((found.mean - x) / error).max() < 5
+
+
+@pytest.mark.parametrize("first", [None, 1, 8], ids=str)
+@pytest.mark.parametrize("cls", [layers.Dropout, InvariantDropout])
+def test_noise_shape(cls, first):
+    model = sequential(cls(0.5, noise_shape=(first, 1, 3)), shape=(4, 3))
+    y = drawn(model, np.ones((5, 4, 3), "float32"))
+    assert set(np.unique(y)) == {0, 2}
+    # Shared over the timesteps, and over nothing else.
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :, :1], y.shape))
+    masks = y[:, :, 0].transpose((0, 2, 1)).reshape((15, -1))
+    assert np.abs(np.corrcoef(masks) - np.eye(15)).max() < 0.35
+
+
+def test_a_noise_shape_of_lower_rank():
+    model = sequential(layers.Dropout(0.5, noise_shape=(3,)), shape=(4, 3))
+    y = drawn(model, np.ones((5, 4, 3), "float32"))
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :, :1], y.shape))
+    assert np.abs(np.corrcoef(y[:, :, 0, 0]) - np.eye(5)).max() < 0.35
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "calls", "rows"),
+    [
+        (4, 200, 1, 200),
+        (7, 100, 4, 100),  # The last call is filled up,
+        (3, 20, 9, 17),  # and has samples left over.
+    ],
+)
+def test_the_samples_run_in_one_compiled_call(
+    examples, batch_size, calls, rows
+):
+    model = sequential(Spy(), layers.Dropout(0.5))
+    monte_carlo = MonteCarlo(model, samples=50)
+    found = []
+    original = monte_carlo._sampler.predict_on_batch
+
+    def counting(x):
+        found.append(original(x))
+        return found[-1]
+
+    monte_carlo._sampler.predict_on_batch = counting
+    Spy.seen.clear()
+    monte_carlo.predict(random(examples, 6), batch_size=batch_size)
+    assert [len(y) for y in found] == [rows] * calls
+    # It is traced once, where the backend compiles.
+    traced = keras.backend.backend() != "torch"
+    assert Spy.seen == [rows] * (1 if traced else calls)
+
+
+@pytest.mark.parametrize(
+    ("examples", "samples", "batch_size"),
+    [(1, 1, 1), (5, 3, 7), (5, 3, 2), (3, 100, 1), (10, 7, 1000), (4, 11, 5)],
+)
+def test_the_model_never_sees_more_rows_than_the_batch_size(
+    examples, samples, batch_size
+):
+    model = sequential(Spy(), layers.Dropout(0.5))
+    Spy.seen.clear()
+    found = MonteCarlo(model, samples).predict(
+        random(examples, 6), batch_size=batch_size
+    )
+    assert found.mean.shape == (examples, 6)
+    assert 0 < max(Spy.seen) <= batch_size
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 13, 14, 20, 39, 1000])
+def test_each_example_has_its_samples_however_they_are_shared_out(batch_size):
+    table = np.random.default_rng(0).dirichlet(np.ones(4), size=(6, 13))
+    monte_carlo = MonteCarlo(sequential(layers.Dropout(0.5), shape=(4,)), 13)
+    sampler = monte_carlo._sampler
+    done = np.zeros(6, "int")
+
+    def known(x):
+        numbers = x[:, 0]
+        rows = [
+            np.resize(table[i, done[i] :], (sampler.repeats, 4))
+            for i in numbers
+        ]
+        # An example may be in a call twice, where it fills up the last one.
+        done[np.unique(numbers)] += sampler.repeats
+        return np.concatenate(rows)
+
+    sampler.predict_on_batch = known
+    x = np.repeat(np.arange(6)[:, None], 4, axis=1)
+    found = monte_carlo.predict(x, batch_size=batch_size)
+    mean = table.mean(axis=1)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.standard_deviation, table.std(axis=1), rtol=1e-12
+    )
+    np.testing.assert_allclose(found.entropy, entropy(mean), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.mutual_information,
+        entropy(mean) - entropy(table).mean(axis=1),
+        rtol=1e-10,
+    )
+
+
+def test_chunks_are_merged_without_a_loss_of_digits():
+    samples = 1e6 + np.random.default_rng(0).normal(size=(3, 1000, 2))
+    merged = _Statistics(1e-3)
+    for chunk in np.array_split(samples, [1, 10, 300, 301], axis=1):
+        merged.add(chunk)
+    assert merged.count == 1000
+    np.testing.assert_allclose(merged.mean, samples.mean(axis=1), rtol=1e-14)
+    np.testing.assert_allclose(
+        merged.squares, 1000 * samples.var(axis=1), rtol=1e-8
+    )
+    assert not merged.distribution
+
+
+def test_the_model_is_left_as_it_is():
+    model = classifier()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(random(8, 6), np.arange(8) % 3, verbose=0)
+    optimizer, before = model.optimizer, model.get_weights()
+
+    def state():
+        return [
+            ops.convert_to_numpy(variable).tolist()
+            for variable in model.non_trainable_variables
+        ]
+
+    states = state()
+    assert len(states) == 4  # Two of them of the generators of masks.
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]
+    MonteCarlo(model, samples=5).predict(random(10, 6))
+    assert model.optimizer is optimizer
+    assert int(optimizer.iterations) == 1
+    assert state() == states
+    assert nodes == [len(layer._inbound_nodes) for layer in model.layers]
+    assert all(layer.trainable for layer in model.layers)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    model.fit(random(8, 6), np.arange(8) % 3, verbose=0)
+
+
+def test_nested_models_and_shared_layers():
+    inner = sequential(
+        layers.Dense(6, kernel_initializer="identity"),
+        layers.Dropout(0.5, name="inner"),
+    )
+    inputs = keras.Input((6,))
+    first = inner(inputs)
+    drop = InvariantDropout(0.5)
+    x = layers.Concatenate()([first, inner(inputs), drop(inputs), drop(first)])
+    model = keras.Model(inputs, x)
+    y = drawn(model, np.ones((2, 6), "float32"), samples=1000)
+    parts = np.split(y, 4, axis=-1)
+    for values, expected in zip(
+        parts, ({0, 2}, {0, 2}, {0, 2}, {0, 4}), strict=True
+    ):
+        assert set(np.unique(values)) == expected
+    # Each call has its own masks.
+    first, second, third, _ = (values.ravel() for values in parts)
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
+
+
+def test_several_inputs_and_outputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    x = layers.Concatenate()([InvariantDropout(0.5)(a), layers.Dropout(0.5)(b)])
+    outputs = {
+        "sum": layers.Dense(1, kernel_initializer="ones")(x),
+        "both": [x, layers.Dense(2, activation="softmax")(x)],
+    }
+    model = keras.Model({"a": a, "b": b}, outputs)
+    x = {"b": random(9, 2), "a": random(9, 3, seed=1)}
+    found = MonteCarlo(model, samples=2000, seed=0).predict(x, batch_size=4500)
+    assert set(found) == {"sum", "both"}
+    joined = np.concatenate([x["a"], x["b"]], axis=1)
+    together = found["both"][0]
+    np.testing.assert_allclose(together.mean, joined, atol=0.25)
+    np.testing.assert_allclose(
+        together.standard_deviation, np.abs(joined), rtol=0.1
+    )
+    np.testing.assert_allclose(
+        found["sum"].mean[:, 0], together.mean.sum(axis=1), atol=1e-4
+    )
+    assert together.entropy is None
+    assert found["both"][1].entropy.shape == (9,)
+    one_of_two = keras.Model([a, b], [outputs["sum"], outputs["both"][1]])
+    first, second = MonteCarlo(one_of_two).predict([x["a"], x["b"]])
+    assert first.mean.shape == (9, 1)
+    assert second.mutual_information.min() > 0
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(dtype):
+    drop = InvariantDropout(0.5, beta_initializer="ones", dtype=dtype)
+    dense = layers.Dense(10, activation="softmax", dtype=dtype)
+    model = sequential(drop, dense)
+    found = MonteCarlo(model, seed=0).predict(random(20, 6), batch_size=2000)
+    assert found.mean.dtype == found.entropy.dtype == "float64"
+    np.testing.assert_allclose(found.mean.sum(axis=1), 1, atol=0.01)
+    assert found.mutual_information.min() > 0
+    assert found.entropy.max() <= np.log(10)
+
+
+def test_the_inputs_are_not_rounded_under_a_policy_for_all():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = sequential(layers.Dropout(0.0, dtype="float32"))
+        found = MonteCarlo(model, samples=2).predict(np.full((1, 6), 1.001))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(found.mean, 1.001, rtol=1e-6)
+
+
+def test_the_same_seed_gives_the_same():
+    model = sequential(layers.Dropout(0.5), InvariantDropout(0.5, seed=3))
+    monte_carlo, x = MonteCarlo(model, samples=20, seed=4), random(5, 6)
+    found = monte_carlo.predict(x)
+    for again in (
+        monte_carlo.predict(x),
+        MonteCarlo(model, samples=20, seed=4).predict(x),
+    ):
+        np.testing.assert_array_equal(found.mean, again.mean)
+    for seed in (5, -1, 2**70):
+        other = MonteCarlo(model, samples=20, seed=seed).predict(x)
+        assert np.mean(found.mean == other.mean) < 0.5
+
+
+def test_without_a_seed_the_masks_are_new():
+    seeded = sequential(layers.Dropout(0.5, seed=3), layers.Dense(2))
+    monte_carlo, x = MonteCarlo(seeded, samples=20), random(5, 6)
+    one, two = monte_carlo.predict(x).mean, monte_carlo.predict(x).mean
+    assert np.abs(one - two).min() > 0
+    keras.utils.set_random_seed(1)
+    one = monte_carlo.predict(x).mean
+    keras.utils.set_random_seed(1)
+    np.testing.assert_array_equal(monte_carlo.predict(x).mean, one)
+
+
+def test_layers_of_the_same_seed_have_masks_of_their_own():
+    inputs = keras.Input((6,))
+    branches = [
+        layers.Dropout(0.5, seed=3)(inputs),
+        layers.Dropout(0.5, seed=3)(inputs),
+        InvariantDropout(0.5, seed=3)(inputs),
+        InvariantDropout(0.5, seed=3)(inputs),
+    ]
+    model = keras.Model(inputs, layers.Concatenate()(branches))
+    y = drawn(model, np.ones((1, 6), "float32"), samples=2000)
+    masks = y.reshape((-1, 24)).T
+    assert np.abs(np.corrcoef(masks) - np.eye(24)).max() < 0.12
+
+
+def test_the_calls_that_share_out_the_samples_have_masks_of_their_own():
+    model = sequential(layers.Dropout(0.5, seed=3), shape=(50,))
+    x = np.ones((1, 50), "float32")
+    found = MonteCarlo(model, samples=4000, seed=0).predict(x, batch_size=40)
+    # With the same 40 masks in each call the error would be ten times larger.
+    z = (found.mean - 1) * np.sqrt(4000)
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.3
+
+
+def test_entropy_only_of_distributions():
+    x = random(5, 4, 6)
+    drop, dense = layers.Dropout(0.5), layers.Dense(3, activation="softmax")
+    found = MonteCarlo(sequential(drop, dense, shape=(4, 6))).predict(x)
+    assert found.entropy.shape == found.mutual_information.shape == (5, 4)
+    for last in (
+        layers.Dense(3),
+        layers.Dense(1, activation="sigmoid"),
+        layers.Dense(1, kernel_initializer="zeros", bias_initializer="ones"),
+        layers.Dense(2, activation="sigmoid"),
+        layers.Softmax(axis=1),
+    ):
+        found = MonteCarlo(sequential(drop, last, shape=(4, 6))).predict(x)
+        assert found.entropy is None
+        assert found.mutual_information is None
+        assert found.mean.shape[:2] == (5, 4)
+
+
+def test_one_example_that_is_no_distribution_is_enough():
+    model = sequential(layers.Dropout(0.0), shape=(2,))
+    x = np.array([[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]], "float32")
+    found = MonteCarlo(model).predict(x)
+    np.testing.assert_allclose(found.entropy, [0, np.log(2), np.log(2)])
+    np.testing.assert_array_equal(found.mutual_information, 0)
+    x[2] = [1.5, -0.5]
+    assert MonteCarlo(model).predict(x).entropy is None
+
+
+def test_a_model_of_a_fixed_batch_size():
+    inputs = keras.Input(batch_shape=(8, 6))
+    model = keras.Model(inputs, layers.Dropout(0.5)(inputs))
+    found = MonteCarlo(model, samples=30).predict(random(5, 6))
+    assert found.standard_deviation.min() > 0
+
+
+def test_padding_stays_masked():
+    model = sequential(
+        layers.Masking(0.0),
+        layers.Dropout(0.0),
+        RunningAverageDropout(0.0, shared_axes=[1]),
+        layers.LSTM(2),
+        shape=(4, 3),
+    )
+    x = random(5, 4, 3)
+    x[:3, 2:] = 0
+    found = MonteCarlo(model, samples=3).predict(x)
+    expected = ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(found.mean, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_kinds_of_arrays():
+    model = classifier()
+    x = random(5, 6)
+    expected = MonteCarlo(model, seed=0).predict(x).mean
+    for data in (ops.convert_to_tensor(x), x.astype("float64")):
+        found = MonteCarlo(model, seed=0).predict(data)
+        np.testing.assert_allclose(found.mean, expected, rtol=1e-5)
+    model = sequential(layers.Dropout(0.0))
+    x = np.arange(12).reshape((2, 6)).astype("uint8")
+    np.testing.assert_array_equal(MonteCarlo(model).predict(x).mean, x)
+
+
+def test_one_sample():
+    found = MonteCarlo(classifier(), samples=1).predict(random(5, 6))
+    np.testing.assert_array_equal(found.standard_deviation, 0)
+    np.testing.assert_array_equal(found.mutual_information, 0)
+
+
+def test_what_is_hidden_is_named():
+    recurrent = layers.LSTM(2, dropout=0.5, name="recurrent")
+    model = sequential(layers.AlphaDropout(0.5), recurrent, shape=(4, 3))
+    with pytest.warns(UserWarning, match="'recurrent'") as record:
+        MonteCarlo(model)
+    (warning,) = (each for each in record if "inside" in str(each.message))
+    assert "Alpha" not in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_no_dropout():
+    with pytest.raises(ValueError, match="`model`.*a dropout layer"):
+        MonteCarlo(sequential(layers.Dense(3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (layers.Dropout(0.5), "`model`. Expected a `keras.Model`"),
+        (keras.Sequential([layers.Dropout(0.5)]), "has been built"),
+        (type("Own", (keras.Model,), {})(), "functional or sequential"),
+    ],
+)
+def test_bad_models(model, match):
+    with pytest.raises(ValueError, match=match):
+        MonteCarlo(model)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"samples": 0}, "`samples`"),
+        ({"samples": 1.5}, "`samples`"),
+        ({"samples": True}, "`samples`"),
+        ({"seed": "a"}, "`seed`"),
+        ({"seed": 1.5}, "`seed`"),
+    ],
+)
+def test_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        MonteCarlo(classifier(), **kwargs)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, None])
+def test_bad_batch_size(batch_size):
+    with pytest.raises(ValueError, match="`batch_size`"):
+        MonteCarlo(classifier()).predict(random(4, 6), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (random(0, 6), r"`x`. Expected one example or more.*\(0, 6\)"),
+        ([random(4, 6), random(4, 6)], "`x`.*1 in all"),
+        (3, "`x`. Expected an array"),
+        (np.float32(3), "`x`. Expected an array"),
+        (None, "`x`. Expected an array"),
+        (random(4, 5), r"incompatible.*, 5\)"),
+    ],
+    ids=["empty", "list", "number", "scalar", "none", "features"],
+)
+def test_bad_data(x, match):
+    with pytest.raises(ValueError, match=match):
+        MonteCarlo(classifier()).predict(x)
+
+
+def test_inputs_of_different_sizes():
+    a, b = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([a, b], layers.Add()([layers.Dropout(0.5)(a), b]))
+    with pytest.raises(ValueError, match=r"as many.*\(4, 3\), \(5, 3\)"):
+        MonteCarlo(model).predict([random(4, 3), random(5, 3)])
