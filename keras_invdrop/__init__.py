@@ -14,7 +14,9 @@ from .layers import SharedInvariantDropout as SharedInvariantDropout
 from .layers import SpatialInvariantDropout as SpatialInvariantDropout
 from .layers import StochasticPooling2D as StochasticPooling2D
 from .layers import ZCAWhitening as ZCAWhitening
+from .models import MonteCarlo as MonteCarlo
 from .models import calibrate as calibrate
+from .models import fold as fold
 from .models import invariantize as invariantize
 from .models import variance_report as variance_report
 

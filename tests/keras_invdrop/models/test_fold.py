@@ -1,0 +1,564 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import LocallyConnected2D
+from keras_invdrop import MaxoutConv2D
+from keras_invdrop import MaxoutDense
+from keras_invdrop import RunningAverageDropout
+from keras_invdrop import SharedInvariantDropout
+from keras_invdrop import fold
+from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def random(*shape, seed=0):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return x.astype("float32")
+
+
+def varied(model, seed=0):
+    """Gives every weight a value of its own."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = rng.uniform(0.2, 1.0, size=weight.shape)
+        weight.assign(value.astype(weight.dtype))
+    return model
+
+
+def sequential(*model_layers, shape=(6,)):
+    return varied(keras.Sequential([keras.Input(shape), *model_layers]))
+
+
+def kinds(model):
+    """The classes of the layers, without those of input."""
+    names = [type(layer).__name__ for layer in model.layers]
+    return [name for name in names if name != "InputLayer"]
+
+
+def assert_folded(model, x, tolerance=1e-5):
+    """Folds the model and compares; returns what it folded to."""
+    before = model.get_weights()
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]
+    folded = fold(model)
+    assert nodes == [len(layer._inbound_nodes) for layer in model.layers]
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    dropped = (layers.Dropout, ShiftedDropout)
+    for layer in folded._flatten_layers():
+        assert not isinstance(layer, dropped)
+    outputs = keras.tree.flatten(folded.predict(x, verbose=0))
+    expected = keras.tree.flatten(model.predict(x, verbose=0))
+    for a, b in zip(outputs, expected, strict=True):
+        assert a.shape == b.shape
+        assert np.isfinite(b).all()
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+    return folded
+
+
+def test_by_hand():
+    model = sequential(
+        InvariantDropout(0.25, scaling="test"), layers.Dense(1), shape=(2,)
+    )
+    model.layers[0].beta.assign([1.0, -2.0])
+    model.layers[1].set_weights([np.array([[1.0], [3.0]]), np.array([0.5])])
+    folded = fold(model)
+    kernel, bias = folded.layers[-1].get_weights()
+    # p = 0.75: kernel times p, and bias plus p * (1 * 1 - 2 * 3)
+    np.testing.assert_allclose(kernel, [[0.75], [2.25]])
+    np.testing.assert_allclose(bias, [0.5 - 3.75])
+
+
+@pytest.mark.parametrize("scaling", ["train", "test"])
+@pytest.mark.parametrize("shared_axes", [None, "all but the last"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Dense(3, "relu"), (6,)),
+        (layers.Dense(3, use_bias=False), (6,)),
+        (layers.Dense(3, "relu"), (5, 6)),
+        (layers.EinsumDense("ab,bc->ac", 3, bias_axes="c"), (6,)),
+        (layers.EinsumDense("abc,cd->abd", (5, 3)), (5, 6)),
+        (layers.EinsumDense("abc,bd->adc", (3, 6), bias_axes="d"), (5, 6)),
+        (layers.EinsumDense("...c,cd->...d", 3), (5, 6)),
+        (layers.EinsumDense("abc,bcd->ad", 3, bias_axes="d"), (5, 6)),
+        (layers.EinsumDense("abc,cde->abde", (5, 3, 2), "relu"), (5, 6)),
+        (MaxoutDense(3, 2), (6,)),
+        (MaxoutDense(3, 2, "relu", use_bias=False), (5, 6)),
+        (layers.Conv1D(3, 2, strides=2), (6, 4)),
+        (layers.Conv1D(3, 3, padding="causal", dilation_rate=2), (6, 4)),
+        (layers.Conv2D(4, 3, dilation_rate=2, activation="relu"), (7, 6, 4)),
+        (layers.Conv2D(4, (1, 2), groups=2, padding="same"), (7, 6, 4)),
+        (layers.Conv2D(4, 3, 2, "same", use_bias=False), (7, 6, 4)),
+        (layers.Conv3D(2, 2, activation="relu"), (4, 3, 3, 2)),
+        (layers.Conv3D(2, 2, padding="same"), (4, 3, 3, 2)),
+        (layers.DepthwiseConv1D(2, depth_multiplier=2), (6, 4)),
+        (layers.DepthwiseConv2D(3, padding="same"), (7, 6, 4)),
+        (layers.SeparableConv1D(3, 2, depth_multiplier=2), (6, 4)),
+        (layers.SeparableConv2D(3, 3, padding="same"), (7, 6, 4)),
+        (layers.Conv1DTranspose(3, 3, 2), (6, 4)),
+        (layers.Conv2DTranspose(3, 3, 2, "same"), (5, 6, 4)),
+        (layers.Conv3DTranspose(2, 2), (3, 3, 3, 2)),
+        (MaxoutConv2D(3, 3, 2), (7, 6, 4)),
+        (MaxoutConv2D(3, 3, 2, padding="same", activation="relu"), (7, 6, 4)),
+        (LocallyConnected2D(3, 3, activation="relu"), (7, 6, 4)),
+        (LocallyConnected2D(3, 3, padding="same", use_bias=False), (7, 6, 4)),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_linear_consumers(layer, shape, shared_axes, scaling):
+    if shared_axes:
+        shared_axes = list(range(1, len(shape)))
+    layer = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    model = sequential(
+        InvariantDropout(0.5, shared_axes, scaling=scaling), layer, shape=shape
+    )
+    folded = assert_folded(model, random(3, *shape))
+    new = kinds(folded)
+    name = type(layer).__name__
+    if len(new) > 1:
+        # A bias that depends on the place is a map after the layer.
+        assert new[:2] == [name.removeprefix("Maxout"), "Rescaling"]
+        assert set(new[2:]) <= {"Maxout", "Activation"}
+        assert folded.layers[1].bias is None
+        assert folded.layers[2].scale == 1.0
+    pads = layer.get_config().get("padding", "valid") != "valid"
+    if name == "LocallyConnected2D":
+        assert new == [name]
+    elif shared_axes and not pads and not name.endswith("Transpose"):
+        # The shift is the same everywhere, and so is what is made of it.
+        assert new == [name]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(4, 3, padding="same", activation="relu"),
+        layers.Conv2D(4, 3, 2, data_format="channels_first"),
+        MaxoutConv2D(3, 3, 2, padding="same"),
+        MaxoutConv2D(3, 3, 2),
+        LocallyConnected2D(3, 2, activation="relu"),
+        layers.SeparableConv2D(3, 3, padding="same"),
+        layers.DepthwiseConv2D(3),
+        layers.Conv2DTranspose(3, 3, 2),
+    ],
+    ids=lambda value: value.name,
+)
+def test_channels_first(layer):
+    config = {**layer.get_config(), "data_format": "channels_first"}
+    model = sequential(
+        SharedInvariantDropout(0.5, "channels_first"),
+        type(layer).from_config(config),
+        shape=(4, 6, 5),
+    )
+    # TensorFlow's convolutions take it on a CPU only if XLA compiles them.
+    model.compile(jit_compile=TENSORFLOW)
+    assert_folded(model, random(3, 4, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ([layers.Flatten()], (4, 5, 3)),
+        ([layers.Reshape((10, 6))], (4, 5, 3)),
+        ([layers.Permute((2, 1, 3))], (4, 5, 3)),
+        ([layers.RepeatVector(3)], (6,)),
+        ([layers.Activation("linear")], (6,)),
+        ([layers.MaxPooling2D(2)], (4, 5, 3)),
+        ([layers.MaxPooling2D(3, 2, "same")], (4, 5, 3)),
+        ([layers.AveragePooling2D(2)], (4, 5, 3)),
+        ([layers.AveragePooling2D(3, 2, "same")], (4, 5, 3)),
+        ([layers.GlobalMaxPooling2D()], (4, 5, 3)),
+        ([layers.GlobalAveragePooling2D(keepdims=True)], (4, 5, 3)),
+        ([layers.GlobalAveragePooling1D()], (4, 3)),
+        ([layers.GlobalMaxPooling3D()], (2, 4, 5, 3)),
+        ([layers.UpSampling2D(2, interpolation="bilinear")], (4, 5, 3)),
+        ([layers.ZeroPadding2D(1)], (4, 5, 3)),
+        ([layers.Cropping2D(1)], (4, 5, 3)),
+        ([layers.BatchNormalization()], (4, 5, 3)),
+        ([layers.BatchNormalization(axis=1, scale=False)], (4, 5, 3)),
+        ([layers.Dropout(0.5), layers.SpatialDropout2D(0.5)], (4, 5, 3)),
+        ([layers.GaussianNoise(0.5), layers.GaussianDropout(0.5)], (6,)),
+        ([layers.AveragePooling2D(2), layers.Flatten()], (4, 5, 3)),
+        ([layers.Flatten(), layers.Reshape((4, 5, 3))], (4, 5, 3)),
+    ],
+    ids=lambda value: (
+        "-".join(x.name for x in value) if isinstance(value, list) else None
+    ),
+)
+@pytest.mark.parametrize("scaling", ["train", "test"])
+def test_paths_to_the_consumer(path, shape, scaling):
+    shared = list(range(1, len(shape)))
+    fresh = [type(layer).from_config(layer.get_config()) for layer in path]
+    model = sequential(
+        InvariantDropout(0.5, shared, scaling=scaling),
+        *fresh,
+        layers.Dense(3, name="dense"),
+        shape=shape,
+    )
+    folded = assert_folded(model, random(3, *shape))
+    absorbed = isinstance(path[0], layers.BatchNormalization)
+    if not isinstance(path[0], layers.ZeroPadding2D) and not (
+        absorbed and path[0].axis == 1
+    ):
+        assert "Rescaling" not in kinds(folded)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        layers.AveragePooling2D(2),
+        layers.GlobalAveragePooling2D(),
+        layers.UpSampling2D(2),
+        layers.BatchNormalization(),
+    ],
+    ids=lambda value: value.name,
+)
+@pytest.mark.parametrize("scaling", ["train", "test"])
+def test_paths_of_a_shift_for_each_activity(path, scaling):
+    model = sequential(
+        InvariantDropout(0.5, scaling=scaling),
+        type(path).from_config(path.get_config()),
+        layers.Flatten(),
+        layers.Dense(3),
+        shape=(4, 5, 3),
+    )
+    folded = assert_folded(model, random(3, 4, 5, 3))
+    assert "Rescaling" not in kinds(folded)
+
+
+def test_features_that_are_moved_to_another_axis():
+    model = sequential(
+        InvariantDropout(0.5, [1, 2]),
+        layers.Permute((3, 1, 2)),
+        layers.Dense(3),
+        shape=(4, 5, 3),
+    )
+    folded = assert_folded(model, random(3, 4, 5, 3))
+    # One bias for each of the three rows that there are now.
+    assert kinds(folded) == ["Permute", "Dense", "Rescaling"]
+    assert np.shape(folded.layers[-1].offset) == (3, 1, 3)
+
+
+def test_a_maximum_of_a_shift_for_each_activity():
+    model = sequential(
+        InvariantDropout(0.5, name="drop"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(3),
+        shape=(4, 5, 3),
+    )
+    folded = assert_folded(model, random(3, 4, 5, 3))
+    assert kinds(folded) == ["Rescaling", *kinds(model)[1:]]
+    assert type(folded.get_layer("drop")) is layers.Rescaling
+
+
+def test_no_consumer():
+    for layer in (layers.ReLU(), layers.LayerNormalization(), layers.LSTM(2)):
+        model = sequential(
+            InvariantDropout(0.5, name="drop", scaling="test"),
+            layer,
+            shape=(4, 3),
+        )
+        folded = assert_folded(model, random(3, 4, 3))
+        assert kinds(folded) == ["Rescaling", type(layer).__name__]
+    # The output of the model itself.
+    model = sequential(layers.Dense(3), InvariantDropout(0.5, name="drop"))
+    folded = assert_folded(model, random(3, 6))
+    assert kinds(folded) == ["Dense", "Rescaling"]
+    model = sequential(layers.Dropout(0.5))
+    assert kinds(assert_folded(model, random(3, 6))) == []
+
+
+def test_a_shift_of_zero_leaves_nothing():
+    model = sequential(layers.Dense(3), InvariantDropout(0.5), layers.ReLU())
+    model.layers[1].beta.assign(np.zeros(3))
+    folded = assert_folded(model, random(3, 6), tolerance=0)
+    assert kinds(folded) == ["Dense", "ReLU"]
+
+
+def test_all_is_dropped():
+    for scaling in ("train", "test"):
+        model = sequential(
+            InvariantDropout(1.0, scaling=scaling), layers.Dense(3)
+        )
+        assert_folded(model, random(3, 6))
+
+
+def test_a_running_average():
+    model = sequential(RunningAverageDropout(0.5), layers.Dense(3))
+    assert kinds(assert_folded(model, random(3, 6))) == ["Dense"]
+
+
+def test_several_consumers_of_one_output():
+    inputs = keras.Input((6,))
+    x = InvariantDropout(0.5, name="drop", scaling="test")(inputs)
+    dense = layers.Dense(3)(x)
+    # Two that are not linear share what is left of beta.
+    others = [layers.ReLU()(x), layers.Activation("tanh")(x)]
+    model = varied(keras.Model(inputs, [dense, *others]))
+    folded = assert_folded(model, random(3, 6))
+    assert sorted(kinds(folded)) == ["Activation", "Dense", "ReLU", "Rescaling"]
+
+
+@pytest.mark.parametrize(
+    "merge",
+    [
+        layers.Add(),
+        layers.Subtract(),
+        layers.Average(),
+        layers.Concatenate(),
+        layers.Concatenate(axis=1),
+    ],
+    ids=lambda value: value.name,
+)
+@pytest.mark.parametrize("scalings", [("train", "train"), ("test", "train")])
+def test_merging(merge, scalings):
+    inputs = keras.Input((4, 3))
+    branches = [
+        InvariantDropout(0.5, scaling=scalings[0])(layers.ReLU()(inputs)),
+        InvariantDropout(0.5, 1, scaling=scalings[1])(inputs),
+    ]
+    merge = type(merge).from_config(merge.get_config())
+    x = layers.Flatten()(merge(branches))
+    model = varied(keras.Model(inputs, layers.Dense(2)(x)))
+    folded = assert_folded(model, random(3, 4, 3))
+    # Different scales cannot go through one sum.
+    expected = 0 if len(set(scalings)) == 1 else 1
+    assert kinds(folded).count("Rescaling") == expected
+
+
+def test_merging_with_what_was_not_dropped():
+    inputs = keras.Input((4, 3))
+    x = layers.Add()([inputs, InvariantDropout(0.5)(inputs)])
+    x = layers.Multiply()([InvariantDropout(0.5, name="left")(x), inputs])
+    model = varied(keras.Model(inputs, layers.Dense(2)(x)))
+    folded = assert_folded(model, random(3, 4, 3))
+    assert kinds(folded).count("Rescaling") == 1
+
+
+def test_layers_that_were_shared_stay_shared():
+    a, b = keras.Input((6,)), keras.Input((6,))
+    drop, dense = InvariantDropout(0.5), layers.Dense(3)
+    model = varied(keras.Model([a, b], [dense(drop(a)), dense(drop(b))]))
+    folded = assert_folded(model, [random(3, 6), random(3, 6, seed=1)])
+    assert kinds(folded) == ["Dense"]
+    # With different shifts they cannot.
+    outputs = [dense(InvariantDropout(0.5)(x)) for x in (a, b)]
+    model = varied(keras.Model([a, b], outputs))
+    folded = assert_folded(model, [random(3, 6), random(3, 6, seed=1)])
+    assert kinds(folded) == ["Dense", "Dense"]
+
+
+def test_structures_of_inputs_and_outputs():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    x = layers.Concatenate()([InvariantDropout(0.5)(a), ops.relu(b)])
+    outputs = {"one": layers.Dense(2)(x), "two": (b, layers.Dense(1)(x))}
+    model = varied(keras.Model({"a": a, "b": b}, outputs))
+    x = {"a": random(3, 6), "b": random(3, 6, seed=1)}
+    folded = assert_folded(model, x)
+    keras.tree.assert_same_structure(folded.output, model.output)
+
+
+def test_nested_models():
+    def inner():
+        return keras.Sequential(
+            [
+                keras.Input((6,), name="x"),
+                InvariantDropout(0.5, name="drop"),
+                layers.Dense(6, "relu", name="dense"),
+                layers.Dropout(0.5, name="standard"),
+            ]
+        )
+
+    one = inner()
+    inputs = keras.Input((6,), name="x")
+    x = InvariantDropout(0.2, name="last")(inner()(one(one(inputs))))
+    model = varied(keras.Model(inputs, layers.Dense(2, name="dense")(x)))
+    folded = assert_folded(model, random(3, 6))
+    assert kinds(folded) == ["Dense"] * 3
+    assert len({layer.name for layer in folded.layers}) == 4
+
+
+def test_sizes_that_are_not_fixed():
+    shared = SharedInvariantDropout(0.5, "channels_last", scaling="test")
+    model = sequential(
+        shared,
+        layers.MaxPooling2D(2),
+        layers.Conv2D(4, 3, activation="relu"),
+        SharedInvariantDropout(0.5, "channels_last"),
+        layers.BatchNormalization(),
+        layers.Conv2D(4, 1, padding="same"),
+        SharedInvariantDropout(0.5, "channels_last"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(2),
+        shape=(None, None, 3),
+    )
+    folded = assert_folded(model, random(2, 11, 9, 3))
+    assert kinds(folded) == [
+        kind for kind in kinds(model) if kind != "SharedInvariantDropout"
+    ]
+    # A map of the border would have to have a size.
+    model = sequential(
+        SharedInvariantDropout(0.5, "channels_last"),
+        layers.Conv2D(4, 3, padding="same"),
+        shape=(None, None, 3),
+    )
+    folded = assert_folded(model, random(2, 7, 5, 3))
+    assert kinds(folded) == ["Rescaling", "Conv2D"]
+    model = sequential(
+        InvariantDropout(0.5, 1), layers.Dense(3), shape=(None, 4)
+    )
+    assert kinds(assert_folded(model, random(2, 7, 4))) == ["Dense"]
+
+
+def test_masks_of_padding_go_on():
+    x = random(5, 4, 3)
+    x[:3, 2:] = 0
+    for last in (layers.LSTM(2), layers.GlobalAveragePooling1D()):
+        for shared in (1, None):
+            model = sequential(
+                layers.Masking(0.0),
+                InvariantDropout(0.5, shared, name="drop"),
+                type(last).from_config(last.get_config()),
+                shape=(4, 3),
+            )
+            assert_folded(model, x)
+    model = sequential(
+        layers.Masking(0.0),
+        InvariantDropout(0.5),
+        layers.Dense(3),
+        layers.LSTM(2),
+        shape=(4, 3),
+    )
+    folded = assert_folded(model, x)
+    assert kinds(folded) == ["Masking", "Dense", "Rescaling", "LSTM"]
+
+
+def test_inputs_of_integers():
+    inputs = keras.Input((6,), dtype="uint8")
+    x = layers.Dense(3)(InvariantDropout(0.5)(inputs))
+    model = varied(keras.Model(inputs, x))
+    x = np.arange(18).reshape((3, 6)).astype("uint8")
+    assert_folded(model, x)
+
+
+def test_mixed_precision():
+    policy = "mixed_bfloat16"
+    model = sequential(
+        InvariantDropout(0.5, dtype=policy),
+        layers.Dense(8, "relu", dtype=policy),
+        InvariantDropout(0.5, dtype=policy),
+        layers.Dense(3, dtype=policy),
+    )
+    # Rounded to 8 bits at each layer.
+    folded = assert_folded(model, random(3, 6), tolerance=0.02)
+    assert folded.layers[1].dtype_policy.name == policy
+
+
+def test_what_cannot_be_folded_into_gets_what_it_got():
+    lora = sequential(InvariantDropout(0.5), layers.Dense(3))
+    lora.layers[1].enable_lora(2)
+    varied(lora)
+    assert kinds(assert_folded(lora, random(3, 6))) == ["Rescaling", "Dense"]
+    quantized = sequential(InvariantDropout(0.5), layers.Dense(3))
+    quantized.layers[1].quantize("int8")
+    folded = assert_folded(quantized, random(3, 6))
+    assert kinds(folded) == ["Rescaling", "Dense"]
+
+    class MyDense(layers.Dense):
+        def call(self, inputs, training=None):
+            return ops.square(super().call(inputs))
+
+    model = sequential(InvariantDropout(0.5), MyDense(3))
+    assert kinds(assert_folded(model, random(3, 6))) == ["Rescaling", "MyDense"]
+
+
+def test_the_layers_are_those_of_a_network_without_dropout():
+    def network(dropout):
+        maps = [
+            SharedInvariantDropout(0.5, "channels_last"),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            SharedInvariantDropout(0.5, "channels_last"),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.Flatten(),
+            InvariantDropout(0.5),
+            layers.Dense(8, activation="relu"),
+            InvariantDropout(0.5),
+            layers.Dense(3, activation="softmax"),
+        ]
+        kept = [x for x in maps if dropout or not isinstance(x, ShiftedDropout)]
+        return sequential(*kept, shape=(10, 10, 3))
+
+    folded = assert_folded(network(True), random(3, 10, 10, 3))
+    without = network(False)
+    assert kinds(folded) == kinds(without)
+    assert folded.count_params() == without.count_params()
+
+
+def test_saved_and_loaded(tmp_path):
+    model = sequential(
+        SharedInvariantDropout(0.5, "channels_last"),
+        layers.Conv2D(4, 3, padding="same", activation="relu"),
+        InvariantDropout(0.5, name="drop"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(3),
+        shape=(6, 6, 3),
+    )
+    folded = assert_folded(model, x := random(3, 6, 6, 3))
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), folded.predict(x, verbose=0)
+    )
+
+
+def test_compiled_as_the_model_was():
+    model = sequential(InvariantDropout(0.5), layers.Dense(2))
+    assert not fold(model).compiled
+    model.compile("sgd", "mse")
+    x, y = random(8, 6), random(8, 2)
+    found = fold(model).evaluate(x, y, verbose=0)
+    assert found == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+
+
+class MyInvariantDropout(InvariantDropout):
+    pass
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (
+            lambda: sequential(MyInvariantDropout(0.5, name="mine")),
+            "'mine' is a `MyInvariantDropout`",
+        ),
+        (
+            lambda: sequential(
+                layers.TimeDistributed(
+                    InvariantDropout(0.5, name="inside"), name="around"
+                ),
+                shape=(4, 3),
+            ),
+            "'inside'.*inside layer 'around'",
+        ),
+        (lambda: None, "`model`. Expected a `keras.Model`"),
+        (lambda: Subclassed(), "`model`. Expected a functional"),
+        (lambda: keras.Sequential([layers.Dense(2)]), "been built"),
+    ],
+    ids=["subclass", "inside", "none", "subclassed", "unbuilt"],
+)
+def test_bad_models(model, match):
+    with pytest.raises(ValueError, match=match):
+        fold(model())
