@@ -6,6 +6,7 @@ Needs matplotlib.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 
 def plot_image(values, ax=None, title=None, symmetric=False):
@@ -63,6 +64,8 @@ def plot_errors(errors, ax=None, title=None):
         )
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
     ax.yaxis.set_major_formatter("{x:g}")
+    # No more labels than have room over two decades.
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")

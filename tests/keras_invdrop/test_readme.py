@@ -11,7 +11,7 @@ def test_code_runs(capsys):
     names: dict = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     # The report has a line for each dropout layer of the first block.
     report = capsys.readouterr().out.splitlines()
     assert len(report) == 2
