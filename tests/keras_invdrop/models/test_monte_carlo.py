@@ -8,10 +8,10 @@ from keras import layers
 from keras import ops
 
 from keras_invdrop import InvariantDropout
+from keras_invdrop import MonteCarlo
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import StochasticPooling2D
-from keras_invdrop.models.monte_carlo import MonteCarlo
 from keras_invdrop.models.monte_carlo import _Statistics
 
 
