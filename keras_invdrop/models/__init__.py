@@ -1,4 +1,5 @@
 from .calibrate import calibrate as calibrate
+from .export import export as export
 from .fold import fold as fold
 from .invariantize import invariantize as invariantize
 from .monte_carlo import MonteCarlo as MonteCarlo

@@ -100,12 +100,12 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     return list(_sites(graph, reach=lambda x: x))
 
 
-def warn_of_hidden_dropout(model):
-    """Warns of what drops in `model` and is no dropout layer of its graph."""
+def warn_of_hidden_dropout(model, seen=DROPOUT):
+    """Warns of what drops in `model` and is no layer of its graph in `seen`."""
     hidden = []
     for layer in graph_layers(model):
         reasons = []
-        if isinstance(layer, OTHER_DROPOUT):
+        if isinstance(layer, OTHER_DROPOUT) and not isinstance(layer, seen):
             reasons.append(type(layer).__name__)
         for part in layer._flatten_layers():
             if isinstance(part, DROPOUT) and part is not layer and part.rate:

@@ -4,18 +4,15 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from keras import ops
 from keras import tree
 
 from ..layers.invariant_dropout import InvariantDropout
-from ..layers.locally_connected2d import LocallyConnected2D
 from ..layers.maxout import Maxout
-from ..layers.maxout_conv2d import MaxoutConv2D
-from ..layers.maxout_dense import MaxoutDense
 from ..layers.running_average_dropout import RunningAverageDropout
 from ..layers.shared_invariant_dropout import SharedInvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from .dropout_sites import channel_axis
 from .graph import Names
 from .graph import carry_over
 from .graph import check_model
@@ -25,6 +22,13 @@ from .graph import graph_of
 from .graph import made_anew
 from .graph import new_inputs
 from .graph import run_through
+from .linear_layers import LINEAR
+from .linear_layers import array
+from .linear_layers import core_of
+from .linear_layers import evaluated
+from .linear_layers import response_to
+from .linear_layers import with_bias
+from .linear_layers import without_bias
 
 # All of these mean the class itself: a subclass may do anything.
 
@@ -79,31 +83,6 @@ MAXIMUM = (
     layers.MaxPooling3D,
 )
 MERGING = (layers.Add, layers.Average, layers.Concatenate, layers.Subtract)
-# Layers that are linear in their input, but for a bias and what is done to the
-# sum.
-CONVOLUTIONS = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-    MaxoutConv2D,
-)
-TRANSPOSED = (
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-)
-LINEAR = (
-    layers.Dense,
-    layers.EinsumDense,
-    LocallyConnected2D,
-    MaxoutDense,
-    *CONVOLUTIONS,
-    *TRANSPOSED,
-)
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -341,7 +320,7 @@ class _Folding:
         keep = 1.0
         if isinstance(layer, InvariantDropout) and layer.scaling == "test":
             keep -= layer.rate
-        shift = value.constant() + _array(layer.shift)
+        shift = value.constant() + array(layer.shift)
         new = _Shifted(
             value.tensor,
             _compact(keep * shift),
@@ -361,12 +340,14 @@ class _Folding:
             shape = value.tensor.shape[1:]
             if None in shape:
                 return None
-            shift = _evaluated(made_anew(layer), value.shift, shape)
+            shift = evaluated(made_anew(layer), value.shift, shape)
         return value.having(self.called(layer, value.tensor), shift)
 
     def pooled(self, layer, value):
         """A layer that maps what is constant over space to itself."""
-        channels = _channel_axis(layer, value.rank) - 1
+        channels = (
+            channel_axis(getattr(layer, "data_format", None), value.rank) - 1
+        )
         shift = value.constant()
         space = [axis for axis in range(shift.ndim) if axis != channels]
         if all(shift.shape[axis] == 1 for axis in space):
@@ -393,8 +374,8 @@ class _Folding:
         shape = list(shift.shape)
         shape[axis] = value.tensor.shape[axis + 1]
         # Affine: B(s x + c) = s B(x) + B(c) - s B(0).
-        of_shift = _evaluated(layer, shift, shape)
-        of_zero = _evaluated(layer, np.zeros_like(shift), shape)
+        of_shift = evaluated(layer, shift, shape)
+        of_zero = evaluated(layer, np.zeros_like(shift), shape)
         return value.having(
             self.called(layer, value.tensor), of_shift - value.scale * of_zero
         )
@@ -406,8 +387,8 @@ class _Folding:
         new.build(value.tensor.shape)
         carry_over(layer, new)
         mean, variance = (
-            _array(layer.moving_mean),
-            _array(layer.moving_variance),
+            array(layer.moving_mean),
+            array(layer.moving_variance),
         )
         scale = value.scale
         new.moving_mean.assign((mean - value.constant().ravel()) / scale)
@@ -449,44 +430,44 @@ class _Folding:
 
         `K (s x + c) + b = (s K) x + (K c + b)`.
         """
-        core = _core(layer)
+        core = core_of(layer)
         quantized = getattr(core, "quantization_mode", None) is not None
         if quantized or getattr(core, "lora_enabled", False):
             return None
-        shape = _probe_shape(core, value)
-        if shape is None:
+        chain = self.once(layer, value, lambda: self.linear(layer, core, value))
+        if chain is None:
             return None
-        chain = self.once(
-            layer, value, lambda: self.linear(layer, core, value, shape)
-        )
         tensor = value.tensor
         for new in chain:
             tensor = new(tensor)
         return _Shifted(tensor)
 
-    def linear(self, layer, core, value, shape):
+    def linear(self, layer, core, value):
         """What takes the place of a layer with a kernel: layers, in turn."""
-        kernels = [_array(weight) for weight in core.weights]
+        kernels = [array(weight) for weight in core.weights]
         bias = 0.0 if core.bias is None else kernels.pop()
-        response = _response(core, kernels, value, shape)
+        shape = value.tensor.shape
+        response = response_to(value.constant(), core, kernels, shape)
+        if response is None:
+            return None
         kernels[-1] = kernels[-1] * value.scale
         # As in the layer itself, the last axes of both are the same.
         bias = response + bias
-        with_bias = _with_bias(core, bias)
+        settings = with_bias(core, bias)
         name = self.names.unique(layer.name)
-        if with_bias is not None:
-            config = {**layer.get_config(), **with_bias, "name": name}
+        if settings is not None:
+            config = {**layer.get_config(), **settings, "name": name}
             new = type(layer).from_config(config)
-            new.build(value.tensor.shape)
-            of_new = _core(new).bias.shape
-            shape = (1,) * (bias.ndim - len(of_new)) + tuple(of_new)
-            bias = np.broadcast_to(bias, shape).reshape(of_new)
+            new.build(shape)
+            of_new = core_of(new).bias.shape
+            full = (1,) * (bias.ndim - len(of_new)) + tuple(of_new)
+            bias = np.broadcast_to(bias, full).reshape(of_new)
             new.set_weights([*kernels, bias])
             return [new]
-        new = _without_bias(core, name=name)
-        new.build(value.tensor.shape)
+        new = without_bias(core, name=name)
+        new.build(shape)
         new.set_weights(kernels)
-        if _is_channels_first(core):
+        if getattr(core, "data_format", None) == "channels_first":
             bias = np.moveaxis(bias, -1, 0)
         dtype = layer.dtype_policy
         chain = [
@@ -510,16 +491,6 @@ class _Folding:
         return chain
 
 
-def _array(weight):
-    return ops.convert_to_numpy(weight).astype("float64")
-
-
-def _evaluated(layer, shift, shape):
-    """What `layer` makes of a shift, broadcast to `shape`, without batch."""
-    x = np.broadcast_to(shift, shape).astype("float32")
-    return _array(layer(x[None], training=False))[0]
-
-
 def _is_linear_activation(layer):
     return (
         type(layer) is layers.Activation
@@ -531,14 +502,6 @@ def _is_masked(tensor):
     return getattr(tensor, "_keras_mask", None) is not None
 
 
-def _is_channels_first(layer):
-    return getattr(layer, "data_format", None) == "channels_first"
-
-
-def _channel_axis(layer, rank):
-    return 1 if _is_channels_first(layer) else rank - 1
-
-
 def _concatenated(shifts, axis, sizes):
     """The shifts side by side along `axis`, on which they have `sizes`."""
     others = [shift.take([0], axis).shape for shift in shifts]
@@ -548,100 +511,3 @@ def _concatenated(shifts, axis, sizes):
         shape[axis] = size
         parts.append(np.broadcast_to(shift, shape))
     return np.concatenate(parts, axis)
-
-
-def _core(layer):
-    """The layer that has the kernel and the bias of `layer`."""
-    if isinstance(layer, MaxoutDense):
-        return layer.dense
-    return layer.conv if isinstance(layer, MaxoutConv2D) else layer
-
-
-def _probe_shape(layer, value):
-    """The shape of a shift, without batch, of which the response says all.
-
-    Along an axis on which the shift is constant and the layer treats every
-    place alike, one place will do: that of the window of a convolution. None
-    if a size is needed that is not fixed.
-    """
-    sizes = value.tensor.shape[1:]
-    shape = list(value.constant().shape)
-    for axis, n in enumerate(shape):
-        if n > 1:
-            continue
-        window = _window(layer, axis + 1, value.rank)
-        shape[axis] = sizes[axis] if window is None else window
-    return None if None in shape else tuple(shape)
-
-
-def _window(layer, axis, rank):
-    """How many places along `axis` one output of `layer` depends on.
-
-    None where it depends on where it is, or on all places.
-    """
-    if isinstance(layer, layers.Dense):
-        return None if axis == rank - 1 else 1
-    if isinstance(layer, layers.EinsumDense):
-        given, output = layer.equation.split("->")
-        given, kernel = given.split(",")
-        label = _labels(given, rank)[axis]
-        return None if label in kernel or label not in output else 1
-    channels = _channel_axis(layer, rank)
-    if axis == channels or type(layer) not in CONVOLUTIONS:
-        return None
-    place = axis - 1 if axis < channels else axis - 2
-    size = layer.kernel_size[place]
-    if layer.padding != "valid" and size > 1:
-        return None
-    return (size - 1) * layer.dilation_rate[place] + 1
-
-
-def _labels(subscripts, rank):
-    """The label of each axis; of those under an ellipsis it is "..."."""
-    before, dots, after = subscripts.partition("...")
-    missing = rank - len(before) - len(after)
-    return [*before, *[dots] * missing, *after]
-
-
-def _without_bias(layer, **changes):
-    """A layer like `layer` with no bias and no activation function."""
-    config = {**layer.get_config(), "activation": None, **changes}
-    if isinstance(layer, layers.EinsumDense):
-        config["bias_axes"] = None
-    else:
-        config["use_bias"] = False
-    return type(layer).from_config(config)
-
-
-def _response(layer, kernels, value, shape):
-    """What `layer` makes of the shift, without its bias, in channels_last."""
-    shift = np.broadcast_to(value.constant(), shape)
-    built_for, changes = value.tensor.shape, {"dtype": "float32"}
-    if _is_channels_first(layer):
-        # TensorFlow has most convolutions in channels_last only on a CPU.
-        shift = np.moveaxis(shift, 0, -1)
-        built_for = (built_for[0], *built_for[2:], built_for[1])
-        changes["data_format"] = "channels_last"
-    twin = _without_bias(layer, **changes)
-    twin.build(built_for)
-    twin.set_weights(kernels)
-    return _evaluated(twin, shift, shift.shape)
-
-
-def _with_bias(layer, bias):
-    """The settings with which `layer` has the bias, or None.
-
-    `bias` has the shape of an output in channels_last, with 1 where it is
-    constant.
-    """
-    if isinstance(layer, layers.EinsumDense):
-        output = layer.equation.split("->")[1]
-        labels = _labels(output, bias.ndim + 1)[1:]
-        axes = {x for x, n in zip(labels, bias.shape, strict=True) if n > 1}
-        axes |= set(layer.bias_axes or labels[-1])
-        if not axes <= set(output.replace("...", "")):
-            return None
-        return {"bias_axes": "".join(x for x in output if x in axes)}
-    if isinstance(layer, LocallyConnected2D) or bias.size == bias.shape[-1]:
-        return {"use_bias": True}
-    return None

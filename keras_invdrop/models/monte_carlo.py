@@ -1,6 +1,5 @@
 import random
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -108,10 +107,8 @@ class MonteCarlo:
         check_model(model)
         self.samples = check_positive_integer("samples", samples)
         self.seed = check_seed(seed)
-        layers = graph_layers(model)
-        others = [part for part in layers if not isinstance(part, SAMPLED)]
-        warn_of_hidden_dropout(SimpleNamespace(layers=others))
-        if len(others) == len(layers):
+        warn_of_hidden_dropout(model, seen=SAMPLED)
+        if not any(isinstance(part, SAMPLED) for part in graph_layers(model)):
             raise invalid(
                 "model",
                 "a model with a dropout layer in its graph: without one all "

@@ -10,12 +10,12 @@ from keras import layers
 from keras import ops
 
 from ..layers.invariant_dropout import InvariantDropout
-from ..layers.maxout_conv2d import MaxoutConv2D
-from ..layers.maxout_dense import MaxoutDense
 from ..layers.shifted_dropout import ShiftedDropout
 from ..validation import check_positive_integer
 from .dropout_sites import DropoutSite
 from .dropout_sites import dropout_sites
+from .linear_layers import core_of
+from .linear_layers import without_bias
 
 # Layers whose output, before the activation function, is linear in the input
 # with the weights that the layer calls its kernel.
@@ -235,10 +235,7 @@ def _linear_part(between, layer):
     Returns a function of the dropped activities and of whether to square the
     kernel, which returns the array that `layer` would put out, in float32.
     """
-    if isinstance(layer, MaxoutDense):
-        layer = layer.dense
-    if isinstance(layer, MaxoutConv2D):
-        layer = layer.conv
+    layer = core_of(layer)
     # Not a subclass, which may do anything.
     if type(layer) not in LINEAR:
         return lambda y, squared=False: y
@@ -248,12 +245,7 @@ def _linear_part(between, layer):
             f"whose weights are not quantized. Received: layer '{layer.name}' "
             f"with quantization_mode={layer.quantization_mode!r}"
         )
-    config = {**layer.get_config(), "activation": None, "dtype": "float32"}
-    config["bias_axes" if "bias_axes" in config else "use_bias"] = None
-    for lora in ("lora_rank", "lora_alpha"):
-        # The kernel that is copied has the low-rank update in it.
-        config.pop(lora, None)
-    twin = type(layer).from_config(config)
+    twin = without_bias(layer, dtype="float32")
     kernel = ops.convert_to_numpy(layer.kernel).astype("float32")
 
     def linear(y, squared=False):

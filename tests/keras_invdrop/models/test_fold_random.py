@@ -126,14 +126,16 @@ class Architecture:
             kinds += [
                 lambda: layers.ZeroPadding1D(1),
                 lambda: layers.UpSampling1D(2),
-                lambda: layers.Cropping1D((0, 1)),
             ]
+            if min(self.space(x)) > 1:
+                kinds += [lambda: layers.Cropping1D((0, 1))]
         if rank == 4:
             kinds += [
                 lambda: layers.ZeroPadding2D((1, 0), **names),
                 lambda: layers.UpSampling2D(2, **names),
-                lambda: layers.Cropping2D(((1, 0), (0, 0)), **names),
             ]
+            if min(self.space(x)) > 1:
+                kinds += [lambda: layers.Cropping2D(((1, 0), (0, 0)), **names)]
         return self.one(*kinds)()(x)
 
     def pool(self, x):
