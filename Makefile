@@ -30,7 +30,7 @@ test-%: .venv/dev
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(install) ".[applications,dev,jax,tensorflow,torch]"
+	$(install) ".[applications,dev,export,jax,tensorflow,torch]"
 	touch $@ $(BACKENDS:%=.venv/%)
 
 .venv/%: pyproject.toml constraints.txt

@@ -16,6 +16,7 @@ from .layers import StochasticPooling2D as StochasticPooling2D
 from .layers import ZCAWhitening as ZCAWhitening
 from .models import MonteCarlo as MonteCarlo
 from .models import calibrate as calibrate
+from .models import export as export
 from .models import fold as fold
 from .models import invariantize as invariantize
 from .models import variance_report as variance_report

@@ -1,0 +1,358 @@
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from ..validation import check_choice
+from ..validation import check_positive_number
+from ..validation import invalid
+from .fold import fold
+
+# The formats, and the package of the engine that runs each.
+ENGINES = {
+    "tf_saved_model": "tensorflow",
+    "onnx": "onnxruntime",
+    "litert": "ai_edge_litert",
+    "openvino": "openvino",
+}
+# What `model.export` of Keras makes of each backend's own functions. For the
+# rest, and why, see docs/export.md, which a test holds against Keras.
+DIRECT = {
+    "tensorflow": ("tf_saved_model", "onnx", "litert", "openvino"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx", "openvino"),
+}
+SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # that Keras insists on
+BATCH = 3  # not the 1 with which some exporters trace
+UNKNOWN_SIZE = 32  # enough for a few poolings
+ON_TENSORFLOW = """
+import sys
+import keras
+from keras_invdrop.models.export import convert
+saved, path, format = sys.argv[1:]
+# Written by the process that started this one.
+model = keras.models.load_model(saved, compile=False, safe_mode=False)
+convert(model, path, format)
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` has written.
+
+    Attributes:
+        path: `Path` of the file, or of the folder of a SavedModel.
+        format: The format.
+        backend: The backend from which Keras exported.
+        difference: The largest difference between what the engine computed
+            and what `predict` did, in units of the largest output.
+    """
+
+    path: Path
+    format: str
+    backend: str
+    difference: float
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike,
+    format: str,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Writes a model, without its dropout, for an engine other than Keras.
+
+    The model is folded, which leaves Keras' own layers in the place of
+    dropout, and is exported with Keras' `model.export`. Where this cannot do
+    it on the present backend, the network is saved, and loaded and exported
+    by a process of its own on the TensorFlow backend. Then the engine runs
+    the file on random inputs, in batches of 3. Only if it says what
+    `model.predict` says does the file get to `path`; else nothing is there
+    that was not there before.
+
+    The packages are those of `pip install keras-invdrop[export]`.
+
+    Args:
+        model: A functional or sequential model that has been built. It is
+            left as it is. Layers that are neither Keras' nor this library's
+            cannot be loaded by another process. Inputs of integers are tried
+            with 0 and 1.
+        path: Where to write. A file that is there is replaced, as is a
+            SavedModel. OpenVINO's `.xml` has a `.bin` beside it.
+        format: One of
+
+            - `"tf_saved_model"`: a folder for TensorFlow and its servers,
+            - `"onnx"`: a file for ONNX Runtime,
+            - `"litert"`: a file for LiteRT; `path` ends with `.tflite`,
+            - `"openvino"`: two files for OpenVINO; `path` ends with `.xml`.
+        tolerance: Largest difference from `predict`, in units of the largest
+            output. Engines add in another order, which makes about 1e-6 in
+            float32. A wrong kernel, bias, axis or padding makes 1e-2 or
+            more. A network that computes in half precision, or `predict` on
+            a GPU that multiplies in TF32, needs about 1e-2.
+
+    Returns:
+        An `Exported`: the `path`, the `format`, the `backend` from which
+        Keras exported and the `difference` from `predict`.
+
+    Raises:
+        ImportError: If a package is missing.
+        RuntimeError: If the engine says something else than `predict`, or
+            the other process fails.
+        ValueError: If `model` is none that `fold` takes, `format` or
+            `tolerance` not of the kind described, or if `path` has not the
+            suffix of the format or is a folder that is not a SavedModel.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((784,)),
+    ...         keras_invdrop.InvariantDropout(0.2),
+    ...         keras.layers.Dense(10, activation="softmax"),
+    ...     ]
+    ... )
+    >>> exported = keras_invdrop.export(  # doctest: +SKIP
+    ...     model, "network.onnx", "onnx"
+    ... )
+    >>> exported.difference < 1e-5  # doctest: +SKIP
+    True
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2, Eq. 9
+    """
+    check_choice("format", format, tuple(ENGINES))
+    tolerance = check_positive_number("tolerance", tolerance)
+    target = _check_path(path, format)
+    folded = fold(model)
+    # Without what it was compiled with, which no file has to hold.
+    network = keras.Model(folded.input, folded.output, name=folded.name)
+    backend = keras.backend.backend()
+    if not _is_direct(network, backend, format):
+        backend = "tensorflow"
+    _check_packages(backend, format)
+    inputs = _random_inputs(network)
+    expected = model.predict(_packed(network, inputs), verbose=0)
+    # Beside `path`, on the same file system, so that a rename suffices.
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=target.parent
+    ) as folder:
+        made = Path(folder, "new")
+        made.mkdir()
+        if backend == keras.backend.backend():
+            convert(network, made / target.name, format)
+        else:
+            saved = Path(folder, "network.keras")
+            network.save(saved)
+            _convert_on_tensorflow(saved, made / target.name, format)
+        found = RUN[format](made / target.name, network, inputs)
+        difference = _difference(found, tree.flatten(expected))
+        # A NaN fails the comparison.
+        if not difference <= tolerance:
+            raise RuntimeError(
+                f"The exported file computes something else than `predict`: "
+                f"in {ENGINES[format]} the largest difference is "
+                f"{difference:.2g} of the largest output, more than the "
+                f"tolerance of {tolerance:.2g}. Nothing was written to "
+                f"'{target}'."
+            )
+        _put_in_place(made, target, Path(folder, "old"))
+    return Exported(target, format, backend, difference)
+
+
+def _check_path(path, format):
+    if not isinstance(path, (str, os.PathLike)):
+        raise invalid("path", "a path", path)
+    found = Path(path)
+    suffix = SUFFIXES.get(format, "")
+    if not found.name.endswith(suffix):
+        raise invalid("path", f"a path that ends with '{suffix}'", path)
+    if found.is_dir():
+        of_tensorflow = (found / "saved_model.pb").exists()
+        if format != "tf_saved_model" or not of_tensorflow:
+            raise invalid(
+                "path",
+                "the path of a file, or of a SavedModel for another one; no "
+                "other folder is replaced",
+                path,
+            )
+    elif found.exists() and format == "tf_saved_model":
+        raise invalid("path", "the path of a folder, not of a file", path)
+    return found
+
+
+def _is_direct(network, backend, format):
+    """Whether Keras can export the network on this backend."""
+    if format not in DIRECT.get(backend, ()):
+        return False
+    if backend != "torch":
+        return True
+    # PyTorch traces with 1 where a size is open, and not with dictionaries.
+    single = not tree.is_nested(network.input)
+    return (
+        single
+        and not tree.is_nested(network.output)
+        and None not in network.input.shape[1:]
+    )
+
+
+def _check_packages(backend, format):
+    needed = [ENGINES[format]]
+    if backend in ("jax", "tensorflow"):
+        needed.append("tensorflow")
+    if format == "onnx":
+        needed.append("tf2onnx" if backend == "tensorflow" else "onnx")
+    for name in needed:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"Format '{format}' needs the package "
+                f"`{name.replace('_', '-')}`: "
+                "pip install keras-invdrop[export]"
+            )
+
+
+def _random_inputs(network):
+    rng = np.random.default_rng(0)
+    arrays = []
+    for tensor in network.inputs:
+        batch, *sizes = tensor.shape
+        shape = (batch or BATCH, *(size or UNKNOWN_SIZE for size in sizes))
+        is_float = keras.backend.is_float_dtype(tensor.dtype)
+        array: Any = (
+            rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)
+        )
+        arrays.append(array.astype(tensor.dtype))
+    return arrays
+
+
+def _packed(network, arrays):
+    return tree.pack_sequence_as(network.input, arrays)
+
+
+def convert(model, path, format):
+    """Exports with Keras, on the present backend, without a check."""
+    # Keras refuses to make an ONNX file of a model that was never called.
+    model(_packed(model, _random_inputs(model)))
+    with warnings.catch_warnings():
+        # What may go wrong in tracing shows in what the file computes.
+        warnings.simplefilter("ignore")
+        model.export(str(path), format=format, verbose=False)
+
+
+def _convert_on_tensorflow(saved, path, format):
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", ON_TENSORFLOW, saved, path, format],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "tensorflow",
+            # What can be imported here can be there.
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            # This process may have taken all memory of the GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+    )
+    if process.returncode:
+        raise RuntimeError(
+            f"The export to '{format}' failed on the TensorFlow backend:\n"
+            + process.stderr[-2000:]
+        )
+
+
+def _run_saved_model(path, network, arrays):
+    import tensorflow as tf
+
+    inputs = _packed(network, [tf.constant(array) for array in arrays])
+    loaded = tf.saved_model.load(str(path))  # which holds the variables
+    outputs = loaded.serve(inputs)
+    return [np.asarray(output) for output in tree.flatten(outputs)]
+
+
+def _run_onnx(path, network, arrays):
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+    arrays = _arranged(names, network, arrays)
+    return session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def _run_litert(path, network, arrays):
+    from ai_edge_litert.interpreter import Interpreter
+
+    names = [tensor.name for tensor in network.inputs]
+    runner = Interpreter(str(path)).get_signature_runner()
+    outputs = runner(**dict(zip(names, arrays, strict=True)))
+    names = sorted(outputs)
+    if not isinstance(network.output, dict):
+        names.sort(key=len)  # output_2 before output_10
+    return [outputs[name] for name in names]
+
+
+def _run_openvino(path, network, arrays):
+    from openvino import Core
+
+    # Else some processors compute in bfloat16.
+    compiled = Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    names = [port.any_name for port in compiled.inputs]
+    outputs = compiled(_arranged(names, network, arrays))
+    return [outputs[port] for port in compiled.outputs]
+
+
+RUN: dict[str, Any] = {
+    "tf_saved_model": _run_saved_model,
+    "onnx": _run_onnx,
+    "litert": _run_litert,
+    "openvino": _run_openvino,
+}
+
+
+def _arranged(names, network, arrays):
+    """The arrays in an engine's order of inputs, if it knows their names."""
+    given = {
+        tensor.name: array
+        for tensor, array in zip(network.inputs, arrays, strict=True)
+    }
+    if set(names) <= set(given):
+        return [given[name] for name in names]
+    return arrays
+
+
+def _difference(found, expected):
+    """The largest difference, in units of the largest number of its output."""
+    if [x.shape for x in found] != [np.shape(x) for x in expected]:
+        return float("inf")
+    differences = []
+    for a, b in zip(found, expected, strict=True):
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        scale = np.maximum(np.abs(b).max(), np.finfo("float32").tiny)
+        differences.append(np.abs(a - b).max() / scale)
+    return float(np.max(differences))
+
+
+def _put_in_place(made, path, old):
+    """Moves what was made to where it belongs, the file `path` last."""
+    for source in sorted(made.iterdir(), key=lambda x: x.name == path.name):
+        target = path.with_name(source.name)
+        if target.is_dir():
+            # A folder that is not empty cannot be replaced in one step.
+            os.replace(target, old)
+        try:
+            os.replace(source, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
