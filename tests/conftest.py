@@ -1,3 +1,14 @@
+import os
+
+# JAX compiles hundreds of small programs, each to run a few times. Without
+# most of the optimizations of the machine code it compiles three times as
+# fast; what is computed, and how exactly, stays as it is.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# On CPUs TensorFlow takes convolutions in channels_first from oneDNN alone,
+# which it leaves out by default where the CPU is an older one.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints what tests have recorded with `record_property`."""
     for report in terminalreporter.getreports("passed"):
