@@ -1,9 +1,17 @@
 import os
+import shutil
+import tempfile
 
 # JAX compiles hundreds of small programs, each to run a few times. Without
 # most of the optimizations of the machine code it compiles three times as
 # fast; what is computed, and how exactly, stays as it is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A program that one test has compiled another one, of another process too,
+# need not compile again.
+MADE_HERE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if MADE_HERE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # On CPUs TensorFlow takes convolutions in channels_first from oneDNN alone,
 # which it leaves out by default where the CPU is an older one.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -14,3 +22,8 @@ def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{name}: {value}")
+
+
+def pytest_unconfigure():
+    if MADE_HERE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])

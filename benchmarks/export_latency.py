@@ -1,0 +1,127 @@
+"""How long a trained network takes, folded, and in the engines.
+
+The ReLU network of Table 3, of width `--width`: with invariant dropout, folded,
+built without dropout, and exported to each engine. The first three run compiled
+by Keras, as `predict_on_batch`; all run in one process and by turns, with the
+threads that each takes by default. The figure is the ratio of the median times
+to those of the network without dropout: below 1, it is the faster.
+
+    KERAS_BACKEND=jax python benchmarks/export_latency.py
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_invdrop import export
+from keras_invdrop import fold
+from keras_invdrop.applications import relu_cnn
+
+SHAPE = (32, 32, 3)
+
+
+def saved_model(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda x: loaded.serve(x).numpy()
+
+
+def onnx_runtime(path):
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    return lambda x: session.run(None, {port.name: x})[0]
+
+
+def litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path)).get_signature_runner()
+    (name,) = runner.get_input_details()
+    return lambda x: next(iter(runner(**{name: x}).values()))
+
+
+def openvino(path):
+    from openvino import Core
+
+    compiled = Core().compile_model(str(path), "CPU")
+    return lambda x: compiled([x])[0]
+
+
+ENGINES = {
+    "tf_saved_model": ("network", saved_model),
+    "onnx": ("network.onnx", onnx_runtime),
+    "litert": ("network.tflite", litert),
+    "openvino": ("network.xml", openvino),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.1, help="per turn")
+    arguments = parser.parse_args()
+    options = {"width": arguments.width, "input_shape": SHAPE}
+    model = relu_cnn(dropout="invariant", **options)
+    without = relu_cnn(dropout="none", **options)
+    folded = fold(model)
+    calls = {
+        "without dropout": without.predict_on_batch,
+        "unfolded": model.predict_on_batch,
+        "folded": folded.predict_on_batch,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for format, (name, load) in ENGINES.items():
+            path = Path(folder, name)
+            export(model, path, format)
+            calls[format] = load(path)
+        kinds = [
+            [type(layer).__name__ for layer in each.layers]
+            for each in (folded, without)
+        ]
+        print("layers, folded:         ", ", ".join(kinds[0]))
+        print("layers, without dropout:", ", ".join(kinds[1]))
+        for batch in arguments.batches:
+            x = np.random.default_rng(0).normal(size=(batch, *SHAPE))
+            compare(calls, x.astype("float32"), arguments)
+
+
+def compare(calls, x, arguments):
+    repeats = {}
+    expected = calls["folded"](x)
+    for name, call in calls.items():
+        if name != "without dropout":  # whose weights are others
+            np.testing.assert_allclose(call(x), expected, atol=1e-4)
+        call(x)
+        start = time.perf_counter()
+        call(x)
+        once = time.perf_counter() - start
+        repeats[name] = max(1, round(arguments.seconds / once))
+    times: dict = {name: [] for name in calls}
+    for _ in range(arguments.rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call(x)
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    base = np.array(times["without dropout"])
+    for name, each in times.items():
+        ratios = np.quantile(np.array(each) / base, [0.5, 0.25, 0.75])
+        print(
+            f"{keras.backend.backend()}, batch {len(x)}, {name}: "
+            "{:.3f} of the time without dropout (quartiles {:.3f} to {:.3f}), "
+            "{:.2f} ms".format(*ratios, 1000 * statistics.median(each))
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Folded networks in the engines that they are exported to.
+
+What `docs/export.md` says of the present backend is held against what happens.
+"""
+
+import importlib
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras_invdrop.applications import relu_cnn
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import export
+from keras_invdrop import fold
+
+# The function has the name of its file.
+exporting = importlib.import_module("keras_invdrop.models.export")
+
+BACKEND = keras.backend.backend()
+NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+FILES = {
+    "tf_saved_model": "network",
+    "onnx": "network.onnx",
+    "litert": "network.tflite",
+    "openvino": "network.xml",
+}
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "export.md").read_text()
+# One that needs no other process.
+DIRECT = exporting.DIRECT[BACKEND][0]
+every_format = pytest.mark.parametrize("format", FILES)
+
+
+def random(*shape, seed=0):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return x.astype("float32")
+
+
+def cifar_network():
+    """The network of Table 3, narrow, with a beta that is not zero."""
+    keras.utils.set_random_seed(0)
+    model = relu_cnn(width=1 / 16, input_shape=(32, 32, 3))
+    for seed, layer in enumerate(model.layers):
+        if isinstance(layer, InvariantDropout):
+            layer.beta.assign(0.1 * random(*layer.beta.shape, seed=seed))
+    return model
+
+
+def dense_network(units=2):
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            InvariantDropout(0.5, beta_initializer="ones"),
+            layers.Dense(units),
+        ]
+    )
+
+
+def several():
+    """Two inputs and outputs, which do not stand in alphabetic order."""
+    b = keras.Input((4,), name="b")
+    a = keras.Input((3,), name="a")
+    x = InvariantDropout(0.5, beta_initializer="ones")(b)
+    outputs = {"z": layers.Dense(3)(a), "y": layers.Dense(2)(x)}
+    return keras.Model({"b": b, "a": a}, outputs)
+
+
+def difference(found, expected):
+    """In units of the largest number."""
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def content(folder):
+    return {
+        path.relative_to(folder): path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+@every_format
+def test_the_engine_says_what_predict_says(format, tmp_path):
+    model = cifar_network()
+    before = model.get_weights()
+    exported = export(model, tmp_path / FILES[format], format)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    assert exported.path == tmp_path / FILES[format]
+    assert exported.format == format
+    direct = format in exporting.DIRECT[BACKEND]
+    assert exported.backend == (BACKEND if direct else "tensorflow")
+    assert exported.difference < 1e-5
+    names = {path.name for path in tmp_path.iterdir()}
+    also = {"network.bin"} if format == "openvino" else set()
+    assert names == {FILES[format]} | also
+    for batch in (1, 5):
+        x = random(batch, 32, 32, 3, seed=batch)
+        (found,) = exporting.RUN[format](exported.path, model, [x])
+        assert difference(found, model.predict(x, verbose=0)) < 1e-5
+
+
+# What Keras does by itself: the page's row of this backend.
+def cells():
+    (line,) = re.findall(rf"^\| {NAMES[BACKEND]} \|(.*)\|$", PAGE, re.M)
+    return dict(zip(FILES, map(str.strip, line.split("|")), strict=True))
+
+
+@every_format
+def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
+    network = fold(cifar_network())
+    path = tmp_path / FILES[format]
+    cell = cells()[format]
+    works = re.fullmatch("works, below (.*)", cell)
+    assert bool(works) == (format in exporting.DIRECT[BACKEND])
+    if works:
+        exporting.convert(network, path, format)
+        for batch in (3, 5):
+            x = random(batch, 32, 32, 3, seed=batch)
+            (found,) = exporting.RUN[format](path, network, [x])
+            expected = network.predict(x, verbose=0)
+            assert difference(found, expected) < float(works[1])
+    else:
+        (number,) = re.fullmatch(r"no \((\d)\)", cell).groups()
+        (reason,) = re.findall(rf"^{number}\. `(.+?)`[:.]", PAGE, re.M)
+        with pytest.raises(Exception, match=re.escape(reason)):
+            exporting.convert(network, path, format)
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["exported"].difference < 1e-5
+    assert (tmp_path / "network.onnx").exists()
+
+
+def test_the_page_names_the_versions_that_are_tested():
+    versions = re.findall("`([^` ]+==[^`]+)`", PAGE)
+    assert {name.partition("==")[0] for name in versions} >= {
+        "keras",
+        "onnxruntime",
+        "ai-edge-litert",
+        "openvino",
+    }
+    tested = (ROOT / "constraints.txt").read_text().splitlines()
+    assert set(versions) <= set(tested)
+
+
+# From another backend they all go through TensorFlow: one stands for them.
+@pytest.mark.parametrize(
+    "format", FILES if BACKEND == "tensorflow" else ["litert"]
+)
+def test_several_inputs_and_outputs(format, tmp_path):
+    exported = export(several(), tmp_path / FILES[format], format)
+    assert exported.backend == "tensorflow"
+    assert exported.difference < 1e-5
+
+
+def test_what_was_there_is_replaced(tmp_path):
+    path = tmp_path / FILES[DIRECT]
+    export(dense_network(), path, DIRECT)
+    if path.is_dir():
+        (path / "left.txt").touch()
+    model = dense_network(units=3)
+    export(model, path, DIRECT)
+    x = random(2, 4)
+    (found,) = exporting.RUN[DIRECT](path, fold(model), [x])
+    assert difference(found, model.predict(x, verbose=0)) < 1e-5
+    assert not (tmp_path / FILES[DIRECT] / "left.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {FILES[DIRECT]}
+
+
+@pytest.mark.parametrize("error", [1e-3, np.nan])
+def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
+    path = tmp_path / FILES[DIRECT]
+    export(dense_network(), path, DIRECT)
+    before = content(tmp_path)
+    run = exporting.RUN[DIRECT]
+
+    def wrong(*arguments):
+        return [outputs * (1 + error) for outputs in run(*arguments)]
+
+    monkeypatch.setitem(exporting.RUN, DIRECT, wrong)
+    with pytest.raises(RuntimeError, match="something else than `predict`"):
+        export(dense_network(units=3), path, DIRECT)
+    assert content(tmp_path) == before
+    if not np.isnan(error):
+        export(dense_network(units=3), path, DIRECT, tolerance=0.01)
+
+
+def test_outputs_of_another_shape_are_a_difference():
+    x = random(3, 2)
+    assert exporting._difference([x[:1]], [x]) == np.inf
+    assert exporting._difference([x, x], [x]) == np.inf
+    assert exporting._difference([x], [x]) == 0
+
+
+@keras.saving.register_keras_serializable("test_export")
+class OfThisProcess(layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), OfThisProcess()])
+    monkeypatch.setattr(exporting, "_is_direct", lambda *_: False)
+    monkeypatch.setattr(exporting.keras.backend, "backend", lambda: "another")
+    with pytest.raises(RuntimeError, match="(?s)failed on.*OfThisProcess"):
+        export(model, tmp_path / "network.tflite", "litert")
+    assert not content(tmp_path)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        exporting.importlib.util,
+        "find_spec",
+        lambda name: None if name == "ai_edge_litert" else object(),
+    )
+    with pytest.raises(
+        ImportError,
+        match=r"`ai-edge-litert`: pip install keras-invdrop\[export\]",
+    ):
+        export(dense_network(), tmp_path / "network.tflite", "litert")
+    assert not content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.onnx", "pickle"), "`format`. Expected one of .*'pickle'"),
+        (("a.onnx", "litert"), "`path`. .* ends with '.tflite'.*a.onnx"),
+        (("a.onnx", "openvino"), "`path`. .* ends with '.xml'.*a.onnx"),
+        ((3, "onnx"), "`path`. Expected a path. Received: path=3"),
+        (("folder", "tf_saved_model"), "no other folder is replaced"),
+        (("folder", "onnx"), "`path`. Expected the path of a file"),
+        (("file", "tf_saved_model"), "the path of a folder, not of a file"),
+        (("a.onnx", "onnx", 0), "`tolerance`"),
+    ],
+)
+def test_errors(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        export(dense_network(), *arguments)
+    assert content(tmp_path) == before
+
+
+def test_what_cannot_be_folded(tmp_path):
+    with pytest.raises(ValueError, match="`model`"):
+        export("network", tmp_path / "a.onnx", "onnx")
