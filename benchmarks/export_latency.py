@@ -17,10 +17,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras_invdrop.applications import relu_cnn
 
+from keras_invdrop import InvariantDropout
 from keras_invdrop import export
 from keras_invdrop import fold
-from keras_invdrop.applications import relu_cnn
 
 SHAPE = (32, 32, 3)
 
@@ -73,6 +74,11 @@ def main():
     options = {"width": arguments.width, "input_shape": SHAPE}
     model = relu_cnn(dropout="invariant", **options)
     without = relu_cnn(dropout="none", **options)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, InvariantDropout):
+            # As after training: from 0 there would be nothing to fold.
+            layer.beta.assign(rng.normal(scale=0.1, size=layer.beta.shape))
     folded = fold(model)
     calls = {
         "without dropout": without.predict_on_batch,

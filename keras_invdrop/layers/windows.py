@@ -69,7 +69,10 @@ def windows(images, size, strides, padding):
         `(batch, new_height, new_width, channels)`: the first holds the pixel
         at the top left of each window, the last the one at the bottom right.
     """
-    lengths = ops.shape(images)[1:3]
+    lengths = images.shape[1:3]
+    if None in lengths:
+        # Not otherwise: in a file for OpenVINO it would become an output.
+        lengths = ops.shape(images)[1:3]
     counts = [
         count_windows(*each, padding)
         for each in zip(lengths, size, strides, strict=True)

@@ -24,8 +24,8 @@ ENGINES = {
     "litert": "ai_edge_litert",
     "openvino": "openvino",
 }
-# What `model.export` of Keras makes of each backend's own functions. For the
-# rest, and why, see docs/export.md, which a test holds against Keras.
+# What Keras exports by itself. For the rest, and why not, see docs/export.md,
+# which a test holds against Keras.
 DIRECT = {
     "tensorflow": ("tf_saved_model", "onnx", "litert", "openvino"),
     "jax": ("tf_saved_model",),
@@ -72,12 +72,12 @@ def export(
     """Writes a model, without its dropout, for an engine other than Keras.
 
     The model is folded, which leaves Keras' own layers in the place of
-    dropout, and is exported with Keras' `model.export`. Where this cannot do
-    it on the present backend, the network is saved, and loaded and exported
-    by a process of its own on the TensorFlow backend. Then the engine runs
+    dropout, and is exported with Keras' `model.export`. Then the engine runs
     the file on random inputs, in batches of 3. Only if it says what
     `model.predict` says does the file get to `path`; else nothing is there
-    that was not there before.
+    that was not there before. Where the present backend cannot do it, the
+    network is saved, and loaded and exported by a process of its own on the
+    TensorFlow backend.
 
     The packages are those of `pip install keras-invdrop[export]`.
 
@@ -107,10 +107,11 @@ def export(
     Raises:
         ImportError: If a package is missing.
         RuntimeError: If the engine says something else than `predict`, or
-            the other process fails.
+            an exporter or the engine fails.
         ValueError: If `model` is none that `fold` takes, `format` or
             `tolerance` not of the kind described, or if `path` has not the
-            suffix of the format or is a folder that is not a SavedModel.
+            suffix of the format, is in no folder that exists or is a folder
+            that is not a SavedModel.
 
     Example:
 
@@ -137,37 +138,38 @@ def export(
     folded = fold(model)
     # Without what it was compiled with, which no file has to hold.
     network = keras.Model(folded.input, folded.output, name=folded.name)
-    backend = keras.backend.backend()
-    if not _is_direct(network, backend, format):
-        backend = "tensorflow"
-    _check_packages(backend, format)
     inputs = _random_inputs(network)
     expected = model.predict(_packed(network, inputs), verbose=0)
-    # Beside `path`, on the same file system, so that a rename suffices.
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.", dir=target.parent
-    ) as folder:
-        made = Path(folder, "new")
-        made.mkdir()
-        if backend == keras.backend.backend():
-            convert(network, made / target.name, format)
-        else:
-            saved = Path(folder, "network.keras")
-            network.save(saved)
-            _convert_on_tensorflow(saved, made / target.name, format)
-        found = RUN[format](made / target.name, network, inputs)
-        difference = _difference(found, tree.flatten(expected))
-        # A NaN fails the comparison.
-        if not difference <= tolerance:
-            raise RuntimeError(
-                f"The exported file computes something else than `predict`: "
-                f"in {ENGINES[format]} the largest difference is "
-                f"{difference:.2g} of the largest output, more than the "
-                f"tolerance of {tolerance:.2g}. Nothing was written to "
-                f"'{target}'."
-            )
-        _put_in_place(made, target, Path(folder, "old"))
-    return Exported(target, format, backend, difference)
+    failures = []
+    for backend in _backends(network, format):
+        _check_packages(backend, format)
+        # Beside `path`, on the same file system, so that a rename suffices.
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent
+        ) as folder:
+            made = Path(folder, "new")
+            made.mkdir()
+            try:
+                _convert_on(backend, network, made / target.name, format)
+                found = RUN[format](made / target.name, network, inputs)
+                difference = _difference(found, tree.flatten(expected))
+                # A NaN fails the comparison.
+                if not difference <= tolerance:
+                    raise RuntimeError(
+                        "The file computes something else than `predict`: in "
+                        f"{ENGINES[format]} the largest difference is "
+                        f"{difference:.2g} of the largest output, more than "
+                        f"the tolerance of {tolerance:.2g}."
+                    )
+            except Exception as error:  # of any exporter or engine
+                failures.append(f"On the {backend} backend: {error}")
+                continue
+            _put_in_place(made, target, Path(folder, "old"))
+        return Exported(target, format, backend, difference)
+    raise RuntimeError(
+        f"The export to '{format}' failed. Nothing was written to "
+        f"'{target}'.\n" + "\n".join(failures)
+    )
 
 
 def _check_path(path, format):
@@ -177,6 +179,8 @@ def _check_path(path, format):
     suffix = SUFFIXES.get(format, "")
     if not found.name.endswith(suffix):
         raise invalid("path", f"a path that ends with '{suffix}'", path)
+    if not found.parent.is_dir():
+        raise invalid("path", "a path in a folder that exists", path)
     if found.is_dir():
         of_tensorflow = (found / "saved_model.pb").exists()
         if format != "tf_saved_model" or not of_tensorflow:
@@ -191,19 +195,17 @@ def _check_path(path, format):
     return found
 
 
-def _is_direct(network, backend, format):
-    """Whether Keras can export the network on this backend."""
-    if format not in DIRECT.get(backend, ()):
-        return False
-    if backend != "torch":
-        return True
-    # PyTorch traces with 1 where a size is open, and not with dictionaries.
-    single = not tree.is_nested(network.input)
-    return (
-        single
-        and not tree.is_nested(network.output)
-        and None not in network.input.shape[1:]
-    )
+def _backends(network, format):
+    """The backends to export from, until one succeeds."""
+    backend = keras.backend.backend()
+    # PyTorch traces with 1 where a size is open, which may decide on paddings.
+    open_sizes = any(None in tensor.shape[1:] for tensor in network.inputs)
+    if format in DIRECT.get(backend, ()) and not (
+        backend == "torch" and open_sizes
+    ):
+        yield backend
+    if backend != "tensorflow":
+        yield "tensorflow"
 
 
 def _check_packages(backend, format):
@@ -242,14 +244,18 @@ def _packed(network, arrays):
 def convert(model, path, format):
     """Exports with Keras, on the present backend, without a check."""
     # Keras refuses to make an ONNX file of a model that was never called.
-    model(_packed(model, _random_inputs(model)))
+    model(model.input)
     with warnings.catch_warnings():
         # What may go wrong in tracing shows in what the file computes.
         warnings.simplefilter("ignore")
         model.export(str(path), format=format, verbose=False)
 
 
-def _convert_on_tensorflow(saved, path, format):
+def _convert_on(backend, network, path, format):
+    if backend == keras.backend.backend():
+        return convert(network, path, format)
+    saved = path.parent.with_name("network.keras")
+    network.save(saved)
     process = subprocess.run(
         [sys.executable, "-P", "-c", ON_TENSORFLOW, saved, path, format],
         capture_output=True,
@@ -264,10 +270,7 @@ def _convert_on_tensorflow(saved, path, format):
         },
     )
     if process.returncode:
-        raise RuntimeError(
-            f"The export to '{format}' failed on the TensorFlow backend:\n"
-            + process.stderr[-2000:]
-        )
+        raise RuntimeError(process.stderr[-2000:])
 
 
 def _run_saved_model(path, network, arrays):

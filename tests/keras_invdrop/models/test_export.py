@@ -14,6 +14,8 @@ from keras import layers
 from keras_invdrop.applications import relu_cnn
 
 from keras_invdrop import InvariantDropout
+from keras_invdrop import LocallyConnected2D
+from keras_invdrop import StochasticPooling2D
 from keras_invdrop import export
 from keras_invdrop import fold
 
@@ -160,6 +162,43 @@ def test_several_inputs_and_outputs(format, tmp_path):
     assert exported.difference < 1e-5
 
 
+def test_layers_that_keras_does_not_have(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            InvariantDropout(0.5, beta_initializer="ones"),
+            LocallyConnected2D(4, 3, padding="same", activation="relu"),
+            StochasticPooling2D(3, 2, padding="same"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    # OpenVINO, but on JAX. What PyTorch makes of the pooling computes something
+    # else in batches other than 1; then TensorFlow gets it to do.
+    format = exporting.DIRECT[BACKEND][-1]
+    exported = export(model, tmp_path / FILES[format], format)
+    assert exported.difference < 1e-5
+    x = random(5, 8, 8, 3)
+    (found,) = exporting.RUN[format](exported.path, model, [x])
+    assert difference(found, model.predict(x, verbose=0)) < 1e-5
+
+
+def test_a_layer_of_this_library_goes_with_the_network(tmp_path):
+    """It is not Keras' own, and its windows have once been a second output."""
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.ReLU(),
+            StochasticPooling2D(3, strides=2),
+        ]
+    )
+    path = tmp_path / "network.xml"
+    assert export(model, path, "openvino").difference < 1e-5
+    x = random(2, 6, 6, 2)
+    (found,) = exporting.RUN["openvino"](path, model, [x])
+    assert difference(found, model.predict(x, verbose=0)) < 1e-5
+
+
 def test_what_was_there_is_replaced(tmp_path):
     path = tmp_path / FILES[DIRECT]
     export(dense_network(), path, DIRECT)
@@ -207,9 +246,13 @@ class OfThisProcess(layers.Layer):
 
 def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((4,)), OfThisProcess()])
-    monkeypatch.setattr(exporting, "_is_direct", lambda *_: False)
+    monkeypatch.setattr(exporting, "DIRECT", {})
     monkeypatch.setattr(exporting.keras.backend, "backend", lambda: "another")
-    with pytest.raises(RuntimeError, match="(?s)failed on.*OfThisProcess"):
+    with pytest.raises(
+        RuntimeError,
+        match="(?s)'litert' failed. Nothing was.*On the tensorflow backend"
+        ".*OfThisProcess",
+    ):
         export(model, tmp_path / "network.tflite", "litert")
     assert not content(tmp_path)
 
@@ -235,6 +278,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         (("a.onnx", "litert"), "`path`. .* ends with '.tflite'.*a.onnx"),
         (("a.onnx", "openvino"), "`path`. .* ends with '.xml'.*a.onnx"),
         ((3, "onnx"), "`path`. Expected a path. Received: path=3"),
+        (("none/a.onnx", "onnx"), "`path`. .* in a folder that exists"),
         (("folder", "tf_saved_model"), "no other folder is replaced"),
         (("folder", "onnx"), "`path`. Expected the path of a file"),
         (("file", "tf_saved_model"), "the path of a folder, not of a file"),
