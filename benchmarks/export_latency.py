@@ -52,7 +52,10 @@ def litert(path):
 def openvino(path):
     from openvino import Core
 
-    compiled = Core().compile_model(str(path), "CPU")
+    # Else some processors compute in bfloat16.
+    compiled = Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     return lambda x: compiled([x])[0]
 
 
@@ -113,8 +116,14 @@ def compare(calls, x, arguments):
         once = time.perf_counter() - start
         repeats[name] = max(1, round(arguments.seconds / once))
     times: dict = {name: [] for name in calls}
+    rng = np.random.default_rng(0)
     for _ in range(arguments.rounds):
-        for name, call in calls.items():
+        # In another order each time, and only once the threads of the engine
+        # before, which wait for more to do, have gone to sleep.
+        for name in rng.permutation(list(calls)):
+            call = calls[name]
+            time.sleep(arguments.seconds)
+            call(x)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call(x)
