@@ -244,6 +244,15 @@ def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
     assert not content(tmp_path)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend suffices")
+def test_a_layer_that_the_engine_does_not_know(tmp_path):
+    (says,) = re.findall(r"refuses an LSTM, with `(.+?)`", PAGE, re.DOTALL)
+    model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(2)])
+    with pytest.raises(RuntimeError, match=re.escape(" ".join(says.split()))):
+        export(model, tmp_path / "network.tflite", "litert")
+    assert not content(tmp_path)
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         exporting.importlib.util,
