@@ -22,49 +22,22 @@ from keras_invdrop.applications import relu_cnn
 from keras_invdrop import InvariantDropout
 from keras_invdrop import export
 from keras_invdrop import fold
+from keras_invdrop.models.export import LOAD
 
 SHAPE = (32, 32, 3)
 
 
-def saved_model(path):
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-    return lambda x: loaded.serve(x).numpy()
-
-
-def onnx_runtime(path):
-    from onnxruntime import InferenceSession
-
-    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (port,) = session.get_inputs()
-    return lambda x: session.run(None, {port.name: x})[0]
-
-
-def litert(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(str(path)).get_signature_runner()
-    (name,) = runner.get_input_details()
-    return lambda x: next(iter(runner(**{name: x}).values()))
-
-
-def openvino(path):
-    from openvino import Core
-
-    # Else some processors compute in bfloat16.
-    compiled = Core().compile_model(
-        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return lambda x: compiled([x])[0]
-
-
-ENGINES = {
-    "tf_saved_model": ("network", saved_model),
-    "onnx": ("network.onnx", onnx_runtime),
-    "litert": ("network.tflite", litert),
-    "openvino": ("network.xml", openvino),
+FILES = {
+    "tf_saved_model": "network",
+    "onnx": "network.onnx",
+    "litert": "network.tflite",
+    "openvino": "network.xml",
 }
+
+
+def in_engine(format, path, network):
+    run = LOAD[format](path, network)
+    return lambda x: run([x])[0]
 
 
 def main():
@@ -89,10 +62,10 @@ def main():
         "folded": folded.predict_on_batch,
     }
     with tempfile.TemporaryDirectory() as folder:
-        for format, (name, load) in ENGINES.items():
+        for format, name in FILES.items():
             path = Path(folder, name)
             export(model, path, format)
-            calls[format] = load(path)
+            calls[format] = in_engine(format, path, folded)
         kinds = [
             [type(layer).__name__ for layer in each.layers]
             for each in (folded, without)

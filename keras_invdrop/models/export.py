@@ -151,7 +151,8 @@ def export(
             made.mkdir()
             try:
                 _convert_on(backend, network, made / target.name, format)
-                found = RUN[format](made / target.name, network, inputs)
+                run = LOAD[format](made / target.name, network)
+                found = run(inputs)
                 difference = _difference(found, tree.flatten(expected))
                 # A NaN fails the comparison.
                 if not difference <= tolerance:
@@ -273,37 +274,49 @@ def _convert_on(backend, network, path, format):
         raise RuntimeError(process.stderr[-2000:])
 
 
-def _run_saved_model(path, network, arrays):
+def _load_saved_model(path, network):
     import tensorflow as tf
 
-    inputs = _packed(network, [tf.constant(array) for array in arrays])
-    loaded = tf.saved_model.load(str(path))  # which holds the variables
-    outputs = loaded.serve(inputs)
-    return [np.asarray(output) for output in tree.flatten(outputs)]
+    loaded = tf.saved_model.load(str(path))
+
+    def run(arrays):
+        inputs = _packed(network, [tf.constant(array) for array in arrays])
+        outputs = loaded.serve(inputs)
+        return [np.asarray(output) for output in tree.flatten(outputs)]
+
+    return run
 
 
-def _run_onnx(path, network, arrays):
+def _load_onnx(path, network):
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
-    arrays = _arranged(names, network, arrays)
-    return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    def run(arrays):
+        arrays = _arranged(names, network, arrays)
+        return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    return run
 
 
-def _run_litert(path, network, arrays):
+def _load_litert(path, network):
     from ai_edge_litert.interpreter import Interpreter
 
-    names = [tensor.name for tensor in network.inputs]
+    inputs = [tensor.name for tensor in network.inputs]
     runner = Interpreter(str(path)).get_signature_runner()
-    outputs = runner(**dict(zip(names, arrays, strict=True)))
-    names = sorted(outputs)
+    outputs = sorted(runner.get_output_details())
     if not isinstance(network.output, dict):
-        names.sort(key=len)  # output_2 before output_10
-    return [outputs[name] for name in names]
+        outputs.sort(key=len)  # output_2 before output_10
+
+    def run(arrays):
+        found = runner(**dict(zip(inputs, arrays, strict=True)))
+        return [found[name] for name in outputs]
+
+    return run
 
 
-def _run_openvino(path, network, arrays):
+def _load_openvino(path, network):
     from openvino import Core
 
     # Else some processors compute in bfloat16.
@@ -311,15 +324,21 @@ def _run_openvino(path, network, arrays):
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     names = [port.any_name for port in compiled.inputs]
-    outputs = compiled(_arranged(names, network, arrays))
-    return [outputs[port] for port in compiled.outputs]
+
+    def run(arrays):
+        outputs = compiled(_arranged(names, network, arrays))
+        return [outputs[port] for port in compiled.outputs]
+
+    return run
 
 
-RUN: dict[str, Any] = {
-    "tf_saved_model": _run_saved_model,
-    "onnx": _run_onnx,
-    "litert": _run_litert,
-    "openvino": _run_openvino,
+# Each loads a file into its engine, and gives a function from the arrays of
+# the network's inputs to those of its outputs.
+LOAD: dict[str, Any] = {
+    "tf_saved_model": _load_saved_model,
+    "onnx": _load_onnx,
+    "litert": _load_litert,
+    "openvino": _load_openvino,
 }
 
 

@@ -91,16 +91,16 @@ def fold(model: keras.Model) -> keras.Model:
     At inference an invariant dropout layer adds beta, and with
     `scaling="test"` multiplies by the probability `p` of keeping an activity.
     Both go into the kernel and the bias of the layers that come next. What is
-    left are Keras' own layers, as many as if there had been no dropout, and
-    the output is that of `model`, up to rounding.
+    left are Keras' own layers, those of the network without dropout, and the
+    output is that of `model`, up to rounding.
 
     - Beta goes into `Dense`, `EinsumDense`, convolutions of every kind and
       this library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`;
       through `Flatten`, `Reshape` and the like, pooling, `Add`, `Concatenate`
       and `BatchNormalization`, for each of several consumers.
     - Where a convolution pads its input with zeros, what beta adds is not the
-      same near the border: the bias becomes a map, held by a `Rescaling`
-      after the convolution, in place of its bias.
+      same near the border: the bias becomes a map, held by a `Rescaling`,
+      one more layer, after the convolution.
     - Where something else follows, such as an activation function, beta stays
       as a `Rescaling` with the name of the dropout layer.
     - Standard dropout, which does nothing at inference, disappears.

@@ -100,7 +100,7 @@ def test_the_engine_says_what_predict_says(format, tmp_path):
     assert names == {FILES[format]} | also
     for batch in (1, 5):
         x = random(batch, 32, 32, 3, seed=batch)
-        (found,) = exporting.RUN[format](exported.path, model, [x])
+        (found,) = exporting.LOAD[format](exported.path, model)([x])
         assert difference(found, model.predict(x, verbose=0)) < 1e-5
 
 
@@ -121,7 +121,7 @@ def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
         exporting.convert(network, path, format)
         for batch in (3, 5):
             x = random(batch, 32, 32, 3, seed=batch)
-            (found,) = exporting.RUN[format](path, network, [x])
+            (found,) = exporting.LOAD[format](path, network)([x])
             expected = network.predict(x, verbose=0)
             assert difference(found, expected) < float(works[1])
     else:
@@ -180,7 +180,7 @@ def test_layers_that_keras_does_not_have(tmp_path):
     exported = export(model, tmp_path / FILES[format], format)
     assert exported.difference < 1e-5
     x = random(5, 8, 8, 3)
-    (found,) = exporting.RUN[format](exported.path, fold(model), [x])
+    (found,) = exporting.LOAD[format](exported.path, fold(model))([x])
     assert difference(found, model.predict(x, verbose=0)) < 1e-5
 
 
@@ -192,7 +192,7 @@ def test_what_was_there_is_replaced(tmp_path):
     model = dense_network(units=3)
     export(model, path, DIRECT)
     x = random(2, 4)
-    (found,) = exporting.RUN[DIRECT](path, fold(model), [x])
+    (found,) = exporting.LOAD[DIRECT](path, fold(model))([x])
     assert difference(found, model.predict(x, verbose=0)) < 1e-5
     assert not (tmp_path / FILES[DIRECT] / "left.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {FILES[DIRECT]}
@@ -203,12 +203,13 @@ def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
     path = tmp_path / FILES[DIRECT]
     export(dense_network(), path, DIRECT)
     before = content(tmp_path)
-    run = exporting.RUN[DIRECT]
+    load = exporting.LOAD[DIRECT]
 
     def wrong(*arguments):
-        return [outputs * (1 + error) for outputs in run(*arguments)]
+        run = load(*arguments)
+        return lambda arrays: [x * (1 + error) for x in run(arrays)]
 
-    monkeypatch.setitem(exporting.RUN, DIRECT, wrong)
+    monkeypatch.setitem(exporting.LOAD, DIRECT, wrong)
     # From TensorFlow it would be as wrong, but later.
     monkeypatch.setattr(exporting, "_backends", lambda *_: [BACKEND])
     with pytest.raises(RuntimeError, match="something else than `predict`"):
