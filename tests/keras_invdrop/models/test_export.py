@@ -245,7 +245,6 @@ def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
     assert not content(tmp_path)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend suffices")
 def test_a_layer_that_the_engine_does_not_know(tmp_path):
     (says,) = re.findall(r"refuses an LSTM, with `(.+?)`", PAGE, re.DOTALL)
     model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(2)])
