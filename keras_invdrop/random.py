@@ -1,6 +1,20 @@
 """Dropout masks. The only file that may name a backend."""
 
+import math
+
 import keras
+import numpy as np
+from keras import ops
+
+BACKEND = keras.backend.backend()
+if BACKEND == "jax":
+    import jax
+elif BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "torch":
+    import torch
+
+WORD = 32  # bits that are drawn at once
 
 
 def mask_shape(noise_shape, shape):
@@ -16,20 +30,85 @@ def mask_shape(noise_shape, shape):
     )
 
 
+def keep_probability(rate):
+    """The probability with which `dropout_mask` keeps an activity.
+
+    It is `1 - rate`, exactly where `rate` is a multiple of 1/256, such as 0.5
+    and 0.25, and else to within 2^-16. No rate but 0 and 1 is rounded to
+    certainty.
+    """
+    bits, dropped = _resolution(rate)
+    return 1 - dropped / 2**bits
+
+
+def _resolution(rate):
+    """The bits that decide on an activity, and how many values drop it."""
+    if (256 * rate).is_integer():
+        return 8, int(256 * rate)
+    return 16, min(max(round(2**16 * rate), 1), 2**16 - 1)
+
+
 def dropout_mask(shape, rate, seed):
     """Samples which activities are kept.
 
+    An activity takes 8 bits of a random word of 32 where `rate` is a multiple
+    of 1/256, and 16 otherwise. One word serves several activities of an
+    example, never of two examples, so that a batch can be split over devices.
+
     Args:
         shape: Tuple of integers (or, for a dimension that is only known when
-            the step runs, scalar tensors). Shape of the mask.
-        rate: Float in [0, 1). Probability that an element is `False`.
-        seed: A `keras.random.SeedGenerator`, which is advanced by one draw,
-            or an integer.
+            the step runs, scalar tensors). Shape of the mask, the examples
+            first.
+        rate: Float between 0 and 1, neither of them. Probability that an
+            element is `False`; see `keep_probability` for how exactly.
+        seed: A `keras.random.SeedGenerator`, which is advanced by one draw.
 
     Returns:
         A boolean tensor of shape `shape`, `True` where the activity is kept:
-        Bernoulli(1 - rate) elementwise.
+        Bernoulli(keep_probability(rate)) elementwise.
     """
-    # float32 under every dtype policy: a bfloat16 has 8 bits of precision and
-    # could not tell a rate of 0.001 from 0.
-    return keras.random.uniform(shape, dtype="float32", seed=seed) >= rate
+    bits, dropped = _resolution(rate)
+    examples, *sizes = shape
+    size = math.prod(sizes)
+    in_word = WORD // bits
+    words = (size + in_word - 1) // in_word
+    # As signed integers, which every backend can compare.
+    fields = _random_fields((examples, words), bits, seed.next())
+    kept = fields >= dropped - 2 ** (bits - 1)
+    if not isinstance(size, int) or size % in_word:
+        kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
+    return ops.reshape(kept, shape)
+
+
+if BACKEND == "jax":
+
+    def _random_fields(shape, bits, seed):
+        words = jax.random.bits(seed, shape, "uint32")
+        return jax.lax.bitcast_convert_type(words, f"int{bits}")
+
+elif BACKEND == "tensorflow":
+
+    def _random_fields(shape, bits, seed):
+        words = tf.random.stateless_uniform(
+            shape,
+            tf.cast(seed, "int32"),  # XLA takes no other
+            minval=None,
+            maxval=None,
+            dtype="int32",
+        )
+        return tf.bitcast(words, f"int{bits}")
+
+elif BACKEND == "torch":
+    # TorchDynamo knows no generators.
+    @torch._dynamo.disable
+    def _random_fields(shape, bits, seed):
+        words = torch.empty(shape, dtype=torch.int32, device=seed.device)
+        generator = None
+        if not words.is_meta:
+            # Of neighbouring seeds and draws, seeds that have nothing to do
+            # with each other.
+            mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)
+            generator = torch.Generator(words.device)
+            generator.manual_seed(int(mixed[0]))
+        words.random_(-(2**31), 2**31, generator=generator)
+        return words.view(getattr(torch, f"int{bits}"))

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from ..random import keep_probability
 from ..validation import check_choice
 from .shifted_dropout import ShiftedDropout
 
@@ -137,7 +138,7 @@ class InvariantDropout(ShiftedDropout):
         x = ops.add(ops.cast(inputs, self.compute_dtype), self.beta)
         if training:
             return self.drop(x, scale=self.scaling == "train")
-        return x if self.scaling == "train" else x * (1 - self.rate)
+        return x if self.scaling == "train" else x * keep_probability(self.rate)
 
     def get_config(self):
         config = {

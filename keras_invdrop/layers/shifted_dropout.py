@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from ..random import dropout_mask
+from ..random import keep_probability
 from ..random import mask_shape
 from ..validation import StrictConfig
 from ..validation import check_broadcast
@@ -95,7 +96,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         if self.rate == 1:
             return ops.zeros_like(x)
         if scale:
-            x = x * (1 / (1 - self.rate))
+            x = x * (1 / keep_probability(self.rate))
         shape = mask_shape(self.noise_shape, ops.shape(x))
         mask = dropout_mask(shape, self.rate, self.seed_generator)
         # Selected rather than multiplied: a dropped infinity is a zero.

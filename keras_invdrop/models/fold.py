@@ -12,6 +12,7 @@ from ..layers.running_average_dropout import RunningAverageDropout
 from ..layers.shared_invariant_dropout import SharedInvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from ..random import keep_probability
 from .dropout_sites import channel_axis
 from .graph import Names
 from .graph import carry_over
@@ -319,7 +320,7 @@ class _Folding:
         """An invariant dropout layer, which does no more than to shift."""
         keep = 1.0
         if isinstance(layer, InvariantDropout) and layer.scaling == "test":
-            keep -= layer.rate
+            keep = keep_probability(layer.rate)
         shift = value.constant() + array(layer.shift)
         new = _Shifted(
             value.tensor,

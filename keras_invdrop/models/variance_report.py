@@ -11,6 +11,7 @@ from keras import ops
 
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
+from ..random import keep_probability
 from ..validation import check_positive_integer
 from .dropout_sites import DropoutSite
 from .dropout_sites import dropout_sites
@@ -205,6 +206,8 @@ def _site_report(
 def _mask_variance(layer):
     """The variance of the mask, with the scale that the layer gives it."""
     keep = 1 - layer.rate
+    if isinstance(layer, ShiftedDropout):
+        keep = keep_probability(layer.rate)
     if isinstance(layer, InvariantDropout) and layer.scaling == "test":
         return keep * (1 - keep)
     return (1 - keep) / keep if keep > 0 else 0.0
