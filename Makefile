@@ -1,5 +1,6 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
 # make test   set up .venv, run everything that must pass
+# make bench  set up .venv, measure: adds to runs/bench.jsonl
 # make clean  remove .venv and what is built
 
 PYTHON ?= python3
@@ -10,13 +11,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
 
 test: .venv/dev check $(BACKENDS:%=test-%)
-	$(BIN)/pytest tests/packaging
+	$(BIN)/pytest tests/packaging tests/benchmarks
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
@@ -26,6 +27,15 @@ check: .venv/dev
 # The tests, on one backend: make test-jax
 test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications
+
+bench: $(BACKENDS:%=bench-%)
+
+# Every benchmark, on one backend: make bench-jax
+bench-%: .venv/dev
+	mkdir -p runs
+	for name in training_step locally_connected2d export_latency; do \
+		KERAS_BACKEND=$* $(BIN)/python benchmarks/$$name.py --out runs/bench.jsonl || exit; \
+	done
 
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt

@@ -9,15 +9,16 @@ to those of the network without dropout: below 1, it is the faster.
     KERAS_BACKEND=jax python benchmarks/export_latency.py
 """
 
-import argparse
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-import keras
 import numpy as np
 from keras_invdrop.applications import relu_cnn
+from turns import BACKEND
+from turns import by_turns
+from turns import parser
+from turns import report
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import export
@@ -41,15 +42,14 @@ def in_engine(format, path, network):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=0.1, help="per turn")
-    arguments = parser.parse_args()
-    options = {"width": arguments.width, "input_shape": SHAPE}
-    model = relu_cnn(dropout="invariant", **options)
-    without = relu_cnn(dropout="none", **options)
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--width", type=float, default=0.25)
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 256])
+    arguments = options.parse_args()
+    model, without = (
+        relu_cnn(dropout=method, width=arguments.width, input_shape=SHAPE)
+        for method in ("invariant", "none")
+    )
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, InvariantDropout):
@@ -78,37 +78,14 @@ def main():
 
 
 def compare(calls, x, arguments):
-    repeats = {}
     expected = calls["folded"](x)
     for name, call in calls.items():
         if name != "without dropout":  # whose weights are others
             np.testing.assert_allclose(call(x), expected, atol=1e-4)
-        call(x)
-        start = time.perf_counter()
-        call(x)
-        once = time.perf_counter() - start
-        repeats[name] = max(1, round(arguments.seconds / once))
-    times: dict = {name: [] for name in calls}
-    rng = np.random.default_rng(0)
-    for _ in range(arguments.rounds):
-        # In another order each time, and only once the threads of the engine
-        # before, which wait for more to do, have gone to sleep.
-        for name in rng.permutation(list(calls)):
-            call = calls[name]
-            time.sleep(arguments.seconds)
-            call(x)
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call(x)
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    base = np.array(times["without dropout"])
-    for name, each in times.items():
-        ratios = np.quantile(np.array(each) / base, [0.5, 0.25, 0.75])
-        print(
-            f"{keras.backend.backend()}, batch {len(x)}, {name}: "
-            "{:.3f} of the time without dropout (quartiles {:.3f} to {:.3f}), "
-            "{:.2f} ms".format(*ratios, 1000 * statistics.median(each))
-        )
+    bound = {name: partial(call, x) for name, call in calls.items()}
+    times = by_turns(bound, arguments.rounds, arguments.seconds)
+    what = f"{BACKEND}, width {arguments.width:g}, batch {len(x)}"
+    report(what, times, "without dropout", arguments.out)
 
 
 if __name__ == "__main__":

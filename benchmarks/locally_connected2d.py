@@ -3,18 +3,20 @@
 Both compute the same thing, from the same input, in one process and by turns:
 a training step (forward, backward, and SGD) of the layer of Table 3 ("16lc",
 windows of 3 x 3 over 4 x 4 x 64) and of a larger one. The figure is the ratio
-of the median times: below 1, ours is the faster.
+of the times: below 1, ours is the faster.
 
     KERAS_BACKEND=jax python benchmarks/locally_connected2d.py
 """
 
-import argparse
-import statistics
-import time
+from functools import partial
 
 import keras
 import numpy as np
 from keras import ops
+from turns import BACKEND
+from turns import by_turns
+from turns import parser
+from turns import report
 
 from keras_invdrop import LocallyConnected2D
 
@@ -61,10 +63,7 @@ def check_same(models, x):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0]).parse_args()
     for shape, filters in (((4, 4, 64), 16), ((16, 16, 32), 32)):
         ours = LocallyConnected2D(filters, 3, padding="same", activation="relu")
         models = {
@@ -74,20 +73,13 @@ def main():
         x = np.random.default_rng(0).normal(size=(BATCH, *shape))
         check_same(models, x)
         y = np.zeros((BATCH, shape[0] * shape[1] * filters))
-        times = {name: [] for name in models}
-        for turn in range(arguments.rounds + 1):
-            for name, model in models.items():
-                start = time.perf_counter()
-                for _ in range(arguments.steps):
-                    model.train_on_batch(x, y)
-                if turn > 0:  # the first turn compiles
-                    times[name].append(time.perf_counter() - start)
-        medians = {name: statistics.median(t) for name, t in times.items()}
-        print(
-            f"{keras.backend.backend()}, {shape} -> {filters} maps: "
-            f"{medians['ours'] / medians['einsum']:.2f} of the time of "
-            "extract_patches and einsum"
-        )
+        calls = {
+            name: partial(model.train_on_batch, x, y)
+            for name, model in models.items()
+        }
+        times = by_turns(calls, arguments.rounds, arguments.seconds)
+        what = f"{BACKEND}, {shape} -> {filters} maps"
+        report(what, times, "einsum", arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""A training step with invariant dropout, against `keras.layers.Dropout`.
+
+The networks are those of the paper, and differ in their dropout alone:
+
+- Dropout: Keras' own layer,
+- none: no dropout at all,
+- composed: a layer that adds beta, then Keras' `Dropout`,
+- invariant: `InvariantDropout`,
+- hidden: `Dropout` on the input, `InvariantDropout` on the hidden layers,
+- frozen: `InvariantDropout`, with the input's beta not trainable.
+
+A step is `train_on_batch`, of a batch that is in memory, with SGD and Nesterov
+momentum. The figure is the ratio of the times to that of `Dropout`, taken
+within each round of turns: below 1, it is the faster.
+
+    KERAS_BACKEND=jax python benchmarks/training_step.py
+"""
+
+import keras
+import numpy as np
+from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.applications import relu_cnn
+from turns import BACKEND
+from turns import by_turns
+from turns import parser
+from turns import report
+
+from keras_invdrop import InvariantDropout
+
+# How a backend can run the step, and what `jit_compile` is for it.
+MODES = {
+    "jax": {"JAX": True},
+    "tensorflow": {"TensorFlow": False, "TensorFlow with XLA": True},
+    "torch": {"PyTorch": False},
+}
+NETWORKS = {"mnist": (mnist_mlp, (784,)), "cifar10": (relu_cnn, (32, 32, 3))}
+
+
+class ComposedDropout(keras.Layer):
+    """Invariant dropout of Keras' own parts."""
+
+    def __init__(self, rate, shape, name):
+        super().__init__(name=name)
+        self.dropout = keras.layers.Dropout(rate, seed=0)
+        self.shape = shape
+
+    def build(self, input_shape):
+        self.beta = self.add_weight(self.shape, "zeros", name="beta")
+
+    def call(self, x, training=False):
+        return self.dropout(x + self.beta, training=training)
+
+
+def composed(layer):
+    if isinstance(layer, InvariantDropout):
+        return ComposedDropout(layer.rate, layer.beta.shape, layer.name)
+    return layer.__class__.from_config(layer.get_config())
+
+
+def hidden(layer):
+    if layer.name == "input_dropout":
+        return keras.layers.Dropout(layer.rate, seed=0, name=layer.name)
+    return layer.__class__.from_config(layer.get_config())
+
+
+def step(network, kind, batch, jit_compile, **options):
+    """A call that trains one step."""
+    build, shape = NETWORKS[network]
+    methods = {"Dropout": "standard", "none": "none"}
+    model = build(dropout=methods.get(kind, "invariant"), **options)
+    if kind in ("composed", "hidden"):
+        model = keras.models.clone_model(model, clone_function=globals()[kind])
+    elif kind == "frozen":
+        model.get_layer("input_dropout").trainable = False
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        "sparse_categorical_crossentropy",
+        jit_compile=jit_compile,
+    )
+    rng = np.random.default_rng(0)
+    x = keras.ops.convert_to_tensor(
+        rng.random((batch, *shape), dtype="float32")
+    )
+    y = keras.ops.convert_to_tensor(rng.integers(0, 10, batch))
+    return lambda: model.train_on_batch(x, y)
+
+
+KINDS = ["Dropout", "none", "composed", "invariant", "hidden", "frozen"]
+
+
+def main():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--network", choices=NETWORKS, action="append")
+    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--width", type=float, default=1.0)
+    arguments = options.parse_args()
+    for network in arguments.network or NETWORKS:
+        for mode, jit_compile in MODES[BACKEND].items():
+            calls = {
+                kind: step(
+                    network,
+                    kind,
+                    arguments.batch,
+                    jit_compile,
+                    width=arguments.width,
+                )
+                for kind in KINDS
+            }
+            times = by_turns(calls, arguments.rounds, arguments.seconds)
+            what = (
+                f"{mode}, {network}, width {arguments.width:g}, "
+                f"batch {arguments.batch}"
+            )
+            report(what, times, "Dropout", arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Every benchmark runs, at a small size. Nothing is timed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+BACKEND = keras.backend.backend()
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SMALL = {
+    "export_latency": ["--width", "0.05", "--batches", "2"],
+    "locally_connected2d": [],
+    "training_step": ["--width", "0.02", "--batch", "4"],
+    "zca_whitening": ["--examples", "50", "--size", "20", "--rounds", "1"],
+}
+
+
+def run(name, *arguments):
+    process = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_each_is_tried_here():
+    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    assert scripts - {"turns"} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"zca_whitening"}))
+def test_by_turns(name, tmp_path):
+    out = tmp_path / "results.jsonl"
+    quick = ["--rounds", "2", "--seconds", "0", "--out", out]
+    printed = run(name, *SMALL[name], *quick).splitlines()
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {result["backend"] for result in results} == {BACKEND}
+    for result in results:
+        low, high = result["quartiles"]
+        assert 0 < low <= result["ratio"] <= high
+        line = f"{result['what']}, {result['name']}: "
+        assert any(text.startswith(line) for text in printed)
+
+
+def test_zca_whitening():
+    printed = run("zca_whitening", *SMALL["zca_whitening"])
+    assert f"50 x 20, {BACKEND} backend" in printed
