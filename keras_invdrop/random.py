@@ -1,4 +1,4 @@
-"""Dropout masks. The only file that may name a backend."""
+"""Dropout masks and their scale. The only file that may name a backend."""
 
 import math
 
@@ -78,6 +78,23 @@ def dropout_mask(shape, rate, seed):
     if not isinstance(size, int) or size % in_word:
         kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
     return ops.reshape(kept, shape)
+
+
+def scaled_sum(x, shift, scale):
+    """`scale * (x + shift)`, in one pass over `x` where the backend allows.
+
+    Args:
+        x: Float tensor.
+        shift: Float tensor that broadcasts to `x`, usually a smaller one.
+        scale: Float.
+
+    Returns:
+        A tensor of the shape of `x`.
+    """
+    if BACKEND == "torch":
+        return torch.add(shift * scale, x, alpha=scale)
+    # Compilers make one pass of the two.
+    return (x + shift) * scale
 
 
 if BACKEND == "jax":

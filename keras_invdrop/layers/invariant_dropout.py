@@ -139,9 +139,11 @@ class InvariantDropout(ShiftedDropout):
         )
 
     def call(self, inputs, training=False):
-        x = ops.add(ops.cast(inputs, self.compute_dtype), self.beta)
+        x = ops.cast(inputs, self.compute_dtype)
+        beta = ops.convert_to_tensor(self.beta)
         if training:
-            return self.drop(x, scale=self.scaling == "train")
+            return self.drop(x, beta, scale=self.scaling == "train")
+        x = x + beta
         return x if self.scaling == "train" else x * keep_probability(self.rate)
 
     def get_config(self):

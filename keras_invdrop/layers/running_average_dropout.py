@@ -100,12 +100,12 @@ class RunningAverageDropout(ShiftedDropout):
 
     def call(self, inputs, training=False, mask=None):
         x = ops.cast(inputs, self.compute_dtype)
-        shifted = x - ops.cast(self.average, self.compute_dtype)
+        shift = -ops.cast(self.average, self.compute_dtype)
         if not training:
-            return shifted
+            return x + shift
         if self.trainable:
             self.update_average(ops.stop_gradient(x), mask)
-        return self.drop(shifted)
+        return self.drop(x, shift)
 
     def update_average(self, x, mask=None):
         """Moves the average towards the mean of the batch `x`."""

@@ -4,6 +4,7 @@ from keras import ops
 from ..random import dropout_mask
 from ..random import keep_probability
 from ..random import mask_shape
+from ..random import scaled_sum
 from ..validation import StrictConfig
 from ..validation import check_broadcast
 from ..validation import check_fraction
@@ -86,17 +87,19 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             )
         return shape
 
-    def drop(self, x, scale=True):
-        """Returns `mask * x`, with a new mask (Eq. 8).
+    def drop(self, x, shift, scale=True):
+        """Returns `mask * (x + shift)`, with a new mask (Eq. 8).
 
         With `scale` it is divided by the probability of keeping an activity.
         """
         if self.rate == 0:
-            return x
+            return x + shift
         if self.rate == 1:
             return ops.zeros_like(x)
         if scale:
-            x = x * (1 / keep_probability(self.rate))
+            x = scaled_sum(x, shift, 1 / keep_probability(self.rate))
+        else:
+            x = x + shift
         shape = mask_shape(self.noise_shape, ops.shape(x))
         mask = dropout_mask(shape, self.rate, self.seed_generator)
         # Selected rather than multiplied: a dropped infinity is a zero.
