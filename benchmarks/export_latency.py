@@ -3,8 +3,9 @@
 The ReLU network of Table 3, of width `--width`: with invariant dropout, folded,
 built without dropout, and exported to each engine. The first three run compiled
 by Keras, as `predict_on_batch`; all run in one process and by turns, with the
-threads that each takes by default. The figure is the ratio of the median times
-to those of the network without dropout: below 1, it is the faster.
+threads that each takes by default. The figure is the ratio of the times to that
+of the network without dropout, taken within each round of turns: below 1, it is
+the faster.
 
     KERAS_BACKEND=jax python benchmarks/export_latency.py
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from keras_invdrop.applications import relu_cnn
-from turns import BACKEND
+from turns import NAME
 from turns import by_turns
 from turns import parser
 from turns import report
@@ -84,7 +85,7 @@ def compare(calls, x, arguments):
             np.testing.assert_allclose(call(x), expected, atol=1e-4)
     bound = {name: partial(call, x) for name, call in calls.items()}
     times = by_turns(bound, arguments.rounds, arguments.seconds)
-    what = f"{BACKEND}, width {arguments.width:g}, batch {len(x)}"
+    what = f"{NAME}, width {arguments.width:g}, batch {len(x)}"
     report(what, times, "without dropout", arguments.out)
 
 

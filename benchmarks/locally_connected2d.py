@@ -13,7 +13,7 @@ from functools import partial
 import keras
 import numpy as np
 from keras import ops
-from turns import BACKEND
+from turns import NAME
 from turns import by_turns
 from turns import parser
 from turns import report
@@ -78,7 +78,7 @@ def main():
             for name, model in models.items()
         }
         times = by_turns(calls, arguments.rounds, arguments.seconds)
-        what = f"{BACKEND}, {shape} -> {filters} maps"
+        what = f"{NAME}, {shape} -> {filters} maps"
         report(what, times, "einsum", arguments.out)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import relu_cnn
 from turns import BACKEND
+from turns import NAME
 from turns import by_turns
 from turns import parser
 from turns import report
@@ -28,11 +29,9 @@ from turns import report
 from keras_invdrop import InvariantDropout
 
 # How a backend can run the step, and what `jit_compile` is for it.
-MODES = {
-    "jax": {"JAX": True},
-    "tensorflow": {"TensorFlow": False, "TensorFlow with XLA": True},
-    "torch": {"PyTorch": False},
-}
+MODES = {NAME: BACKEND == "jax"}
+if BACKEND == "tensorflow":
+    MODES["TensorFlow with XLA"] = True
 NETWORKS = {"mnist": (mnist_mlp, (784,)), "cifar10": (relu_cnn, (32, 32, 3))}
 
 
@@ -95,7 +94,7 @@ def main():
     options.add_argument("--width", type=float, default=1.0)
     arguments = options.parse_args()
     for network in arguments.network or NETWORKS:
-        for mode, jit_compile in MODES[BACKEND].items():
+        for mode, jit_compile in MODES.items():
             calls = {
                 kind: step(
                     network,

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 BACKEND = keras.backend.backend()
+NAME = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}[BACKEND]
 
 
 def parser(description):
@@ -86,9 +87,8 @@ def report(what, times, against, out=None):
 
 def machine():
     """What a figure depends on."""
-    names = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
     return {
         "backend": BACKEND,
-        "versions": {name: version(name) for name in ("keras", names[BACKEND])},
+        "versions": {name: version(name) for name in ("keras", BACKEND)},
         "threads": len(os.sched_getaffinity(0)),
     }

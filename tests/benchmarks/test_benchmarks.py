@@ -30,7 +30,7 @@ def run(name, *arguments):
 
 def test_each_is_tried_here():
     scripts = {path.stem for path in FOLDER.glob("*.py")}
-    assert scripts - {"turns"} == set(SMALL)
+    assert scripts - {"turns", "table"} == set(SMALL)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - {"zca_whitening"}))
@@ -50,3 +50,11 @@ def test_by_turns(name, tmp_path):
 def test_zca_whitening():
     printed = run("zca_whitening", *SMALL["zca_whitening"])
     assert f"50 x 20, {BACKEND} backend" in printed
+
+
+def test_the_page_has_the_tables_of_the_results():
+    tables = run("table", FOLDER / "results.jsonl").split("\n\n")
+    page = (FOLDER / "README.md").read_text()
+    assert len(tables) == 2
+    for table in tables:
+        assert table.strip() in page
