@@ -103,11 +103,16 @@ class Architecture:
         labels = "bcde"[: len(x.shape) - 1]
         last, shape = labels[-1], (*x.shape[1:-1], units)
         full = f"a{labels},{last}z->a{labels[:-1]}z"
-        einsum = self.one(
+        equations = [
             (full, shape, None, None),
             (full, shape, activation, "z"),
-            (f"...{last},{last}z->...z", units, activation, "z"),
-        )
+        ]
+        # Keras 3.15 says of two axes or more under the dots that they come out
+        # in reverse, so that what follows may not suit what they are.
+        if len(x.shape) <= 3:
+            dots = f"...{last},{last}z->...z"
+            equations += [(dots, units, activation, "z")]
+        einsum = self.one(*equations)
         return self.one(
             lambda: layers.Dense(units, **options),
             lambda: MaxoutDense(units, 2, **options),
