@@ -25,16 +25,9 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import export
 from keras_invdrop import fold
 from keras_invdrop.models.export import LOAD
+from keras_invdrop.models.export import SUFFIXES
 
 SHAPE = (32, 32, 3)
-
-
-FILES = {
-    "tf_saved_model": "network",
-    "onnx": "network.onnx",
-    "litert": "network.tflite",
-    "openvino": "network.xml",
-}
 
 
 def in_engine(format, path, network):
@@ -63,8 +56,8 @@ def main():
         "folded": folded.predict_on_batch,
     }
     with tempfile.TemporaryDirectory() as folder:
-        for format, name in FILES.items():
-            path = Path(folder, name)
+        for format in LOAD:
+            path = Path(folder, format + SUFFIXES.get(format, ""))
             export(model, path, format)
             calls[format] = in_engine(format, path, folded)
         kinds = [

@@ -53,13 +53,20 @@ class ComposedDropout(keras.Layer):
 def composed(layer):
     if isinstance(layer, InvariantDropout):
         return ComposedDropout(layer.rate, layer.beta.shape, layer.name)
-    return layer.__class__.from_config(layer.get_config())
+    return same(layer)
 
 
 def hidden(layer):
     if layer.name == "input_dropout":
         return keras.layers.Dropout(layer.rate, seed=0, name=layer.name)
+    return same(layer)
+
+
+def same(layer):
     return layer.__class__.from_config(layer.get_config())
+
+
+REPLACED = {"composed": composed, "hidden": hidden}
 
 
 def step(network, kind, batch, jit_compile, **options):
@@ -67,8 +74,8 @@ def step(network, kind, batch, jit_compile, **options):
     build, shape = NETWORKS[network]
     methods = {"Dropout": "standard", "none": "none"}
     model = build(dropout=methods.get(kind, "invariant"), **options)
-    if kind in ("composed", "hidden"):
-        model = keras.models.clone_model(model, clone_function=globals()[kind])
+    if kind in REPLACED:
+        model = keras.models.clone_model(model, clone_function=REPLACED[kind])
     elif kind == "frozen":
         model.get_layer("input_dropout").trainable = False
     model.compile(
