@@ -97,6 +97,23 @@ def scaled_sum(x, shift, scale):
     return (x + shift) * scale
 
 
+def selected(mask, x):
+    """`x` where `mask` is true, else 0, whatever `x` is there.
+
+    Args:
+        mask: Boolean tensor that broadcasts to `x`.
+        x: Float tensor.
+
+    Returns:
+        A tensor of the shape of `x`. Where the mask is false its gradient is
+        0, too. The mask is all that is kept for the backward pass.
+    """
+    if BACKEND == "torch" and x.is_cpu and not torch.compiler.is_compiling():
+        if mask.shape == x.shape:
+            return _Selected.apply(x, mask)
+    return ops.where(mask, x, 0)
+
+
 if BACKEND == "jax":
 
     def _random_fields(shape, bits, seed):
@@ -119,13 +136,39 @@ elif BACKEND == "torch":
     # TorchDynamo knows no generators.
     @torch._dynamo.disable
     def _random_fields(shape, bits, seed):
-        words = torch.empty(shape, dtype=torch.int32, device=seed.device)
-        generator = None
-        if not words.is_meta:
+        device = seed.device
+        if device.type == "meta":
+            words = torch.empty(shape, dtype=torch.int32, device=device)
+        elif device.type == "cpu":
+            # A third of the time that torch's generator takes there.
+            size = math.prod(shape)
+            generator = np.random.SFC64(seed.tolist())
+            words = generator.random_raw((size + 1) // 2).view("int32")
+            words = torch.from_numpy(words)[:size].view(shape)
+        else:
             # Of neighbouring seeds and draws, seeds that have nothing to do
             # with each other.
             mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)
-            generator = torch.Generator(words.device)
-            generator.manual_seed(int(mixed[0]))
-        words.random_(-(2**31), 2**31, generator=generator)
+            generator = torch.Generator(device).manual_seed(int(mixed[0]))
+            words = torch.empty(shape, dtype=torch.int32, device=device)
+            words.random_(-(2**31), 2**31, generator=generator)
         return words.view(getattr(torch, f"int{bits}"))
+
+    class _Selected(torch.autograd.Function):
+        """`torch.where(mask, x, 0)`, which is slow on a CPU, made of bits."""
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x, mask):
+            integer = getattr(torch, f"int{8 * x.element_size()}")
+            ones = mask.view(torch.int8).neg().to(integer)  # all bits, or none
+            return ones.bitwise_and_(x.view(integer)).view(x.dtype)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(inputs[1])
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return _Selected.apply(gradient, *ctx.saved_tensors), None

@@ -5,6 +5,7 @@ from ..random import dropout_mask
 from ..random import keep_probability
 from ..random import mask_shape
 from ..random import scaled_sum
+from ..random import selected
 from ..validation import StrictConfig
 from ..validation import check_broadcast
 from ..validation import check_fraction
@@ -103,7 +104,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         shape = mask_shape(self.noise_shape, ops.shape(x))
         mask = dropout_mask(shape, self.rate, self.seed_generator)
         # Selected rather than multiplied: a dropped infinity is a zero.
-        return ops.where(mask, x, 0)
+        return selected(mask, x)
 
     def compute_output_shape(self, input_shape):
         return input_shape
