@@ -16,6 +16,10 @@ elif BACKEND == "torch":
 
 WORD = 32  # bits that are drawn at once
 
+# Bits for an activity, where they have the rate exactly: coarse, fine. What
+# TensorFlow saves by drawing single bits, it loses by taking them apart.
+BITS = (8, 16) if BACKEND == "tensorflow" else (1, 8, 16)
+
 
 def mask_shape(noise_shape, shape):
     """The shape of the mask for activities of shape `shape`.
@@ -43,17 +47,19 @@ def keep_probability(rate):
 
 def _resolution(rate):
     """The bits that decide on an activity, and how many values drop it."""
-    if (256 * rate).is_integer():
-        return 8, int(256 * rate)
-    return 16, min(max(round(2**16 * rate), 1), 2**16 - 1)
+    for bits in BITS:
+        if (2**bits * rate).is_integer():
+            return bits, int(2**bits * rate)
+    return bits, min(max(round(2**bits * rate), 1), 2**bits - 1)
 
 
 def dropout_mask(shape, rate, seed):
     """Samples which activities are kept.
 
     An activity takes 8 bits of a random word of 32 where `rate` is a multiple
-    of 1/256, and 16 otherwise. One word serves several activities of an
-    example, never of two examples, so that a batch can be split over devices.
+    of 1/256, and 16 otherwise; one bit for 0.5, but on TensorFlow. One word
+    serves several activities of an example, never of two examples, so that a
+    batch can be split over devices.
 
     Args:
         shape: Tuple of integers (or, for a dimension that is only known when
@@ -72,9 +78,12 @@ def dropout_mask(shape, rate, seed):
     size = math.prod(sizes)
     in_word = WORD // bits
     words = (size + in_word - 1) // in_word
-    # As signed integers, which every backend can compare.
-    fields = _random_fields((examples, words), bits, seed.next())
-    kept = fields >= dropped - 2 ** (bits - 1)
+    if bits == 1:
+        kept = _random_bits((examples, words), seed.next())
+    else:
+        # As signed integers, which every backend can compare.
+        fields = _random_fields((examples, words), bits, seed.next())
+        kept = fields >= dropped - 2 ** (bits - 1)
     if not isinstance(size, int) or size % in_word:
         kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
     return ops.reshape(kept, shape)
@@ -108,9 +117,13 @@ def selected(mask, x):
         A tensor of the shape of `x`. Where the mask is false its gradient is
         0, too. The mask is all that is kept for the backward pass.
     """
-    if BACKEND == "torch" and x.is_cpu and not torch.compiler.is_compiling():
-        if mask.shape == x.shape:
-            return _Selected.apply(x, mask)
+    if (
+        BACKEND == "torch"
+        and x.is_cpu
+        and mask.shape == x.shape
+        and not torch.compiler.is_compiling()
+    ):
+        return _Selected.apply(x, mask)
     return ops.where(mask, x, 0)
 
 
@@ -119,6 +132,11 @@ if BACKEND == "jax":
     def _random_fields(shape, bits, seed):
         words = jax.random.bits(seed, shape, "uint32")
         return jax.lax.bitcast_convert_type(words, f"int{bits}")
+
+    def _random_bits(shape, seed):
+        words = jax.random.bits(seed, shape, "uint32")
+        shifted = words[..., None] >> jax.numpy.arange(WORD, dtype="uint32")
+        return (shifted & 1) == 1
 
 elif BACKEND == "tensorflow":
 
@@ -133,26 +151,39 @@ elif BACKEND == "tensorflow":
         return tf.bitcast(words, f"int{bits}")
 
 elif BACKEND == "torch":
-    # TorchDynamo knows no generators.
-    @torch._dynamo.disable
-    def _random_fields(shape, bits, seed):
+
+    def _random_words(shape, seed):
         device = seed.device
         if device.type == "meta":
-            words = torch.empty(shape, dtype=torch.int32, device=device)
-        elif device.type == "cpu":
+            return torch.empty(shape, dtype=torch.int32, device=device)
+        if device.type == "cpu":
             # A third of the time that torch's generator takes there.
             size = math.prod(shape)
             generator = np.random.SFC64(seed.tolist())
             words = generator.random_raw((size + 1) // 2).view("int32")
-            words = torch.from_numpy(words)[:size].view(shape)
-        else:
-            # Of neighbouring seeds and draws, seeds that have nothing to do
-            # with each other.
-            mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)
-            generator = torch.Generator(device).manual_seed(int(mixed[0]))
-            words = torch.empty(shape, dtype=torch.int32, device=device)
-            words.random_(-(2**31), 2**31, generator=generator)
+            return torch.from_numpy(words)[:size].view(shape)
+        # Of neighbouring seeds and draws, seeds that have nothing to do with
+        # each other.
+        mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)
+        generator = torch.Generator(device).manual_seed(int(mixed[0]))
+        words = torch.empty(shape, dtype=torch.int32, device=device)
+        return words.random_(-(2**31), 2**31, generator=generator)
+
+    # TorchDynamo knows no generators.
+    @torch._dynamo.disable
+    def _random_fields(shape, bits, seed):
+        words = _random_words(shape, seed)
         return words.view(getattr(torch, f"int{bits}"))
+
+    @torch._dynamo.disable
+    def _random_bits(shape, seed):
+        words = _random_words(shape, seed)
+        if words.is_cpu:
+            bits = np.unpackbits(words.numpy().view("uint8"))
+            return torch.from_numpy(bits).view(torch.bool)
+        octets = words.view(torch.int8)[..., None]
+        powers = 2 ** torch.arange(8, dtype=torch.int8, device=words.device)
+        return octets & powers != 0
 
     class _Selected(torch.autograd.Function):
         """`torch.where(mask, x, 0)`, which is slow on a CPU, made of bits."""

@@ -29,9 +29,9 @@ class InvariantDropout(ShiftedDropout):
     `rate=0` drops nothing and keeps the shift; `rate=1` gives zeros in
     training.
 
-    The mask takes 8 random bits for each activity where `rate` is a multiple
-    of 1/256, such as 0.5 or 0.25, and 16 otherwise. Then `p` is `1 - rate`
-    only to within 2^-16, in the mask and in the scale alike.
+    The mask takes at most 8 random bits for each activity where `rate` is a
+    multiple of 1/256, such as 0.5 or 0.25, and 16 otherwise. Then `p` is
+    `1 - rate` only to within 2^-16, in the mask and in the scale alike.
 
     The mask is applied in training only: `model.fit` sets `training=True`,
     prediction leaves it `False`. To freeze `beta` set `trainable=False`; the
