@@ -103,7 +103,8 @@ def load(
             contrast normalisation to norm 55 and ZCA whitening fitted on the
             training examples (section 3.2); `"svhn_cropped"`, images of
             32 x 32 x 3 after global contrast normalisation, the training
-            examples as a `Stream` (section 3.3). All but the digits are read
+            examples as a `Stream` (section 3.3). Images are in the image data
+            format of the Keras configuration. All but the digits are read
             by `tensorflow-datasets`, which downloads them unless they are in
             the directory that the environment variable `TFDS_DATA_DIR` names.
         encoding: `"original"`, or, for digits and MNIST, `"inverted"`:
@@ -129,13 +130,6 @@ def load(
     check_choice("encoding", encoding, ENCODINGS)
     if encoding == "inverted" and name not in ("digits", "mnist"):
         raise invalid("encoding", f"'original' for '{name}'", encoding)
-    image_format = keras.config.image_data_format()
-    if name in ("cifar10", "svhn_cropped") and image_format != "channels_last":
-        raise ValueError(
-            f"The images of '{name}' have their channels last, and Keras is "
-            f"set to image_data_format='{image_format}'. Change it with "
-            "`keras.config.set_image_data_format` or in ~/.keras/keras.json."
-        )
     return DATASETS[name](encoding, validation, limit_train)
 
 
@@ -201,10 +195,12 @@ def _cifar10(encoding, validation, limit_train) -> Dataset:
         "cifar10",
         cifar10.source,
         encoding,
-        train=_through(whiten, train),
-        validation=_through(whiten, _through(normalize, held_out)),
-        test=_through(
-            whiten, _through(normalize, Split(*cifar10.arrays("test")))
+        train=_images(_through(whiten, train)),
+        validation=_images(_through(whiten, _through(normalize, held_out))),
+        test=_images(
+            _through(
+                whiten, _through(normalize, Split(*cifar10.arrays("test")))
+            )
         ),
     )
 
@@ -236,8 +232,8 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
         svhn.source,
         encoding,
         train=_stream(svhn, rest, normalize, limit_train),
-        validation=_through(normalize, Split(x, y)),
-        test=_through(normalize, Split(*svhn.arrays("test"))),
+        validation=_images(_through(normalize, Split(x, y))),
+        test=_images(_through(normalize, Split(*svhn.arrays("test")))),
     )
 
 
@@ -300,6 +296,18 @@ def _through(layer: keras.Layer, split: Split) -> Split:
     return Split(x, split.y)
 
 
+def _images(split: Split) -> Split:
+    """The images, in Keras' image data format."""
+    return Split(np.ascontiguousarray(_in_data_format(split.x)), split.y)
+
+
+def _in_data_format(x, transpose=np.transpose):
+    """Images that have their channels last, as Keras is set to have them."""
+    if keras.config.image_data_format() == "channels_last":
+        return x
+    return transpose(x, (0, 3, 1, 2))
+
+
 def _balanced(labels: np.ndarray, per_class: int, split: str) -> np.ndarray:
     """Marks `per_class` examples of each class, drawn at random."""
     which = np.zeros(len(labels), bool)
@@ -343,6 +351,8 @@ def _stream(
             -(-examples // batch_size)
         )
         data = data.apply(steps)
-        return data.map(lambda x, y: (prepare(x), y)).prefetch(2)
+        return data.map(
+            lambda x, y: (_in_data_format(prepare(x), tf.transpose), y)
+        ).prefetch(2)
 
     return Stream(examples, batches, download.reading)

@@ -159,9 +159,8 @@ elif BACKEND == "torch":
         if device.type == "cpu":
             # A third of the time that torch's generator takes there.
             size = math.prod(shape)
-            generator = np.random.SFC64(seed.tolist())
-            words = generator.random_raw((size + 1) // 2).view("int32")
-            return torch.from_numpy(words)[:size].view(shape)
+            raw = np.random.SFC64(seed.tolist()).random_raw((size + 1) // 2)
+            return torch.from_numpy(raw.view("int32"))[:size].view(shape)
         # Of neighbouring seeds and draws, seeds that have nothing to do with
         # each other.
         mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)

@@ -13,6 +13,7 @@ from keras_invdrop import MaxoutDense
 
 from .methods import constraints
 from .methods import dropouts
+from .methods import image_shape
 from .methods import scaled
 from .methods import spatial_axes
 
@@ -65,7 +66,7 @@ def maxout_cnn(
     hidden_rate: float = 0.5,
     beta_regularizer: Any = None,
     max_norm: float | Sequence[float] | None = None,
-    input_shape: Sequence[int] = (32, 32, 3),
+    input_shape: Sequence[int] | None = None,
     classes: int = 10,
     classifier_activation: Any = "softmax",
     name: str = "maxout_cnn",
@@ -93,7 +94,8 @@ def maxout_cnn(
         max_norm: Largest norm of the incoming weights of a piece: one for all
             layers or one for each, or None.
         input_shape: Shape of one image, without the batch, in the image data
-            format of the Keras configuration.
+            format of the Keras configuration. By default that of CIFAR-10:
+            `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
         classes: Number of classes.
         classifier_activation: Activation function of the last layer, or None
             to return the logits.
@@ -125,7 +127,7 @@ def maxout_cnn(
     def initializer():
         return keras.initializers.RandomUniform(-0.005, 0.005)
 
-    inputs = keras.Input(tuple(input_shape), name="input")
+    inputs = keras.Input(image_shape(input_shape), name="input")
     x = drop_input(inputs, "input_dropout")
     for i, (filters, kernel_size, margin, pool_size) in enumerate(
         convolutions, start=1

@@ -61,6 +61,15 @@ def spatial_axes() -> tuple[int, int]:
     return 2, 3
 
 
+def image_shape(input_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """`input_shape`, or where it is None that of CIFAR-10 and SVHN."""
+    if input_shape is not None:
+        return tuple(input_shape)
+    if keras.config.image_data_format() == "channels_last":
+        return 32, 32, 3
+    return 3, 32, 32
+
+
 def scaled(units: int, width: float) -> int:
     """`units` times `width`, rounded."""
     number = round(units * check_positive_number("width", width))

@@ -11,6 +11,7 @@ from keras_invdrop.validation import check_choice
 
 from .methods import constraints
 from .methods import dropouts
+from .methods import image_shape
 from .methods import scaled
 
 POOLINGS = {
@@ -30,7 +31,7 @@ def relu_cnn(
     hidden_rate: float = 0.5,
     beta_regularizer: Any = None,
     max_norm: float | Sequence[float] | None = None,
-    input_shape: Sequence[int] = (32, 32, 3),
+    input_shape: Sequence[int] | None = None,
     classes: int = 10,
     classifier_activation: Any = "softmax",
     name: str = "relu_cnn",
@@ -60,7 +61,8 @@ def relu_cnn(
         max_norm: Largest norm of the incoming weights of a unit: one for all
             layers or one for each, or None.
         input_shape: Shape of one image, without the batch, in the image data
-            format of the Keras configuration.
+            format of the Keras configuration. By default that of CIFAR-10:
+            `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
         classes: Number of classes.
         classifier_activation: Activation function of the last layer, or None
             to return the logits.
@@ -91,7 +93,7 @@ def relu_cnn(
             + [0] * (len(hidden_units) + 1),
         )
     )
-    inputs = keras.Input(tuple(input_shape), name="input")
+    inputs = keras.Input(image_shape(input_shape), name="input")
     x = drop_input(inputs, "input_dropout")
     for i, maps in enumerate(filters, start=1):
         x = keras.layers.Conv2D(

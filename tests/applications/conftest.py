@@ -1,8 +1,17 @@
+import keras
 import numpy as np
 import pytest
 from keras_invdrop.applications.datasets import Dataset
 from keras_invdrop.applications.datasets import Split
 from keras_invdrop.applications.results import Result
+
+
+@pytest.fixture
+def image_data_format():
+    """A function that sets Keras' image data format, for one test."""
+    before = keras.config.image_data_format()
+    yield keras.config.set_image_data_format
+    keras.config.set_image_data_format(before)
 
 
 @pytest.fixture

@@ -102,20 +102,6 @@ def test_errors(options, message):
         datasets.load(**options)
 
 
-@pytest.fixture
-def channels_first():
-    before = keras.config.image_data_format()
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format(before)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
-def test_images_need_channels_last(name, channels_first):
-    with pytest.raises(ValueError, match=f"'{name}' .*'channels_first'"):
-        datasets.load(name)
-
-
 @prepared("mnist")
 def test_mnist():
     mnist = datasets.load("mnist", "inverted")
@@ -396,6 +382,26 @@ def test_svhn_stream_is_never_all_in_memory(monkeypatch):
     # 50 to draw from, 3 batches of 10, and what tensorflow-datasets reads
     # ahead of each split.
     assert waiting < 200
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
+def test_images_with_channels_first(name, image_data_format):
+    def load(data_format):
+        image_data_format(data_format)
+        with tfds.testing.mock_data(num_examples=60):
+            data = datasets.load(name, validation=30, limit_train=20)
+            train = data.train
+            if name == "svhn_cropped":
+                (batch,) = train.batches(20, seed=0)
+                train = datasets.Split(*(part.numpy() for part in batch))
+        return train, data.validation, data.test
+
+    for last, first in zip(
+        load("channels_last"), load("channels_first"), strict=True
+    ):
+        assert first.x.shape == (len(last), 3, 32, 32)
+        np.testing.assert_array_equal(first.x, last.x.transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(first.y, last.y)
 
 
 def test_svhn_needs_enough_of_each_class(numbered):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from keras import ops
+from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
 from keras_invdrop.applications.datasets import load
 from keras_invdrop.applications.splicing import generate_splicing
 from keras_invdrop.applications.splicing import partition_of
@@ -43,7 +44,8 @@ def splicing():
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_row(row):
+def test_row(row, image_data_format):
+    image_data_format(IMAGE_DATA_FORMAT)
     if row.partition is None:
         dataset = mock(row.dataset, row.encoding)
     else:

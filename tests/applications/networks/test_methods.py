@@ -63,17 +63,15 @@ def test_none_drops_nothing():
         assert drop(x, "name") is x
 
 
-def test_spatial_axes_are_those_of_the_image_data_format():
-    before = keras.config.image_data_format()
-    try:
-        for data_format, axes in (
-            ("channels_last", (1, 2)),
-            ("channels_first", (2, 3)),
-        ):
-            keras.config.set_image_data_format(data_format)
-            assert methods.spatial_axes() == axes
-    finally:
-        keras.config.set_image_data_format(before)
+def test_images_are_in_the_image_data_format(image_data_format):
+    for data_format, axes, shape in (
+        ("channels_last", (1, 2), (32, 32, 3)),
+        ("channels_first", (2, 3), (3, 32, 32)),
+    ):
+        image_data_format(data_format)
+        assert methods.spatial_axes() == axes
+        assert methods.image_shape(None) == shape
+    assert methods.image_shape([8, 8, 1]) == (8, 8, 1)
 
 
 def test_scaled():
