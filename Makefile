@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BACKENDS := jax tensorflow torch
+BENCHMARKS := training_step plain_pytorch growth peak_memory image_data_format \
+	maxout locally_connected2d export_latency
 export KERAS_BACKEND ?= jax
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -33,7 +35,7 @@ bench: $(BACKENDS:%=bench-%)
 # Every benchmark, on one backend: make bench-jax
 bench-%: .venv/dev
 	mkdir -p runs
-	for name in training_step locally_connected2d export_latency; do \
+	for name in $(BENCHMARKS); do \
 		KERAS_BACKEND=$* $(BIN)/python benchmarks/$$name.py --out runs/bench.jsonl || exit; \
 	done
 

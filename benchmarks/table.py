@@ -38,8 +38,10 @@ def tables(lines):
 
 def cell(result):
     if result["name"] == result["against"]:
-        number = result["milliseconds"]
-        return f"{number:,.0f} ms" if number >= 100 else f"{number:.3g} ms"
+        number, unit = result["median"], result["unit"]
+        return (
+            f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+        )
     low, high = result["quartiles"]
     return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
 

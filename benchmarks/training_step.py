@@ -9,6 +9,7 @@ The networks are those of the paper, and differ in their dropout alone:
 - hidden: `Dropout` on the input, `InvariantDropout` on the hidden layers,
 - frozen: `InvariantDropout`, with the input's beta not trainable.
 
+Images are in the data format with which the backend is fastest.
 A step is `train_on_batch`, of a batch that is in memory, with SGD and Nesterov
 momentum. The figure is the ratio of the times to that of `Dropout`, taken
 within each round of turns: below 1, it is the faster.
@@ -20,6 +21,7 @@ import keras
 import numpy as np
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import relu_cnn
+from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
 from turns import BACKEND
 from turns import NAME
 from turns import by_turns
@@ -32,7 +34,7 @@ from keras_invdrop import InvariantDropout
 MODES = {NAME: BACKEND == "jax"}
 if BACKEND == "tensorflow":
     MODES["TensorFlow with XLA"] = True
-NETWORKS = {"mnist": (mnist_mlp, (784,)), "cifar10": (relu_cnn, (32, 32, 3))}
+NETWORKS = {"mnist": mnist_mlp, "cifar10": relu_cnn}
 
 
 class ComposedDropout(keras.Layer):
@@ -70,10 +72,10 @@ REPLACED = {"composed": composed, "hidden": hidden}
 
 
 def step(network, kind, batch, jit_compile, **options):
-    """A call that trains one step."""
-    build, shape = NETWORKS[network]
+    """A call that trains one step, of images in Keras' data format."""
     methods = {"Dropout": "standard", "none": "none"}
-    model = build(dropout=methods.get(kind, "invariant"), **options)
+    method = methods.get(kind, "invariant")
+    model = NETWORKS[network](dropout=method, **options)
     if kind in REPLACED:
         model = keras.models.clone_model(model, clone_function=REPLACED[kind])
     elif kind == "frozen":
@@ -85,7 +87,7 @@ def step(network, kind, batch, jit_compile, **options):
     )
     rng = np.random.default_rng(0)
     x = keras.ops.convert_to_tensor(
-        rng.random((batch, *shape), dtype="float32")
+        rng.random((batch, *model.input_shape[1:]), dtype="float32")
     )
     y = keras.ops.convert_to_tensor(rng.integers(0, 10, batch))
     return lambda: model.train_on_batch(x, y)
@@ -97,20 +99,23 @@ KINDS = ["Dropout", "none", "composed", "invariant", "hidden", "frozen"]
 def main():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--network", choices=NETWORKS, action="append")
+    options.add_argument("--mode", choices=MODES, action="append")
+    options.add_argument("--kind", choices=KINDS, action="append")
     options.add_argument("--batch", type=int, default=128)
     options.add_argument("--width", type=float, default=1.0)
     arguments = options.parse_args()
+    keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
     for network in arguments.network or NETWORKS:
-        for mode, jit_compile in MODES.items():
+        for mode in arguments.mode or MODES:
             calls = {
                 kind: step(
                     network,
                     kind,
                     arguments.batch,
-                    jit_compile,
+                    MODES[mode],
                     width=arguments.width,
                 )
-                for kind in KINDS
+                for kind in arguments.kind or KINDS
             }
             times = by_turns(calls, arguments.rounds, arguments.seconds)
             what = (

@@ -57,17 +57,28 @@ def by_turns(calls, rounds, seconds):
     return {name: np.array(each) for name, each in times.items()}
 
 
-def report(what, times, against, out=None):
-    """Prints each call's time in units of that of the call `against`.
+def report(what, figures, against, out=None, unit="ms", **notes):
+    """Prints each call's figure in units of that of the call `against`.
 
     The ratio is taken within each round; its median and quartiles are given.
+
+    Args:
+        what: What was measured, in words.
+        figures: Name of a call -> its figures, one for each round.
+        against: Name of the call that is the unit.
+        out: File to which a line of JSON is added for each call, or None.
+        unit: `"ms"` for figures in seconds, `"MB"` for figures in bytes.
+        **notes: What else to keep in the lines.
     """
-    for name, each in times.items():
-        low, ratio, high = np.quantile(each / times[against], [0.25, 0.5, 0.75])
-        milliseconds = 1000 * np.median(each)
+    scale = {"ms": 1000, "MB": 1e-6}[unit]
+    for name, each in figures.items():
+        low, ratio, high = np.quantile(
+            each / figures[against], [0.25, 0.5, 0.75]
+        )
+        median = scale * np.median(each)
         print(
             f"{what}, {name}: {ratio:.3f} of {against} "
-            f"({low:.3f} to {high:.3f}), {milliseconds:.2f} ms",
+            f"({low:.3f} to {high:.3f}), {median:.2f} {unit}",
             flush=True,
         )
         if out is not None:
@@ -77,8 +88,10 @@ def report(what, times, against, out=None):
                 "against": against,
                 "ratio": round(ratio, 4),
                 "quartiles": [round(low, 4), round(high, 4)],
-                "milliseconds": round(milliseconds, 3),
+                "median": round(median, 3),
+                "unit": unit,
                 "rounds": len(each),
+                **notes,
                 **machine(),
             }
             with out.open("a") as file:

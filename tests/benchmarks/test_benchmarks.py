@@ -10,10 +10,16 @@ import pytest
 
 BACKEND = keras.backend.backend()
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+NETWORK = ["--width", "0.02", "--batch", "4"]
 SMALL = {
     "export_latency": ["--width", "0.05", "--batches", "2"],
+    "growth": ["--smallest"],
+    "image_data_format": NETWORK,
     "locally_connected2d": [],
-    "training_step": ["--width", "0.02", "--batch", "4"],
+    "maxout": ["--batch", "4"],
+    "peak_memory": [*NETWORK, "--network", "mnist", "--steps", "1"],
+    "plain_pytorch": NETWORK,
+    "training_step": NETWORK,
     "zca_whitening": ["--examples", "50", "--size", "20", "--rounds", "1"],
 }
 
@@ -30,7 +36,7 @@ def run(name, *arguments):
 
 def test_each_is_tried_here():
     scripts = {path.stem for path in FOLDER.glob("*.py")}
-    assert scripts - {"turns", "table"} == set(SMALL)
+    assert scripts - {"turns", "table", "plot"} == set(SMALL)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - {"zca_whitening"}))
@@ -45,6 +51,11 @@ def test_by_turns(name, tmp_path):
         assert 0 < low <= result["ratio"] <= high
         line = f"{result['what']}, {result['name']}: "
         assert any(text.startswith(line) for text in printed)
+
+
+def test_plot(tmp_path):
+    run("plot", FOLDER / "results.jsonl", tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 0
 
 
 def test_zca_whitening():

@@ -1,0 +1,59 @@
+"""Does invariant dropout cost more, the larger the network?
+
+A training step of the MNIST network, as in `training_step.py`: of batches from
+16 to 1024, of widths from 1/4 to 2, and with 2 to 8 layers of hidden units.
+
+    KERAS_BACKEND=jax python benchmarks/growth.py --out runs/growth.jsonl
+    python benchmarks/plot.py runs/growth.jsonl growth.png
+"""
+
+from training_step import MODES
+from training_step import step
+from turns import by_turns
+from turns import parser
+from turns import report
+
+BATCH, WIDTH, DEPTH = 128, 1.0, 2
+SIZES = {
+    "batch": [16, 64, 256, 1024],
+    "width": [0.25, 0.5, 1.0, 2.0],
+    "depth": [2, 4, 6, 8],
+}
+
+
+def main():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument(
+        "--smallest", action="store_true", help="only the first size of each"
+    )
+    arguments = options.parse_args()
+    for mode, jit_compile in MODES.items():
+        for grows, sizes in SIZES.items():
+            for size in sizes[: 1 if arguments.smallest else None]:
+                given = {"batch": BATCH, "width": WIDTH, "depth": DEPTH}
+                given[grows] = size
+                calls = {
+                    kind: step(
+                        "mnist",
+                        kind,
+                        given["batch"],
+                        jit_compile,
+                        width=given["width"],
+                        hidden_units=[1000] * given["depth"],
+                    )
+                    for kind in ("Dropout", "invariant", "frozen")
+                }
+                times = by_turns(calls, arguments.rounds, arguments.seconds)
+                report(
+                    f"{mode}, {grows} {size:g}",
+                    times,
+                    "Dropout",
+                    arguments.out,
+                    mode=mode,
+                    grows=grows,
+                    size=size,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A training step of the CIFAR-10 network, with channels first and last.
+
+The ReLU network of Table 3, a step of `--batch` images. TensorFlow has no
+gradient of convolutions with channels first on a CPU.
+
+    KERAS_BACKEND=torch python benchmarks/image_data_format.py
+"""
+
+import keras
+from training_step import MODES
+from training_step import NAME
+from training_step import step
+from turns import BACKEND
+from turns import by_turns
+from turns import parser
+from turns import report
+
+FORMATS = ["channels_last"]
+if BACKEND != "tensorflow":
+    FORMATS.append("channels_first")
+
+
+def main():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--width", type=float, default=1.0)
+    arguments = options.parse_args()
+    calls = {}
+    for data_format in FORMATS:
+        keras.config.set_image_data_format(data_format)
+        calls[data_format] = step(
+            "cifar10",
+            "invariant",
+            arguments.batch,
+            MODES[NAME],
+            width=arguments.width,
+        )
+    times = by_turns(calls, arguments.rounds, arguments.seconds)
+    what = f"{NAME}, width {arguments.width:g}, batch {arguments.batch}"
+    report(what, times, "channels_last", arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Peak memory of a training step, with invariant dropout and with Dropout.
+
+The networks of `training_step.py`, each in a process of its own: the most that
+was resident in `--steps` steps after the first ones, beyond what was resident
+before the network was built, as Linux tells it.
+
+    KERAS_BACKEND=jax python benchmarks/peak_memory.py
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
+from training_step import MODES
+from training_step import NETWORKS
+from training_step import step
+from turns import parser
+from turns import report
+
+KINDS = ["Dropout", "none", "invariant", "frozen"]
+
+
+def resident(field):
+    """Bytes: `VmRSS`, of now, or `VmHWM`, the most since it was reset."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
+
+
+def peak(network, mode, kind, batch, width, steps):
+    keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
+    keras.ops.zeros(1)  # what the backend takes in any case
+    before = resident("VmRSS")
+    call = step(network, kind, batch, MODES[mode], width=width)
+    for _ in range(3):
+        call()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    for _ in range(steps):
+        call()
+    return resident("VmHWM") - before
+
+
+def main():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--network", choices=NETWORKS, action="append")
+    options.add_argument("--mode", choices=MODES, action="append")
+    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--width", type=float, default=1.0)
+    options.add_argument("--steps", type=int, default=3)
+    options.add_argument("--one", choices=KINDS, help="measure in this process")
+    arguments = options.parse_args()
+    sizes = arguments.batch, arguments.width, arguments.steps
+    for network in arguments.network or NETWORKS:
+        for mode in arguments.mode or MODES:
+            if arguments.one:
+                print(peak(network, mode, arguments.one, *sizes))
+                continue
+            peaks = {kind: [] for kind in KINDS}
+            for _ in range(arguments.rounds):
+                for kind in KINDS:
+                    one = ["--one", kind, "--network", network, "--mode", mode]
+                    process = subprocess.run(
+                        [sys.executable, *sys.argv, *one],
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                    )
+                    peaks[kind].append(int(process.stdout.split()[-1]))
+            report(
+                f"{mode}, {network}, width {arguments.width:g}, "
+                f"batch {arguments.batch}",
+                {kind: np.array(each) for kind, each in peaks.items()},
+                "Dropout",
+                arguments.out,
+                unit="MB",
+            )
+
+
+if __name__ == "__main__":
+    main()
