@@ -19,7 +19,7 @@ demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
 
 test: .venv/dev check $(BACKENDS:%=test-%)
-	$(BIN)/pytest tests/packaging tests/benchmarks
+	$(BIN)/pytest --numprocesses 2 tests/packaging tests/benchmarks
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """Prints the results of benchmarks as tables in Markdown.
 
+Those of `growth.py` are left to `plot.py`.
+
 python benchmarks/table.py benchmarks/results.jsonl
 """
 
@@ -12,11 +14,12 @@ from pathlib import Path
 def tables(lines):
     """The tables, one for each set of calls that took turns."""
     results = [json.loads(line) for line in lines]
+    results = [result for result in results if "grows" not in result]
     # The newest of each stays in the place of the first.
-    newest = {(x["what"], x["name"]): x for x in results}.values()
+    newest = {(x["what"], x["against"], x["name"]): x for x in results}
     rows = {}
-    for result in newest:
-        rows.setdefault(result["what"], []).append(result)
+    for (what, against, _), result in newest.items():
+        rows.setdefault((what, against), []).append(result)
     for _, group in groupby(
         rows.items(), key=lambda row: [x["name"] for x in row[1]]
     ):
@@ -30,7 +33,7 @@ def tables(lines):
                 "|---" * (len(first) + 1) + "|",
                 *(
                     f"| {what} | " + " | ".join(map(cell, cells)) + " |"
-                    for what, cells in row_list
+                    for (what, _), cells in row_list
                 ),
             ]
         )
@@ -38,10 +41,9 @@ def tables(lines):
 
 def cell(result):
     if result["name"] == result["against"]:
-        number, unit = result["median"], result["unit"]
-        return (
-            f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-        )
+        number = result["median"]
+        digits = ",.0f" if number >= 100 else ".3g"
+        return f"{number:{digits}} {result['unit']}"
     low, high = result["quartiles"]
     return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
 

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from keras_invdrop import InvariantDropout
 from keras_invdrop.random import dropout_mask
 from keras_invdrop.random import keep_probability
+from keras_invdrop.random import selected
 
+BACKEND = keras.backend.backend()
 RATES = [0.001, 0.1, 0.2, 0.3, 0.5, 0.9]
+RATES_OF_WIDTHS = [0.5, 0.25, 0.3]  # of 1 bit (8 on TensorFlow), 8 and 16
 
 
 def mask(shape, rate, seed):
@@ -68,9 +73,9 @@ def test_small_rates_under_every_dtype_policy(floatx):
     np.testing.assert_array_equal(kept, mask((1000, 1000), 0.001, 1))
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.3])  # of 8 and of 16 bits
+@pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("apart", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("apart", [1, 2, 3, 4, 8, 32])
 def test_neighbours_are_independent(rate, axis, apart):
     # Along the last axis, those that share a word included.
     kept = np.moveaxis(mask((96, 112, 128), rate, 2), axis, 0)
@@ -81,7 +86,7 @@ def test_neighbours_are_independent(rate, axis, apart):
     assert_independent(first, second, keep_probability(rate))
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.3])
+@pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
 @pytest.mark.parametrize("apart", [1, 2, 17])
 def test_draws_and_seeds_are_independent(rate, apart):
     shape, keep = (1000, 1000), keep_probability(rate)
@@ -102,7 +107,7 @@ def test_the_same_seed_repeats():
         )
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.3])
+@pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
 @pytest.mark.parametrize(
     "shape",
     [(1000,), (1000, 1), (300, 1, 1, 3), (40, 5, 7), (10, 3, 3, 17), (0, 5)],
@@ -113,6 +118,123 @@ def test_any_shape(shape, rate):
     keep = keep_probability(rate)
     tolerance = 4 * np.sqrt(keep * (1 - keep) * kept.size)
     assert abs(kept.sum() - keep * kept.size) <= tolerance
+
+
+def derivatives(function, x):
+    """The first and second derivatives of a function of each element."""
+    if BACKEND == "jax":
+        import jax
+
+        def first(x):
+            return jax.grad(lambda x: function(x).sum())(x)
+
+        return first(x), jax.grad(lambda x: first(x).sum())(x)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = function(x)
+            first = inner.gradient(y, x)
+        return first, outer.gradient(first, x)
+    import torch
+
+    x.requires_grad_(True)
+    (first,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    return first, second
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("kept", [[[True, False]] * 2, [[True, False]]])
+def test_selected(kept, dtype):
+    x = keras.ops.convert_to_tensor([[3.0, np.inf], [-2.0, np.nan]], dtype)
+    mask = keras.ops.convert_to_tensor(kept)
+    outputs = selected(mask, x)
+    assert outputs.dtype == x.dtype
+    # Whatever is dropped is 0, and so are its derivatives.
+    x_finite = keras.ops.convert_to_tensor([[3.0, 5.0], [-2.0, 5.0]], dtype)
+    first, second = derivatives(lambda x: selected(mask, x) ** 3, x_finite)
+    for found, expected in (
+        (outputs, [[3, 0], [-2, 0]]),
+        (first, [[27, 0], [12, 0]]),
+        (second, [[18, 0], [-12, 0]]),
+    ):
+        found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float32"))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_selected_of_a_transposed_tensor():
+    x = keras.ops.transpose(keras.ops.reshape(keras.ops.arange(6.0), (2, 3)))
+    kept = np.array([[True, False], [False, True], [True, True]])
+    outputs = selected(keras.ops.convert_to_tensor(kept), x)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(outputs), [[0, 0], [0, 4], [2, 5]]
+    )
+
+
+def kept_for_the_backward_pass(function, x):
+    """The types of what a function keeps of each element of `x`.
+
+    Constants are not counted: a compiled step holds one number of them.
+    """
+    if BACKEND == "jax":
+        import jax
+
+        _, backward = jax.vjp(function, x)
+        kept = [x for x in jax.tree.leaves(backward) if len(np.unique(x)) > 1]
+    elif BACKEND == "torch":
+        import torch
+
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            kept.append, lambda saved: saved
+        ):
+            function(x.requires_grad_(True))
+    else:
+        import tensorflow as tf
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = function(x)
+            return tape.gradient(y, x)
+
+        graph = gradient.get_concrete_function(x).graph
+        backward = {
+            operation
+            for operation in graph.get_operations()
+            if operation.name.startswith("gradient_tape/")
+        }
+        kept = [
+            tensor
+            for operation in backward
+            for tensor in operation.inputs
+            if tensor.op not in backward and tensor.op.type != "Const"
+        ]
+    return {
+        keras.backend.standardize_dtype(tensor.dtype)
+        for tensor in kept
+        if math.prod(tensor.shape) >= math.prod(x.shape)
+    }
+
+
+@pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
+def test_no_float_is_kept_for_the_backward_pass(rate):
+    layer = InvariantDropout(rate, seed=0)
+    layer.build((None, 32))
+    x = keras.ops.reshape(keras.ops.arange(256.0), (8, 32))
+
+    def train(x):
+        with keras.StatelessScope():
+            return layer(x, training=True)
+
+    assert kept_for_the_backward_pass(train, x) == {"bool"}
+    # That of a product is seen.
+    assert kept_for_the_backward_pass(keras.ops.square, x) >= {"float32"}
 
 
 def test_a_generator_advances_by_one_draw():
@@ -128,6 +250,7 @@ def test_a_generator_advances_by_one_draw():
 
 ON_FOUR_DEVICES = """
 import re
+import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from keras.random import SeedGenerator
@@ -139,7 +262,8 @@ generator = SeedGenerator(6)
 
 def step(state, x):
     generator.state.assign(state)
-    return jax.numpy.where(dropout_mask(x.shape, 0.3, generator), x, 0)
+    kept = dropout_mask(x.shape, float(sys.argv[1]), generator)
+    return jax.numpy.where(kept, x, 0)
 
 x = jax.device_put(jax.numpy.ones((8, 6, 5, 3)), split)
 state = generator.state.value
@@ -156,10 +280,11 @@ assert (compiled(state, x) == one).all()
 
 if keras.backend.backend() == "jax":
 
-    def test_stays_on_the_device_of_its_examples():
+    @pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
+    def test_stays_on_the_device_of_its_examples(rate):
         flags = "--xla_force_host_platform_device_count=4"
         process = subprocess.run(
-            [sys.executable, "-c", ON_FOUR_DEVICES],
+            [sys.executable, "-c", ON_FOUR_DEVICES, str(rate)],
             env={**os.environ, "XLA_FLAGS": flags},
             capture_output=True,
             text=True,
