@@ -198,6 +198,11 @@ elif BACKEND == "torch":
         @staticmethod
         def setup_context(ctx, inputs, output):
             ctx.save_for_backward(inputs[1])
+            ctx.save_for_forward(inputs[1])
+
+        @staticmethod
+        def jvp(ctx, tangent, _):
+            return _Selected.apply(tangent, *ctx.saved_tensors)
 
         @staticmethod
         def backward(ctx, gradient):

@@ -175,6 +175,30 @@ def test_selected_of_a_transposed_tensor():
     )
 
 
+if BACKEND == "torch":
+
+    def test_selected_under_the_transformations_of_torch():
+        import torch
+
+        x = torch.arange(6.0).reshape(2, 3)
+        mask = x % 2 == 0
+
+        def cubes(mask, x):
+            return selected(mask, x) ** 3
+
+        def total(x, mask):
+            return cubes(mask, x).sum()
+
+        expected = torch.where(mask, 3 * x**2, 0)
+        torch.testing.assert_close(torch.func.grad(total)(x, mask), expected)
+        in_each_row = torch.func.vmap(torch.func.grad(total))
+        torch.testing.assert_close(in_each_row(x, mask), expected)
+        _, forward = torch.func.jvp(
+            lambda x: cubes(mask, x), (x,), (torch.ones_like(x),)
+        )
+        torch.testing.assert_close(forward, expected)
+
+
 def kept_for_the_backward_pass(function, x):
     """The types of what a function keeps of each element of `x`.
 
