@@ -26,8 +26,9 @@ def main():
     options.add_argument(
         "--smallest", action="store_true", help="only the first size of each"
     )
+    options.add_argument("--mode", choices=MODES, action="append")
     arguments = options.parse_args()
-    for mode, jit_compile in MODES.items():
+    for mode in arguments.mode or MODES:
         for grows, sizes in SIZES.items():
             for size in sizes[: 1 if arguments.smallest else None]:
                 given = {"batch": BATCH, "width": WIDTH, "depth": DEPTH}
@@ -37,7 +38,7 @@ def main():
                         "mnist",
                         kind,
                         given["batch"],
-                        jit_compile,
+                        MODES[mode],
                         width=given["width"],
                         hidden_units=[1000] * given["depth"],
                     )

@@ -50,18 +50,23 @@ def main():
     options.add_argument("--batch", type=int, default=128)
     options.add_argument("--width", type=float, default=1.0)
     options.add_argument("--steps", type=int, default=3)
-    options.add_argument("--one", choices=KINDS, help="measure in this process")
+    options.add_argument(
+        "--one",
+        nargs=3,
+        metavar=("NETWORK", "MODE", "KIND"),
+        help="measure one network in this process and print its bytes",
+    )
     arguments = options.parse_args()
     sizes = arguments.batch, arguments.width, arguments.steps
+    if arguments.one:
+        print(peak(*arguments.one, *sizes))
+        return
     for network in arguments.network or NETWORKS:
         for mode in arguments.mode or MODES:
-            if arguments.one:
-                print(peak(network, mode, arguments.one, *sizes))
-                continue
             peaks = {kind: [] for kind in KINDS}
             for _ in range(arguments.rounds):
                 for kind in KINDS:
-                    one = ["--one", kind, "--network", network, "--mode", mode]
+                    one = ["--one", network, mode, kind]
                     process = subprocess.run(
                         [sys.executable, *sys.argv, *one],
                         stdout=subprocess.PIPE,
