@@ -76,7 +76,7 @@ def main():
                     peaks[kind].append(int(process.stdout.split()[-1]))
             report(
                 f"{mode}, {network}, width {arguments.width:g}, "
-                f"batch {arguments.batch}",
+                f"batch {arguments.batch}, memory",
                 {kind: np.array(each) for kind, each in peaks.items()},
                 "Dropout",
                 arguments.out,

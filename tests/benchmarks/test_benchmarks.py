@@ -66,6 +66,6 @@ def test_zca_whitening():
 def test_the_page_has_the_tables_of_the_results():
     tables = run("table", FOLDER / "results.jsonl").split("\n\n")
     page = (FOLDER / "README.md").read_text()
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         assert table.strip() in page
