@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from keras_invdrop.applications import relu_cnn
 from turns import NAME
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import export
@@ -68,18 +67,17 @@ def main():
         print("layers, without dropout:", ", ".join(kinds[1]))
         for batch in arguments.batches:
             x = np.random.default_rng(0).normal(size=(batch, *SHAPE))
-            compare(calls, x.astype("float32"), arguments)
+            check_and_time(calls, x.astype("float32"), arguments)
 
 
-def compare(calls, x, arguments):
+def check_and_time(calls, x, arguments):
     expected = calls["folded"](x)
     for name, call in calls.items():
         if name != "without dropout":  # whose weights are others
             np.testing.assert_allclose(call(x), expected, atol=1e-4)
     bound = {name: partial(call, x) for name, call in calls.items()}
-    times = by_turns(bound, arguments.rounds, arguments.seconds)
     what = f"{NAME}, width {arguments.width:g}, batch {len(x)}"
-    report(what, times, "without dropout", arguments.out)
+    compare(what, bound, "without dropout", arguments)
 
 
 if __name__ == "__main__":

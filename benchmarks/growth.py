@@ -9,9 +9,8 @@ A training step of the MNIST network, as in `training_step.py`: of batches from
 
 from training_step import MODES
 from training_step import step
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 BATCH, WIDTH, DEPTH = 128, 1.0, 2
 SIZES = {
@@ -44,12 +43,11 @@ def main():
                     )
                     for kind in ("Dropout", "invariant", "frozen")
                 }
-                times = by_turns(calls, arguments.rounds, arguments.seconds)
-                report(
+                compare(
                     f"{mode}, {grows} {size:g}",
-                    times,
+                    calls,
                     "Dropout",
-                    arguments.out,
+                    arguments,
                     mode=mode,
                     grows=grows,
                     size=size,

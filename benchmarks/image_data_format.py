@@ -11,9 +11,8 @@ from training_step import MODES
 from training_step import NAME
 from training_step import step
 from turns import BACKEND
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 FORMATS = ["channels_last"]
 if BACKEND != "tensorflow":
@@ -35,9 +34,8 @@ def main():
             MODES[NAME],
             width=arguments.width,
         )
-    times = by_turns(calls, arguments.rounds, arguments.seconds)
     what = f"{NAME}, width {arguments.width:g}, batch {arguments.batch}"
-    report(what, times, "channels_last", arguments.out)
+    compare(what, calls, "channels_last", arguments)
 
 
 if __name__ == "__main__":

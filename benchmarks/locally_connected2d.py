@@ -14,9 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 from turns import NAME
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 from keras_invdrop import LocallyConnected2D
 
@@ -77,9 +76,8 @@ def main():
             name: partial(model.train_on_batch, x, y)
             for name, model in models.items()
         }
-        times = by_turns(calls, arguments.rounds, arguments.seconds)
         what = f"{NAME}, {shape} -> {filters} maps"
-        report(what, times, "einsum", arguments.out)
+        compare(what, calls, "einsum", arguments)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 from turns import NAME
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
@@ -75,9 +74,8 @@ def main():
             kind: partial(model.train_on_batch, x, y)
             for kind, model in models.items()
         }
-        times = by_turns(calls, arguments.rounds, arguments.seconds)
         what = f"{NAME}, {name}, batch {arguments.batch}"
-        report(what, times, "Keras", arguments.out)
+        compare(what, calls, "Keras", arguments)
 
 
 if __name__ == "__main__":

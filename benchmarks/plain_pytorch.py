@@ -28,9 +28,8 @@ from training_step import MODES
 from training_step import NETWORKS
 from training_step import step
 from turns import NAME
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 
 def mnist(width):
@@ -132,9 +131,8 @@ def main():
         for kind in ("invariant", "frozen"):
             calls[kind] = step(network, kind, batch, MODES[NAME], width=width)
         calls["sgemm"] = product(multiplications(network, batch, width))
-        times = by_turns(calls, arguments.rounds, arguments.seconds)
         what = f"{NAME}, {network}, width {width:g}, batch {batch}"
-        report(what, times, "PyTorch", arguments.out)
+        compare(what, calls, "PyTorch", arguments)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ from keras_invdrop.applications import relu_cnn
 from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
 from turns import BACKEND
 from turns import NAME
-from turns import by_turns
+from turns import compare
 from turns import parser
-from turns import report
 
 from keras_invdrop import InvariantDropout
 
@@ -117,12 +116,11 @@ def main():
                 )
                 for kind in arguments.kind or KINDS
             }
-            times = by_turns(calls, arguments.rounds, arguments.seconds)
             what = (
                 f"{mode}, {network}, width {arguments.width:g}, "
                 f"batch {arguments.batch}"
             )
-            report(what, times, "Dropout", arguments.out)
+            compare(what, calls, "Dropout", arguments)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def by_turns(calls, rounds, seconds):
     return {name: np.array(each) for name, each in times.items()}
 
 
+def compare(what, calls, against, arguments, **notes):
+    """Times calls by turns and reports, as the options of `parser` say."""
+    times = by_turns(calls, arguments.rounds, arguments.seconds)
+    report(what, times, against, arguments.out, **notes)
+
+
 def report(what, figures, against, out=None, unit="ms", **notes):
     """Prints each call's figure in units of that of the call `against`.
 
