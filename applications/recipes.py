@@ -43,6 +43,8 @@ class Recipe:
     # Published: keep 0.8 of the input and half of the hidden units.
     input_rate: float = 0.2
     hidden_rate: float = 0.5
+    # Choice: the paper does not say. "mixed_bfloat16" computes in 16 bits.
+    dtype_policy: str = "float32"
     # Selected on MNIST from 0 and the paper's 0.1 (section 3), read as what the
     # update adds to the gradient of the mean loss: `beta_decay * beta`. For
     # the other data sets taken over, not selected.

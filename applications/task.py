@@ -1,5 +1,7 @@
 """One training: the network of a row, its examples and its seed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Any
@@ -32,8 +34,8 @@ def build(
         **options: Other arguments of the function that builds it.
 
     Raises:
-        ValueError: If `width` leaves a layer empty, or the network does not
-            take an activation function.
+        ValueError: If `width` leaves a layer empty, the network does not take
+            an activation function, or Keras has no such dtype policy.
     """
     recipe = row.recipe
     if activation is not None:
@@ -42,15 +44,30 @@ def build(
                 "activation", f"None for '{row.network.name}'", activation
             )
         options["activation"] = activation
-    return row.network.build(
-        dropout=row.method,
-        width=width,
-        input_rate=recipe.input_rate,
-        hidden_rate=recipe.hidden_rate,
-        beta_regularizer=recipe.beta_regularizer(),
-        max_norm=recipe.max_norm,
-        **options,
-    )
+    with dtype_policy(recipe.dtype_policy):
+        return row.network.build(
+            dropout=row.method,
+            width=width,
+            input_rate=recipe.input_rate,
+            hidden_rate=recipe.hidden_rate,
+            beta_regularizer=recipe.beta_regularizer(),
+            max_norm=recipe.max_norm,
+            **options,
+        )
+
+
+@contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Layers that are made in the block compute by this dtype policy.
+
+    The preparation of the data, outside of it, keeps Keras' own.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def has_shift(method: str) -> bool:

@@ -13,6 +13,7 @@ from keras_invdrop import MaxoutDense
 
 from .methods import constraints
 from .methods import dropouts
+from .methods import full_precision
 from .methods import image_shape
 from .methods import scaled
 from .methods import spatial_axes
@@ -158,6 +159,7 @@ def maxout_cnn(
         classifier_activation,
         kernel_initializer=initializer(),
         kernel_constraint=norms[-1],
+        dtype=full_precision(),
         name="classifier",
     )(x)
     return keras.Model(inputs, outputs, name=name)

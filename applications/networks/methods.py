@@ -83,6 +83,15 @@ def scaled(units: int, width: float) -> int:
     return number
 
 
+def full_precision() -> str:
+    """The dtype of variables, in which outputs are computed.
+
+    In mixed precision logits of 16 bits would often be equal, so that the
+    larger one is not known.
+    """
+    return keras.config.dtype_policy().variable_dtype
+
+
 def constraints(
     max_norm: float | Sequence[float] | None, axes: Sequence[Any]
 ) -> list[keras.constraints.MaxNorm | None]:

@@ -7,6 +7,7 @@ import keras
 
 from .methods import constraints
 from .methods import dropouts
+from .methods import full_precision
 from .methods import scaled
 
 
@@ -86,6 +87,7 @@ def mnist_mlp(
         classes,
         classifier_activation,
         kernel_constraint=norms[-1],
+        dtype=full_precision(),
         name="classifier",
     )(x)
     return keras.Model(inputs, outputs, name=name)

@@ -11,6 +11,7 @@ from keras_invdrop.validation import check_choice
 
 from .methods import constraints
 from .methods import dropouts
+from .methods import full_precision
 from .methods import image_shape
 from .methods import scaled
 
@@ -129,6 +130,7 @@ def relu_cnn(
         classes,
         classifier_activation,
         kernel_constraint=next(norms),
+        dtype=full_precision(),
         name="classifier",
     )(x)
     return keras.Model(inputs, outputs, name=name)
