@@ -1,14 +1,19 @@
 """Images that tensorflow-datasets keeps, and what can be wrong with them."""
 
 import importlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import keras
 import numpy as np
+
+# Seconds that a host has to accept a connection. More are for its answer.
+PATIENCE = 10
 
 
 class Download:
@@ -48,9 +53,29 @@ class Download:
             raise self._unreadable(directory, error) from error
 
     def _prepare(self) -> None:
+        folder = self.builder.data_path
+        if folder.exists():
+            return
+        # tensorflow-datasets makes these before it downloads.
+        extracted = folder.parents[1] / "downloads" / "extracted"
+        made = [folder.parent, extracted, *extracted.parents]
+        made = [path for path in made if not path.exists()]
+        split_generators = self.builder._split_generators
+
+        def connected(manager: Any) -> Any:
+            for url in self._missing(manager.download_dir)[:1]:
+                _connect(url)
+            return split_generators(manager)
+
+        # Here it begins to download, and tries ten times, for 204 s if there
+        # is no network. Before that it may find that it has nothing to do.
+        self.builder._split_generators = connected
         try:
             self.builder.download_and_prepare()
         except Exception as error:
+            for path in made:
+                with suppress(OSError):  # Something is in it.
+                    path.rmdir()
             raise OSError(
                 f"The data set '{self.name}' is not in "
                 f"{self.builder.data_dir} and could not be downloaded. The "
@@ -60,6 +85,17 @@ class Download:
                 f"tfds build {self.name} --data_dir DIRECTORY. "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    def _missing(self, downloads: Any) -> list[str]:
+        """Where the files are that are neither downloaded nor put there."""
+        resource = _tensorflow_datasets(self.name).core.download.resource
+        missing = []
+        for url, info in (self.builder.url_infos or {}).items():
+            file = resource.get_dl_fname(url, info.checksum)
+            places = f"{self.name}/{file}", file, f"manual/{info.filename}"
+            if not any((downloads / place).exists() for place in places):
+                missing.append(url)
+        return missing
 
     def arrays(
         self, split: str, which: np.ndarray | None = None
@@ -177,6 +213,35 @@ def _tensorflow_datasets(name: str) -> Any:
         with suppress(RuntimeError):  # TensorFlow is in use already
             tensorflow.config.set_visible_devices([], "GPU")
     return datasets
+
+
+def _connect(url: str) -> None:
+    """Raises an error if the host of a file cannot be connected to."""
+    import requests  # As tensorflow-datasets does: the same proxies.
+
+    errors: list[Exception] = [
+        TimeoutError(f"no connection to {url} in {PATIENCE} s")
+    ]
+
+    def connect() -> None:
+        for pause in (0, 1, 2):  # A busy host is not an absent one.
+            time.sleep(pause)
+            try:
+                requests.get(url, stream=True, timeout=(PATIENCE, 1)).close()
+            except requests.ConnectionError as error:
+                errors[0] = error
+                continue
+            except requests.RequestException:
+                pass  # There is a host: what it lacks, the download says.
+            errors.clear()
+            return
+
+    # The timeout is for each address of a host, and none is for its name.
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if errors:
+        raise errors[0]
 
 
 def _first_line(error: Exception) -> str:

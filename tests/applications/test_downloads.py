@@ -1,13 +1,21 @@
+import hashlib
 import importlib
 import io
 import shutil
+import socket
+import time
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Event
+from threading import Thread
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras_invdrop.applications import datasets
+from keras_invdrop.applications import downloads
 from keras_invdrop.applications.downloads import Download
 
 SHAPES = {"mnist": (28, 28, 1), "svhn_cropped": (32, 32, 3)}
@@ -136,6 +144,15 @@ def test_mock_data():
         np.testing.assert_array_equal(svhn.labels("extra"), labels)
 
 
+def absent(data_dir, reason):
+    """What the error says of a data set that is not there."""
+    return (
+        f"'mnist' is not in {data_dir}/mnist/3.0.1 and could not be "
+        "downloaded. .* TFDS_DATA_DIR .* tfds build mnist --data_dir DIRECTORY"
+        rf".* \({reason}\)$"
+    )
+
+
 def test_absent_data_set(data_dir, monkeypatch):
     def download_and_prepare(self):
         raise ConnectionError("no route to host\nand more")
@@ -143,14 +160,147 @@ def test_absent_data_set(data_dir, monkeypatch):
     monkeypatch.setattr(
         tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare
     )
-    message = (
-        f"'mnist' is not in {data_dir}/mnist/3.0.1 and could not be "
-        "downloaded. .* TFDS_DATA_DIR .* tfds build mnist --data_dir DIRECTORY"
-        r".* \(ConnectionError: no route to host\)$"
-    )
+    message = absent(data_dir, "ConnectionError: no route to host")
     with pytest.raises(OSError, match=message):
         datasets.load("mnist")
     assert list(data_dir.iterdir()) == []
+
+
+@pytest.fixture
+def name_server(monkeypatch):
+    """Makes a function the only one that knows the address of a host."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    return lambda ask: monkeypatch.setattr(socket, "getaddrinfo", ask)
+
+
+def test_no_network(data_dir, monkeypatch, name_server):
+    def unknown(host, *options, **more):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    name_server(unknown)
+    # A directory that is not there is not made either.
+    monkeypatch.setattr(
+        tfds.core.constants, "DATA_DIR", str(data_dir / "new" / "data")
+    )
+    message = absent(data_dir / "new/data", "ConnectionError: .*not known.*")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=message):
+        datasets.load("mnist")
+    assert time.monotonic() - start < 15
+    assert list(data_dir.iterdir()) == []
+
+
+def test_network_that_swallows_everything(data_dir, monkeypatch, name_server):
+    def silent(host, *options, **more):
+        Event().wait()
+
+    name_server(silent)
+    monkeypatch.setattr(downloads, "PATIENCE", 1)
+    message = absent(data_dir, r"TimeoutError: no connection to .* in 1 s")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=message):
+        datasets.load("mnist")
+    assert time.monotonic() - start < 15
+    assert list(data_dir.iterdir()) == []
+
+
+CONTENT = b"five examples"
+
+
+class Host(ThreadingHTTPServer):
+    """Has a file on this machine, and may be slow or busy."""
+
+    def __init__(self, delay=0, refused=0):
+        self.delay = delay
+        self.refused = refused
+        self.requests = 0
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}/examples.txt"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        if self.server.requests <= self.server.refused:
+            return  # The connection is closed.
+        time.sleep(self.server.delay)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def host(request, data_dir, monkeypatch):
+    """A host on this machine, from which MNIST is downloaded."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    host = Host(**getattr(request, "param", {}))
+    mnist = tfds.builder_cls("mnist")
+    info = tfds.core.download.checksums.UrlInfo(
+        size=tfds.core.utils.Size(len(CONTENT)),
+        checksum=hashlib.sha256(CONTENT).hexdigest(),
+        filename="examples.txt",
+    )
+
+    def split_generators(self, manager):
+        assert manager.download(host.url).read_bytes() == CONTENT
+        examples = [
+            (i, {"image": image("mnist", i), "label": i}) for i in range(5)
+        ]
+        return {"train": iter(examples)}
+
+    monkeypatch.setattr(mnist, "url_infos", {host.url: info})
+    monkeypatch.setattr(mnist, "_split_generators", split_generators)
+    yield host
+    host.close()
+
+
+@pytest.mark.parametrize(
+    "host", [{}, {"delay": 2}, {"refused": 1}], indirect=True
+)
+def test_download(host):
+    mnist = Download("mnist", (28, 28, 1))
+    assert sorted(mnist.labels("train")) == list(range(5))
+    assert host.requests == 2 + host.refused  # one to see that it is there
+
+
+def test_what_is_downloaded_needs_no_network(host, data_dir):
+    Download("mnist", (28, 28, 1))
+    host.close()
+    shutil.rmtree(data_dir / "mnist")
+    mnist = Download("mnist", (28, 28, 1))
+    assert len(mnist.labels("train")) == 5
+
+
+def test_what_was_put_there_needs_no_network(host, data_dir):
+    host.close()
+    manual = data_dir / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "examples.txt").write_bytes(CONTENT)
+    mnist = Download("mnist", (28, 28, 1))
+    assert len(mnist.labels("train")) == 5
+
+
+def test_other_downloads_stay(host, data_dir):
+    host.close()
+    other = data_dir / "downloads" / "mnist" / "other.gz"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(CONTENT)
+    message = absent(data_dir, "ConnectionError: .*refused.*")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=message):
+        Download("mnist", (28, 28, 1))
+    assert time.monotonic() - start < 15
+    assert [path for path in data_dir.rglob("*") if path.is_file()] == [other]
+    assert not (data_dir / "downloads" / "extracted").exists()
+    assert not (data_dir / "mnist").exists()
 
 
 @pytest.mark.parametrize("package", ["tensorflow", "tensorflow_datasets"])
