@@ -42,7 +42,7 @@ bench-%: .venv/dev
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(install) ".[applications,dev,export,jax,tensorflow,torch]"
+	$(install) ".[dev,export,jax,reproduce,tensorflow,torch]"
 	touch $@ $(BACKENDS:%=.venv/%)
 
 .venv/%: pyproject.toml constraints.txt

@@ -1,9 +1,11 @@
 """The command `keras-invdrop`."""
 
-import functools
 import json
+import re
 import shlex
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,28 +15,29 @@ import keras
 import typer
 from rich.console import Console
 
+from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
 
 from . import recipes
+from .console import JobsTable
 from .console import paper_table
-from .console import training_progress
-from .datasets import Dataset
-from .datasets import load
 from .demo import run_demo
-from .report import as_objects
-from .report import read_all
-from .results import add_result
+from .execution import local_cluster
+from .execution import run_here
+from .execution import run_on_cluster
+from .execution import running_cluster
+from .jobs import IMAGE_DATA_FORMAT
+from .jobs import Job
+from .measurements import as_objects
+from .report import write_report
 from .results import read_results
 from .splicing import generate_splicing as generated
-from .splicing import load_splicing
-from .splicing import partition_of
 from .splicing import save_splicing
-from .tables import Row
 from .tables import rows
 from .task import build
 from .task import has_shift
-from .training import save
-from .training import train as train_row
+from .tuning import SPACE
+from .tuning import tune as search
 
 app = typer.Typer(
     help="Invariant dropout (Ba, Xiong and Frey, 2014): the paper's networks."
@@ -51,9 +54,100 @@ Epochs = Annotated[
         min=1, help="Epochs of each training.", show_default="the recipe's"
     ),
 ]
+RowArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ROW...",
+        help="Rows of the paper's tables, such as table3/relu/invariant, "
+        "or the beginnings of several: table2, table5/1. `keras-invdrop "
+        "tables` lists them.",
+    ),
+]
+Width = Annotated[
+    float,
+    typer.Option(
+        help="Multiplier of the units and feature maps of every layer."
+    ),
+]
+LimitTrain = Annotated[
+    int | None,
+    typer.Option(min=1, help="Training examples to use.", show_default="all"),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="For Table 2: digits, 5,000 that come with a package, in "
+        "place of MNIST. For Table 5: the file of the splicing data "
+        "(.csv or .npz).",
+        show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, "
+        "or downloads",
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the hidden units, in Tables 2, 3 (dnn) and 5: relu, "
+        "sigmoid, tanh ...",
+        show_default="relu",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(min=0, help="At the start.", show_default="the recipe's"),
+]
+BetaDecay = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Weight decay of beta: this times beta is added to the "
+        "gradient of the mean loss.",
+        show_default="the recipe's",
+    ),
+]
+MaxNorm = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Largest norm of the incoming weights of a unit.",
+        show_default="the recipe's",
+    ),
+]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Start each shift (beta) at minus the mean activity of the "
+        "training examples. The paper starts it at 0.",
+    ),
+]
+DtypePolicy = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the network: float32, or, where the machine is faster "
+        "with it, mixed_bfloat16 (mixed_float16).",
+        show_default="float32",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(file_okay=False, help="Directory to write to."),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes on this machine, each with its share of the cores.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A running Dask cluster, tcp://HOST:PORT, whose workers have this "
+        "package, the same KERAS_BACKEND and, at the same path, the "
+        "directory to write to.",
+        show_default="this machine",
+    ),
 ]
 
 
@@ -64,33 +158,94 @@ def called() -> str:
     return f"KERAS_BACKEND={backend} {arguments}"
 
 
-# The rows that follow one another have their examples in common.
-load_once = functools.lru_cache(maxsize=1)(load)
-load_splicing_once = functools.lru_cache(maxsize=1)(load_splicing)
+def seeds_of(text: str) -> list[int]:
+    """The seeds that `"0-2,7"` stands for: 0, 1, 2 and 7."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (found[1], found[2] or found[1]) if found else (1, 0)
+        if int(first) > int(last):
+            raise invalid("--seeds", "seeds such as 0-4 or 0,2,7", text)
+        seeds += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(seeds))
 
 
-def dataset_of(row: Row, data: str | None, limit_train: int | None) -> Dataset:
-    """The examples of a row, from where the option `--data` says."""
-    if row.partition is not None:
-        if data is None:
-            raise invalid(
-                "--data",
-                "the file of the splicing data (.csv or .npz), which are not "
-                "public in one file; `keras-invdrop generate-splicing "
-                "FILE.npz` makes data of the same shape",
-                data,
-            )
-        return partition_of(
-            load_splicing_once(Path(data)), row.partition, limit_train
+def jobs_of(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    changes: dict[str, Any],
+    width: float,
+    activation: str | None,
+    data: str | None,
+    limit_train: int | None,
+) -> list[Job]:
+    """Each row with each seed, its recipe changed by what is not None."""
+    given = {k: v for k, v in changes.items() if v is not None}
+    found = {each.id: each for name in names for each in rows(name)}
+    if data not in (None, "digits"):
+        # Wherever the process is that reads it.
+        data = str(Path(data).absolute())
+    return [
+        Job(
+            replace(row, recipe=replace(row.recipe, **given)),
+            seed,
+            width,
+            activation,
+            data,
+            limit_train,
+            called(),
         )
-    name = row.dataset
-    if data is not None:
-        if name != "mnist" or data != "digits":
+        for seed in seeds
+        for row in found.values()
+    ]
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Finds what cannot be trained before the data are loaded.
+
+    Raises:
+        ValueError: If a row cannot be calibrated, or a network not be built.
+    """
+    for job in jobs:
+        if job.row.recipe.calibrated and not has_shift(job.row.method):
             raise invalid(
-                "--data", "'digits' for Table 2, a file for Table 5", data
+                "row",
+                "one whose dropout has a shift that `--calibrate` can set",
+                job.row.id,
             )
-        name = data
-    return load_once(name, row.encoding, limit_train=limit_train)
+    for job in {job.row.network: job for job in jobs}.values():
+        build(job.row, job.width, job.activation)
+
+
+def do(
+    jobs: Sequence[Job],
+    out: Path,
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> None:
+    """Does jobs, and prints what was measured."""
+    check(jobs)
+    epochs = {job.title: job.row.recipe.epochs for job in jobs}
+    units = {job.title: job.row.unit for job in jobs}
+    if scheduler is not None:
+        cluster: Any = running_cluster(scheduler)
+    else:
+        cluster = local_cluster(workers) if workers > 1 else nullcontext()
+    with cluster as client, JobsTable(epochs, units) as table:
+        if client is None:
+            run_here(jobs, out, table)
+        else:
+            alone = workers if scheduler is None else None
+            run_on_cluster(jobs, out.absolute(), table, client, alone)
+    results = [each for title in epochs if (each := table.results.get(title))]
+    console = Console()
+    if results:
+        console.print(paper_table(results, measured_only=True))
+        console.print(f"Models, histories and results are in {out}/")
+    if table.failures:
+        raise ValueError(
+            "\n".join(f"{job}: {why}" for job, why in table.failures.items())
+        )
 
 
 @app.command()
@@ -107,8 +262,8 @@ def demo(
     with a package, about six minutes on two cores. Invariant dropout is
     trained twice: as the paper does, with beta from 0, and calibrated, with
     beta from minus the mean activity. Writes the trained models (.keras),
-    their histories (.csv), the results (results.jsonl) and the paper's
-    figures 1 and 2 (.png).
+    their histories (.csv), the results (.json) and the paper's figures 1 and 2
+    (.png).
     """
     results = run_demo(
         out, range(seeds), epochs or recipes.DEMO.epochs, called()
@@ -132,122 +287,142 @@ def train(
         int,
         typer.Option(min=0, help="Of initial weights, masks and shuffling."),
     ] = 0,
-    width: Annotated[
-        float,
-        typer.Option(
-            help="Multiplier of the units and feature maps of every layer."
-        ),
-    ] = 1.0,
+    width: Width = 1.0,
     epochs: Epochs = None,
-    limit_train: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Training examples to use.", show_default="all"
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="For Table 2: digits, 5,000 that come with a package, in "
-            "place of MNIST. For Table 5: the file of the splicing data "
-            "(.csv or .npz).",
-            show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, "
-            "or downloads",
-        ),
-    ] = None,
-    activation: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the hidden units, in Tables 2, 3 (dnn) and 5: relu, "
-            "sigmoid, tanh ...",
-            show_default="relu",
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(min=0, help="At the start.", show_default="the recipe's"),
-    ] = None,
-    beta_decay: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Weight decay of beta: this times beta is added to the "
-            "gradient of the mean loss.",
-            show_default="the recipe's",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate",
-            help="Start each shift (beta) at minus the mean activity of the "
-            "training examples. The paper starts it at 0.",
-        ),
-    ] = False,
-    dtype_policy: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the network: float32, or, where the machine is faster "
-            "with it, mixed_bfloat16 (mixed_float16).",
-            show_default="float32",
-        ),
-    ] = None,
+    limit_train: LimitTrain = None,
+    data: Data = None,
+    activation: Activation = None,
+    learning_rate: LearningRate = None,
+    beta_decay: BetaDecay = None,
+    max_norm: MaxNorm = None,
+    calibrate: Calibrate = False,
+    dtype_policy: DtypePolicy = None,
     out: Out = Path("runs"),
 ):
-    """Train rows of the paper's tables, select on validation, test once.
+    """Train rows of the paper's tables with one seed; see reproduce."""
+    reproduce(
+        [row],
+        str(seed),
+        width,
+        epochs,
+        limit_train,
+        data,
+        activation,
+        learning_rate,
+        beta_decay,
+        max_norm,
+        calibrate,
+        dtype_policy,
+        out,
+    )
 
-    Writes the model (.keras), its history (.csv) and adds the result to
-    results.jsonl. A run takes the place of an earlier one in the same
-    directory if all its settings are the same. All methods of a table start
-    from the same initial weights.
+
+@app.command()
+def reproduce(
+    row: RowArguments,
+    seeds: Annotated[
+        str, typer.Option(help="Of the trainings: 0-4, or 0,2,7.")
+    ] = "0-2",
+    width: Width = 1.0,
+    epochs: Epochs = None,
+    limit_train: LimitTrain = None,
+    data: Data = None,
+    activation: Activation = None,
+    learning_rate: LearningRate = None,
+    beta_decay: BetaDecay = None,
+    max_norm: MaxNorm = None,
+    calibrate: Calibrate = False,
+    dtype_policy: DtypePolicy = None,
+    out: Out = Path("runs"),
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+):
+    """Train rows with several seeds, select on validation, test once.
+
+    Each row with each seed is a training of its own, and leaves a model
+    (.keras), its history (.csv) and its result (.json). One that is finished
+    is not repeated; one that was stopped goes on from the last epoch that was
+    done, and ends with the weights that it would have had. All methods of a
+    table start from the same initial weights.
     """
-    options: dict[str, Any] = {
+    changes = {
         "epochs": epochs,
         "learning_rate": learning_rate,
         "beta_decay": beta_decay,
+        "max_norm": max_norm,
         "calibrated": calibrate or None,
         "dtype_policy": dtype_policy,
     }
-    changes = {k: v for k, v in options.items() if v is not None}
-    chosen = [
-        replace(found, recipe=replace(found.recipe, **changes))
-        for found in rows(row)
-    ]
-    # What cannot be calibrated, a network that cannot be built, or a file that
-    # cannot be added to, is better found before the training, and before the
-    # data are loaded.
-    for each in chosen:
-        if calibrate and not has_shift(each.method):
-            raise invalid(
-                "row",
-                "one whose dropout has a shift that `--calibrate` can set",
-                each.id,
-            )
-    for each in {each.network: each for each in chosen}.values():
-        build(each, width, activation)
-    read_results(out / "results.jsonl")
-    results = []
-    epochs_in_all = sum(each.recipe.epochs for each in chosen)
-    with training_progress(epochs_in_all) as training:
-        for each in chosen:
-            dataset = dataset_of(each, data, limit_train)
-            label = f"{each.id}, seed {seed}"
-            with training(label, each.recipe.epochs) as on_epoch:
-                run = train_row(
-                    each,
-                    dataset,
-                    seed,
-                    width,
-                    activation,
-                    command=called(),
-                    on_epoch=on_epoch,
-                )
-            save(run, out)
-            add_result(out / "results.jsonl", run.result)
-            results.append(run.result)
-    console = Console()
-    console.print(paper_table(results, measured_only=True))
-    console.print(f"Models, histories and results are in {out}/")
+    jobs = jobs_of(
+        row, seeds_of(seeds), changes, width, activation, data, limit_train
+    )
+    do(jobs, out, workers, scheduler)
+
+
+@app.command()
+def tune(
+    row: RowArguments,
+    settings: Annotated[
+        str, typer.Option(help="What to search: of " + ", ".join(SPACE) + ".")
+    ] = "learning_rate",
+    trials: Annotated[
+        int, typer.Option(min=1, help="In all, with those made before.")
+    ] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the trainings and the search.")
+    ] = 0,
+    width: Width = 1.0,
+    epochs: Epochs = None,
+    limit_train: LimitTrain = None,
+    data: Data = None,
+    activation: Activation = None,
+    learning_rate: LearningRate = None,
+    beta_decay: BetaDecay = None,
+    max_norm: MaxNorm = None,
+    calibrate: Calibrate = False,
+    dtype_policy: DtypePolicy = None,
+    out: Out = Path("runs/tune"),
+):
+    """Search settings by the validation examples alone, with Optuna.
+
+    With several rows, one setting for all of them: by their mean figure. The
+    trials are written to trials-*.csv as they come, and the same command goes
+    on where it was stopped.
+    """
+    names = settings.split(",")
+    for name in names:
+        check_choice("--settings", name, tuple(SPACE))
+    changes = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "beta_decay": beta_decay,
+        "max_norm": max_norm,
+        "calibrated": calibrate or None,
+        "dtype_policy": dtype_policy,
+    }
+    jobs = jobs_of(row, [seed], changes, width, activation, data, limit_train)
+    check(jobs)
+    if len({job.row.unit for job in jobs}) > 1:
+        raise invalid("row", "rows with figures of one unit", row)
+    console = Console(stderr=True)
+    study = search(
+        jobs,
+        names,
+        trials,
+        out,
+        lambda trial: console.print(
+            f"trial {trial.number}: {trial.params}: "
+            + ("given up" if trial.value is None else f"{trial.value:.2f}")
+        ),
+    )
+    ended = [trial for trial in study.trials if trial.value is not None]
+    if not ended:
+        raise ValueError("No trial came to its end; the settings diverge")
+    best = study.best_trial
+    print(
+        f"{best.value:.2f} {jobs[0].row.unit} on the validation examples, "
+        f"trial {best.number} of {len(study.trials)}: {best.params}"
+    )
 
 
 @app.command()
@@ -256,7 +431,7 @@ def tables(
         Path,
         typer.Option(
             file_okay=False,
-            help="Directory of results: all files results*.jsonl below it.",
+            help="Directory of results: all files *.json below it.",
         ),
     ] = Path("runs"),
     as_json: Annotated[
@@ -264,11 +439,28 @@ def tables(
     ] = False,
 ):
     """List the rows of the paper's tables, and what was measured of each."""
-    found = read_all(results)
+    found = read_results(results)
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
     else:
         Console().print(paper_table(found))
+
+
+@app.command()
+def report(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", file_okay=False, help="Where the results are."
+        ),
+    ],
+):
+    """Write report.md: printed and measured, and what holds of the claims.
+
+    Of trainings of Table 2 whose histories (.csv) are there it draws the
+    paper's figure 1, and with a model (.keras) figure 2.
+    """
+    print(f"The report is {write_report(directory)}")
 
 
 @app.command()
@@ -288,12 +480,6 @@ def generate_splicing(
     """
     save_splicing(path, generated(seed=seed))
     print(f"Generated data are in {path}")
-
-
-# With which a backend trains convolutions fastest (benchmarks/README.md).
-IMAGE_DATA_FORMAT = (
-    "channels_first" if keras.backend.backend() == "torch" else "channels_last"
-)
 
 
 def main():

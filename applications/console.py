@@ -1,63 +1,109 @@
 """What a person sees of trainings: their progress, and their results."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.console import Group
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.live import Live
 from rich.table import Table
 
-from .report import Measurement
-from .report import measurements
+from .measurements import measurements
 from .results import Result
 from .tables import ROWS
 
 
-@contextmanager
-def training_progress(epochs_in_all: int) -> Iterator[Callable]:
-    """Shows the progress of trainings, all together and one by one.
+class JobsTable:
+    """Shows trainings in one live table; a context manager.
 
-    Gives a function that is called with the description of a training and
-    its epochs as it starts; it is a context manager, which ends with the
-    training and gives what is called with the number of epochs done.
+    Args:
+        epochs: Title of a training -> its number of epochs.
+        units: Title of a training -> the unit of its figures.
+
+    Attributes:
+        results: Title -> result of those that have ended.
+        failures: Title -> what was wrong with those that could not be done.
     """
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
-        total = progress.add_task("epochs, all", total=epochs_in_all)
-        before = 0
 
-        @contextmanager
-        def training(
-            description: str, epochs: int
-        ) -> Iterator[Callable[[int], None]]:
-            nonlocal before
-            task = progress.add_task(description, total=epochs)
+    def __init__(self, epochs: Mapping[str, int], units: Mapping[str, str]):
+        self.results: dict[str, Result] = {}
+        self.failures: dict[str, str] = {}
+        self._units = units
+        self._expected = dict(epochs)
+        # Title -> when, how many epochs done, validation: first and last.
+        self._epochs: dict[str, tuple[_Epoch, _Epoch]] = {}
+        self._console = Console(stderr=True)
+        self._live = Live(
+            console=self._console, get_renderable=self._table, transient=True
+        )
 
-            def on_epoch(done: int) -> None:
-                # Training anew goes beyond the epochs that were expected.
-                progress.update(task, completed=done, total=max(epochs, done))
-                progress.update(total, completed=before + min(epochs, done))
+    def __enter__(self) -> "JobsTable":
+        self._live.start()
+        return self
 
-            yield on_epoch
-            before += epochs
-            progress.remove_task(task)
-            progress.console.print(f"done: {description}")
+    def __exit__(self, *_) -> None:
+        self._live.stop()
 
-        yield training
+    def epoch(self, title: str, done: int, validation: float | None) -> None:
+        """Shows that so many epochs are done, the last with that figure."""
+        now = _Epoch(time.monotonic(), done, validation)
+        first, last = self._epochs.get(title, (now, now))
+        # A job that has moved to another process went back to its backup.
+        self._epochs[title] = (first if last.done < done else now, now)
+
+    def ended(self, title: str, result: Result) -> None:
+        """Shows the result of a training."""
+        self.results[title] = result
+        told = f"test {result.test:.2f} {result.unit}"
+        if result.validation is not None:
+            told = f"validation {result.validation:.2f} {result.unit}, {told}"
+        self._console.print(f"done: {title}: {told}")
+
+    def failed(self, title: str, error: Exception) -> None:
+        """Shows that a training cannot be done."""
+        self.failures[title] = str(error)
+        self._console.print(f"failed: {title}: {error}", style="red")
+
+    def _table(self) -> Table:
+        ended = len(self.results) + len(self.failures)
+        table = Table(title=f"{ended} of {len(self._expected)} trainings done")
+        table.add_column("training")
+        for name in ("epochs", "validation", "time left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        open_ = [
+            title
+            for title in self._expected
+            if title not in self.results and title not in self.failures
+        ]
+        for title in sorted(open_, key=lambda each: each not in self._epochs):
+            table.add_row(title, *self._cells(title))
+        return table
+
+    def _cells(self, title: str) -> tuple[str, str, str]:
+        if title not in self._epochs:
+            return "waiting", "", ""
+        first, last = self._epochs[title]
+        # Training anew goes beyond the epochs that were expected.
+        total = max(self._expected[title], last.done)
+        figure = (
+            ""
+            if last.validation is None
+            else f"{last.validation:.2f} {self._units[title]}"
+        )
+        left = ""
+        if last.done > first.done:
+            each = (last.time - first.time) / (last.done - first.done)
+            left = str(timedelta(seconds=round(each * (total - last.done))))
+        return f"{last.done}/{total}", figure, left
+
+
+class _Epoch(NamedTuple):
+    time: float
+    done: int
+    validation: float | None
 
 
 def paper_table(
@@ -91,39 +137,9 @@ def paper_table(
         if not measured:
             table.add_row(*cells, "not run")
         for each in measured:
-            number = notes.setdefault(_conditions(each), len(notes) + 1)
-            figure = _figure(each.mean, each.half_width)
-            table.add_row(*cells, f"{figure} {row.unit}", str(number))
+            number = notes.setdefault(each.note, len(notes) + 1)
+            table.add_row(*cells, f"{each.figure} {row.unit}", str(number))
             cells = ["", ""]
     return Group(
         table, *(f"{number}. {note}" for note, number in notes.items())
     )
-
-
-def _conditions(measured: Measurement) -> str:
-    seeds = ", ".join(map(str, measured.seeds))
-    return (
-        f"{measured.source}: {measured.training_examples:,} examples for "
-        f"training, {measured.validation_examples:,} for validation, "
-        f"{measured.test_examples:,} for test; {measured.epochs} epochs"
-        f"{_details(measured)}; seed{'s' * (len(measured.seeds) > 1)} {seeds}; "
-        f"{measured.backend} backend"
-    )
-
-
-def _figure(mean: float, half_width: float | None) -> str:
-    return f"{mean:.2f}" + (
-        "" if half_width is None else f" ± {half_width:.2f}"
-    )
-
-
-def _details(measured: Measurement) -> str:
-    """What is not the row's own: width, activation, settings of the recipe."""
-    details = dict(measured.settings)
-    if details.pop("calibrated", False):
-        details["beta"] = "calibrated"
-    if measured.width != 1:
-        details["width"] = measured.width
-    if measured.activation is not None:
-        details["activation"] = measured.activation
-    return "".join(f", {name} {value}" for name, value in details.items())

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,34 @@ class Split:
     x: np.ndarray
     y: np.ndarray
 
+    # As a `Stream` has it; what is in memory can always be read.
+    reading = staticmethod(nullcontext)
+
     def __len__(self):
         return len(self.y)
+
+    def batches(self, batch_size: int, seed: int) -> keras.utils.PyDataset:
+        """All examples, in an order drawn with `seed`, in batches."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return _Batches(self, batch_size, order)
+
+
+class _Batches(keras.utils.PyDataset):
+    """Batches of examples in a given order; the last may be smaller."""
+
+    def __init__(self, split: Split, batch_size: int, order: np.ndarray):
+        super().__init__()
+        self.split = split
+        self.batch_size = batch_size
+        self.order = order
+
+    def __len__(self):
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        which = self.order[start : start + self.batch_size]
+        return self.split.x[which], self.split.y[which]
 
 
 @dataclass(frozen=True)
@@ -45,7 +72,7 @@ class Stream:
     Attributes:
         examples: Their number.
         batches: Function `(batch_size, seed)` that gives a `tf.data.Dataset`
-            of batches, in another order each time it is gone through.
+            of batches, in an order drawn with `seed`.
         reading: Context manager in which to go through them: it says of which
             data set a file cannot be read, if one cannot.
     """
@@ -345,7 +372,10 @@ def _stream(
             [download.examples(*each) for each in which.items()],
             tf.data.Dataset.from_tensor_slices(origin[:examples]),
         )
-        data = data.shuffle(SHUFFLE_BUFFER, seed=seed).batch(batch_size)
+        # Keras goes through the first epoch's batches once before it starts.
+        data = data.shuffle(
+            SHUFFLE_BUFFER, seed=seed, reshuffle_each_iteration=False
+        ).batch(batch_size)
         # Keras would not know how many steps an epoch has.
         steps = tf.data.experimental.assert_cardinality(
             -(-examples // batch_size)

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from . import datasets
 from . import recipes
-from .console import training_progress
+from .console import JobsTable
 from .figures import figure_1
 from .figures import figure_2
 from .figures import save_figure
 from .results import Result
-from .results import write_results
 from .tables import ROWS
 from .training import Run
 from .training import save
@@ -53,33 +53,33 @@ def run_demo(
         for encoding in datasets.ENCODINGS
     }
     runs: dict[tuple[str, str], list[Run]] = {}
-    results: list[Result] = []
-    with training_progress(
-        len(seeds) * len(encodings) * len(METHODS) * epochs
-    ) as training:
-        for seed in seeds:
-            for encoding, dataset in encodings.items():
-                for method, (dropout, calibrated) in METHODS.items():
-                    label = f"{method} dropout, {encoding} digits, seed {seed}"
-                    recipe = replace(
-                        recipes.DEMO, epochs=epochs, calibrated=calibrated
-                    )
-                    with training(label, epochs) as on_epoch:
-                        run = train(
-                            replace(
-                                ROWS[f"table2/{encoding}/{dropout}"],
-                                recipe=recipe,
-                            ),
-                            dataset,
-                            seed,
-                            test_curve=True,
-                            command=command,
-                            on_epoch=on_epoch,
-                        )
-                    save(run, directory)
-                    runs.setdefault((encoding, method), []).append(run)
-                    results.append(run.result)
-                    write_results(directory / "results.jsonl", results)
+    trainings = {
+        f"{method} dropout, {encoding} digits, seed {seed}": (
+            seed,
+            encoding,
+            method,
+        )
+        for seed in seeds
+        for encoding in encodings
+        for method in METHODS
+    }
+    with JobsTable(
+        dict.fromkeys(trainings, epochs), dict.fromkeys(trainings, "%")
+    ) as table:
+        for title, (seed, encoding, method) in trainings.items():
+            dropout, calibrated = METHODS[method]
+            recipe = replace(recipes.DEMO, epochs=epochs, calibrated=calibrated)
+            run = train(
+                replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe),
+                encodings[encoding],
+                seed,
+                test_curve=True,
+                command=command,
+                on_epoch=partial(table.epoch, title),
+            )
+            save(run, directory, f"{encoding}-{method}-seed{seed}")
+            table.ended(title, run.result)
+            runs.setdefault((encoding, method), []).append(run)
     curves = figure_1(
         encodings["inverted"],
         {
@@ -96,4 +96,4 @@ def run_demo(
         ]
     )
     save_figure(learned, directory / "figure2.png")
-    return results
+    return list(table.results.values())

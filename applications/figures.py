@@ -26,18 +26,27 @@ from .results import replacing  # noqa: E402
 def figure_1(
     dataset: Dataset,
     histories: Mapping[str, Sequence[pd.DataFrame]],
-    model: keras.Model,
+    model: keras.Model | None = None,
 ) -> Figure:
     """Draws Figure 1: the curves, the mean image and the learned beta.
+
+    The curves are those of the training error and of the test error, or of
+    the validation error where that of the test set was not measured after
+    each epoch.
 
     Args:
         dataset: The data set on which the networks were trained.
         histories: For each method, the histories of its runs, one per seed.
-        model: A network trained with invariant dropout on the input.
+        model: A network trained with invariant dropout on the input, or None
+            for a figure without beta.
     """
     fig, (curves, mean, beta) = plt.subplots(
         1, 3, figsize=(14, 4.2), width_ratios=(1.5, 1, 1), layout="constrained"
     )
+    with_test = all(
+        "test_error" in run for runs in histories.values() for run in runs
+    )
+    measured = "test" if with_test else "validation"
     seeds = {len(runs) for runs in histories.values()}
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
@@ -47,7 +56,7 @@ def figure_1(
         {
             f"{method}, {which}": [run[f"{which}_error"] for run in runs]
             for method, runs in histories.items()
-            for which in ("training", "test")
+            for which in ("training", measured)
         },
         curves,
         f"Mean over {max(seeds)} seeds, and their range "
@@ -55,6 +64,9 @@ def figure_1(
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
+    if model is None:
+        beta.remove()
+        return fig
     learned = keras.ops.convert_to_numpy(model.get_layer("input_dropout").beta)
     plot_image(learned.reshape(28, 28), beta, "Learned beta of the input", True)
     return fig

@@ -1,15 +1,17 @@
 """Results of trainings: records, files and statistics over seeds."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import scipy.stats
@@ -24,8 +26,10 @@ class Result:
     where nothing was selected on validation examples; `activation` is None
     where it is the network's own. `training_examples` are those from which the
     tested weights were learned: where a network is trained anew, on the
-    validation examples as well, they are among them. `seconds` is the time of
-    all epochs, with the validation after each.
+    validation examples as well, they are among them. `correlations` are those
+    of beta with the mean activity, by layer. `seconds` is the time of all
+    epochs, with the validation after each. `commit` is that of this code, None
+    where it is not known.
     """
 
     row: str
@@ -51,6 +55,8 @@ class Result:
     versions: dict[str, str]
     command: str
     recipe: dict[str, Any]
+    correlations: dict[str, float | None] = field(default_factory=dict)
+    commit: str | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -68,12 +74,11 @@ class Result:
         }
 
     @property
-    def name(self) -> str:
-        """What the run's files are called; other conditions, other names."""
-        row = self.row.replace("/", "-")
-        text = json.dumps(self.conditions, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{row}-{self.dataset}-seed{self.seed}-{digest}"
+    def identity(self) -> str:
+        """What two results of the same training have in common."""
+        return json.dumps(
+            [self.row, self.seed, self.conditions], sort_keys=True
+        )
 
 
 @contextmanager
@@ -81,43 +86,59 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` at the end.
 
     If the block fails, `path` is what it was before. The path that is given
-    has the same suffix.
+    has the same suffix, and is no other process's, on any machine.
+
+    Raises:
+        OSError: If the block raises one; it says what could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written: {error.strerror or error}"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Writes `results` as JSON lines, in place of what `path` held."""
-    lines = [json.dumps(asdict(result)) + "\n" for result in results]
+def write_result(path: Path, result: Result) -> None:
+    """Writes `result` as JSON, in place of what `path` held."""
     with replacing(path) as temporary:
-        temporary.write_text("".join(lines))
+        temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-def add_result(path: Path, result: Result) -> None:
-    """Adds `result` to the file, in place of one of the same name."""
-    others = [old for old in read_results(path) if old.name != result.name]
-    write_results(path, [*others, result])
+def read_result(path: Path) -> Result:
+    """Reads what `write_result` wrote.
+
+    Raises:
+        ValueError: If it is not a result.
+    """
+    try:
+        return Result(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a result: {error}") from error
 
 
-def read_results(path: Path) -> list[Result]:
-    """Reads what `write_results` wrote; an absent file holds no results."""
-    if not path.exists():
-        return []
-    results = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            results.append(Result(**json.loads(line)))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Line {number} of {path} is not a result: {error}"
-            ) from error
-    return results
+def read_results(directory: Path) -> list[Result]:
+    """The results in all files `*.json` below a directory; see `stored`."""
+    return list(stored(directory).values())
+
+
+def stored(directory: Path) -> dict[Path, Result]:
+    """The results below a directory, by their files.
+
+    A training that is found twice counts once. History and model of a
+    training lie beside its result, with suffixes of their own.
+    """
+    found = {}
+    for path in sorted(directory.rglob("*.json")):
+        result = read_result(path)
+        found[result.identity] = path, result
+    return dict(found.values())
 
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:

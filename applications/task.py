@@ -1,9 +1,11 @@
 """One training: the network of a row, its examples and its seed."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,6 +19,8 @@ from .datasets import Dataset
 from .datasets import Split
 from .datasets import Stream
 from .datasets import in_memory
+from .fitting import Fitted
+from .fitting import fit
 from .metrics import CodeQuality
 from .networks import METHODS
 from .tables import Row
@@ -122,8 +126,8 @@ class Task:
     def model(self) -> keras.Model:
         """A network to train, which returns logits, with initial weights.
 
-        Layers draw their seeds in turn, so that those of one method would get
-        other weights than those of another: all take them from one network.
+        Layers draw in turn, so that those of one method would get other
+        weights than those of another: all take them from one network.
         The shifts alone differ where the recipe has them calibrated: on the
         training examples.
 
@@ -138,9 +142,7 @@ class Task:
                 f"False for '{self.row.method}' dropout, which has no shift",
                 calibrated,
             )
-        keras.utils.set_random_seed(self.seed)
-        initial = self.network(None, "standard")
-        keras.utils.set_random_seed(self.seed)
+        initial = _drawn_from(self.seed, self.network(None, "standard"))
         model = self.network(None)
         for layer in initial.layers:
             if layer.weights:
@@ -167,31 +169,33 @@ class Task:
         model: keras.Model,
         examples: Split | Stream,
         epochs: int,
-        validation: Split | None = None,
-        *callbacks: keras.callbacks.Callback,
-    ) -> dict[str, list[float]]:
-        """Trains `model`; gives loss and metrics, epoch by epoch."""
+        evaluated: dict[str, Split] | None = None,
+        backup: Path | None = None,
+        on_epoch: Callable[[Fitted], None] = lambda fitted: None,
+    ) -> Fitted:
+        """Compiles `model` and fits it by the recipe; see `fitting.fit`."""
         recipe = self.row.recipe
         losses = keras.losses
+        metric = self.metric(from_logits=True)
         model.compile(
             optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
             # From the logits: a probability rounded to 0 has no gradient.
             loss=losses.CategoricalCrossentropy(from_logits=True)
             if self.row.unit == "bits"
             else losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[self.metric(from_logits=True)],
+            metrics=[metric],
         )
-        options: dict = {"epochs": epochs, "callbacks": callbacks, "verbose": 0}
-        if validation is not None and len(validation):
-            options["validation_data"] = validation.x, validation.y
-            options["validation_batch_size"] = 500
-        if isinstance(examples, Stream):
-            with examples.reading():
-                data = examples.batches(recipe.batch_size, self.seed)
-                return model.fit(data, shuffle=False, **options).history
-        return model.fit(
-            examples.x, examples.y, batch_size=recipe.batch_size, **options
-        ).history
+        return fit(
+            model,
+            examples,
+            recipe.batch_size,
+            epochs,
+            self.seed,
+            metric.name,
+            {k: each for k, each in (evaluated or {}).items() if len(each)},
+            backup,
+            on_epoch,
+        )
 
     def figures(self, values: list[float]) -> np.ndarray:
         """What a metric gave for each epoch, in the unit of the row."""
@@ -210,3 +214,30 @@ class Task:
         metric = self.metric(from_logits=False)
         metric.update_state(test.y, outputs)
         return round(float(metric.result()), 4)
+
+
+def _drawn_from(seed: int, model: keras.Model) -> keras.Model:
+    """The same network, with initial weights that depend on `seed` alone.
+
+    Keras' own come from Python's generator, from which other threads of the
+    process take numbers as well: those of a Dask worker do.
+    """
+    rng = np.random.default_rng(seed)
+
+    def give_seeds(config: Any) -> None:
+        if isinstance(config, dict):
+            options = config.get("config", {})
+            if (
+                config.get("module") == "keras.initializers"
+                and "seed" in options
+            ):
+                options["seed"] = int(rng.integers(2**31))
+            for value in config.values():
+                give_seeds(value)
+        elif isinstance(config, (list, tuple)):
+            for value in config:
+                give_seeds(value)
+
+    config = model.get_config()
+    give_seeds(config)
+    return type(model).from_config(config)

@@ -1,8 +1,8 @@
 """Trains one row of the paper's tables with one seed."""
 
+import functools
 import importlib.metadata
-import tempfile
-import time
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -12,13 +12,21 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.models.dropout_sites import dropout_sites
+
 from .datasets import Dataset
 from .datasets import Split
 from .datasets import in_memory
+from .fitting import Fitted
 from .results import Result
 from .results import replacing
+from .results import write_result
 from .tables import Row
 from .task import Task
+
+# Examples over which the mean activities are taken that beta is compared with.
+OBSERVED = 1000
 
 
 @dataclass(frozen=True)
@@ -41,40 +49,9 @@ class Run:
     result: Result
 
 
-class _Snapshots(keras.callbacks.Callback):
-    """Keeps weights in a directory: after each epoch, or of the best alone.
-
-    The best epoch is the first with the highest `metric` on validation, or
-    the last one where there is no validation.
-    """
-
-    def __init__(self, directory: Path, metric: str, every_epoch: bool):
-        super().__init__()
-        self.directory = directory
-        self.metric = f"val_{metric}"
-        self.every_epoch = every_epoch
-        self.best_epoch = 0
-        self.best = -np.inf
-
-    def path(self, epoch: int) -> Path:
-        return self.directory / f"{epoch if self.every_epoch else 'best'}.npz"
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            raise ValueError(
-                f"The loss of epoch {epoch + 1} is {logs['loss']}: training "
-                "diverged. Take a smaller `learning_rate`."
-            )
-        value = logs.get(self.metric, self.best)
-        best = value > self.best or self.metric not in logs
-        if best:
-            self.best_epoch, self.best = epoch, value
-        if best or self.every_epoch:
-            np.savez(self.path(epoch), *self.model.get_weights())
-
-    def restore(self, model: keras.Model, epoch: int):
-        with np.load(self.path(epoch)) as weights:
-            model.set_weights(list(weights.values()))
+# Called after each epoch with the number of those done, and the figure of the
+# examples for validation, or None where there are none.
+OnEpoch = Callable[[int, float | None], None]
 
 
 def train(
@@ -85,7 +62,8 @@ def train(
     activation: str | None = None,
     test_curve: bool = False,
     command: str = "",
-    on_epoch: Callable[[int], None] = lambda epoch: None,
+    backup: Path | None = None,
+    on_epoch: OnEpoch = lambda done, validation: None,
 ) -> Run:
     """Trains the network of a row by its recipe.
 
@@ -94,7 +72,8 @@ def train(
     the last epoch where the data set has no validation examples. If the
     recipe says so, the network is trained anew, on the validation examples as
     well, for as many epochs. Only then is the test set looked at, once: by
-    the selected weights or, for a curve, by those of every epoch.
+    the selected weights or, for a curve, after every epoch, by which nothing
+    is selected.
 
     With one seed, the networks of all methods have the same initial weights.
 
@@ -108,45 +87,48 @@ def train(
             network's own. For the fully connected networks.
         test_curve: Whether to measure the test set after every epoch, too.
         command: What was called, for the result.
-        on_epoch: Called with the number of epochs done after each.
+        backup: File (`.npz`) to write to after each epoch, from which a
+            training that was stopped goes on, to the same weights. It and
+            that of training anew, `-anew.npz`, are left: see
+            `remove_backups`.
+        on_epoch: Called after each epoch with the number of epochs done and
+            the figure of the validation examples, None without.
 
     Returns:
         A `Run`.
 
     Raises:
         ValueError: If the loss is no longer finite, `width` leaves a layer
-            empty, or the network does not take an `activation`.
+            empty, the network does not take an `activation`, or `backup` is
+            not that of this training.
+        OSError: If `backup` cannot be written.
     """
     task = Task(row, dataset, seed, width, activation)
-    with tempfile.TemporaryDirectory() as directory:
-        snapshots = _Snapshots(
-            Path(directory), task.metric(from_logits=True).name, test_curve
-        )
-        model = task.model()
-        started = time.perf_counter()
-        logs = task.fit(
-            model,
-            dataset.train,
-            row.recipe.epochs,
-            dataset.validation,
-            snapshots,
-            _told(on_epoch),
-        )
-        history = _history(task, logs)
-        network = task.network("softmax")
-        examples = len(dataset.train)
-        if row.recipe.retrain and len(dataset.validation):
-            examples += len(dataset.validation)
-            epochs = snapshots.best_epoch + 1
-            retrained = _retrained(task, epochs, on_epoch)
-            network.set_weights(retrained.get_weights())
-        else:
-            snapshots.restore(network, snapshots.best_epoch)
-        seconds = time.perf_counter() - started
-        # Everything is chosen: from here on the test set may be seen.
-        if test_curve:
-            history[f"test_{task.measure}"] = _test_curve(task, snapshots)
-    selected = snapshots.best_epoch + 1
+    evaluated = {"val": dataset.validation}
+    if test_curve:
+        evaluated["test"] = dataset.test
+
+    def told(fitted: Fitted) -> None:
+        on_epoch(fitted.epochs, _last(_history(task, fitted.logs), task))
+
+    fitted = task.fit(
+        task.model(),
+        dataset.train,
+        row.recipe.epochs,
+        evaluated,
+        backup,
+        told,
+    )
+    history = _history(task, fitted.logs)
+    selected = fitted.selected_epoch
+    examples, tested = len(dataset.train), fitted
+    if row.recipe.retrain and len(dataset.validation):
+        examples += len(dataset.validation)
+        tested = _trained_anew(task, fitted, backup, on_epoch)
+        tested.seconds += fitted.seconds
+    network = task.network("softmax")
+    network.set_weights(tested.selected)
+    # Everything is chosen: from here on the test set may be seen.
     validation = history.get(f"validation_{task.measure}")
     result = Result(
         row=row.id,
@@ -167,71 +149,132 @@ def train(
         unit=row.unit,
         validation=None if validation is None else float(validation[selected]),
         test=task.test(network),
-        seconds=round(seconds, 1),
+        correlations=_correlations(network, dataset),
+        seconds=round(tested.seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
+        commit=_commit(),
         command=command,
         recipe=asdict(row.recipe),
     )
     return Run(network, history, result)
 
 
-def _told(on_epoch: Callable[[int], None], before: int = 0):
-    """A callback that calls `on_epoch` with the number of epochs done."""
-    return keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_epoch(before + epoch + 1)
-    )
-
-
 def _history(task: Task, logs: dict[str, list[float]]) -> pd.DataFrame:
     """The losses and figures of each epoch."""
     metric = task.metric(from_logits=True).name
     history = pd.DataFrame({"training_loss": logs["loss"]})
-    history[f"training_{task.measure}"] = task.figures(logs[metric])
-    if f"val_{metric}" in logs:
-        validation = task.figures(logs[f"val_{metric}"])
-        history[f"validation_{task.measure}"] = validation
+    for prefix, name in {
+        "": "training",
+        "val_": "validation",
+        "test_": "test",
+    }.items():
+        if prefix + metric in logs:
+            history[f"{name}_{task.measure}"] = task.figures(
+                logs[prefix + metric]
+            )
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
 
 
-def _retrained(
-    task: Task, epochs: int, on_epoch: Callable[[int], None]
-) -> keras.Model:
-    """A network trained on the validation examples as well."""
+def _last(history: pd.DataFrame, task: Task) -> float | None:
+    figures = history.get(f"validation_{task.measure}")
+    return None if figures is None else float(figures.iloc[-1])
+
+
+def _trained_anew(
+    task: Task, fitted: Fitted, backup: Path | None, on_epoch: OnEpoch
+) -> Fitted:
+    """Trains a network on the validation examples as well."""
     splits = in_memory(task.dataset.train), task.dataset.validation
     everything = Split(
         np.concatenate([split.x for split in splits]),
         np.concatenate([split.y for split in splits]),
     )
-    model = task.model()
-    told = _told(on_epoch, before=task.row.recipe.epochs)
-    task.fit(model, everything, epochs, None, told)
-    return model
+
+    def told(anew: Fitted) -> None:
+        on_epoch(fitted.epochs + anew.epochs, None)
+
+    return task.fit(
+        task.model(),
+        everything,
+        fitted.selected_epoch,
+        backup=None if backup is None else _anew(backup),
+        on_epoch=told,
+    )
 
 
-def _test_curve(task: Task, snapshots: _Snapshots) -> list[float]:
-    """The figure of the test set after each epoch."""
-    network = task.network("softmax")
-    figures = []
-    for epoch in range(task.row.recipe.epochs):
-        snapshots.restore(network, epoch)
-        figures.append(task.test(network))
-    return figures
+def _anew(backup: Path) -> Path:
+    return backup.with_stem(f"{backup.stem}-anew")
 
 
-def save(run: Run, directory: Path) -> None:
-    """Writes the model (`.keras`) and the history (`.csv`) of a run.
+def _correlations(
+    network: keras.Model, dataset: Dataset
+) -> dict[str, float | None]:
+    """Of beta with the mean activity, by layer (Figure 2).
 
-    The files are named after the run; each takes its place when it is whole.
+    None where all shifts are equal, or all means.
     """
-    name = run.result.name
+    examples = dataset.train
+    if not isinstance(examples, Split):
+        examples = dataset.validation
+    correlations = {}
+    for site in dropout_sites(network):
+        if not isinstance(site.layer, ShiftedDropout):
+            continue
+        activities = site.activities(examples.x[:OBSERVED])
+        mean = activities.mean(axis=site.shift_axes(activities.ndim))
+        shift = keras.ops.convert_to_numpy(site.layer.shift)
+        both = np.stack([mean.ravel(), shift.ravel()]).astype("float64")
+        constant = not both.std(axis=1).all()
+        r = None if constant else round(float(np.corrcoef(both)[0, 1]), 4)
+        correlations[site.layer.name] = r
+    return correlations
+
+
+def save(run: Run, directory: Path, name: str) -> None:
+    """Writes model (`.keras`), history (`.csv`) and result (`.json`) of a run.
+
+    Each takes its place when it is whole; where the result is, the others
+    are.
+    """
     with replacing(directory / f"{name}.keras") as temporary:
         run.model.save(temporary)
     with replacing(directory / f"{name}.csv") as temporary:
         run.history.to_csv(temporary)
+    write_result(directory / f"{name}.json", run.result)
+
+
+def remove_backups(backup: Path) -> None:
+    """Deletes what a training that has ended has left to go on from.
+
+    That is its backups, and what was being written when it was killed.
+    """
+    for path in (backup, _anew(backup)):
+        path.unlink(missing_ok=True)
+    for path in backup.parent.glob(f".{backup.stem}*"):
+        path.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:
     packages = "keras-invdrop", "keras", keras.backend.backend(), "numpy"
     return {name: importlib.metadata.version(name) for name in packages}
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this code, if it runs from a clone of its repository."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(
+            [*git, "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()

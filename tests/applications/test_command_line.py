@@ -6,6 +6,8 @@ import keras
 import pytest
 from keras_invdrop.applications import command_line
 from keras_invdrop.applications import demo
+from keras_invdrop.applications import execution
+from keras_invdrop.applications import jobs
 from keras_invdrop.applications.figures import figure_1
 from keras_invdrop.applications.results import read_results
 
@@ -44,7 +46,7 @@ def test_python_runs_it_too():
 def test_help_names_the_commands(command):
     process = command("--help")
     assert process.returncode == 0
-    for word in ("demo", "train", "tables", "generate-splicing"):
+    for word in ("demo", "train", "reproduce", "tables", "generate-splicing"):
         assert word in process.stdout
     assert "KERAS_BACKEND" in process.stdout
 
@@ -85,12 +87,14 @@ def test_train_and_train_again(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
-    for suffix in (".keras", ".csv"):
-        (file,) = (tmp_path / "out").glob(f"*{suffix}")
-        assert file.name.startswith("table2-inverted-running_average-digits")
+    (name,) = (file.stem for file in (tmp_path / "out").glob("*.json"))
+    assert name.startswith("table2-inverted-running_average-seed3-")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        f"{name}{suffix}" for suffix in (".csv", ".json", ".keras")
+    ]
     process = command(*arguments, "--seed=4")
     assert process.returncode == 0, process.stderr
-    results = read_results(tmp_path / "out" / "results.jsonl")
+    results = read_results(tmp_path / "out")
     assert [result.seed for result in results] == [3, 4]
     assert results[0].training_examples == 200
     assert results[0].validation_examples == 667
@@ -130,9 +134,11 @@ def test_train_calibrated(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "beta calibrated" in " ".join(process.stdout.split())
     # The one does not take the place of the other.
-    results = read_results(tmp_path / "runs" / "results.jsonl")
-    assert [each.recipe["calibrated"] for each in results] == [False, True]
-    assert results[1].command.endswith(" --calibrate")
+    results = read_results(tmp_path / "runs")
+    assert {
+        each.recipe["calibrated"]: each.command.endswith(" --calibrate")
+        for each in results
+    } == {False: False, True: True}
     assert len(list((tmp_path / "runs").glob("*.keras"))) == 2
 
 
@@ -149,11 +155,11 @@ def test_splicing_from_generated_data(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count(" bits") >= 2 * 18
     assert "generated" in process.stdout
-    results = read_results(tmp_path / "runs" / "results.jsonl")
-    assert [result.row for result in results] == [
+    results = read_results(tmp_path / "runs")
+    assert sorted(result.row for result in results) == [
         f"table5/{partition}/{method}"
         for partition in range(1, 7)
-        for method in ("none", "standard", "invariant")
+        for method in ("invariant", "none", "standard")
     ]
     # 3,665 exons in six parts.
     for result in results:
@@ -182,23 +188,24 @@ def test_demo(command, tmp_path, monkeypatch):
         assert words in process.stdout
     assert "beta calibrated" in " ".join(process.stdout.split())
     out = tmp_path / "runs" / "demo"
-    results = read_results(out / "results.jsonl")
+    results = read_results(out)
     assert len(results) == 2 * 2 * 3
     for seed in (0, 1):
         for encoding in ("original", "inverted"):
-            assert [
+            assert {
                 (each.dropout, each.recipe["calibrated"])
                 for each in results
                 if (each.seed, each.encoding) == (seed, encoding)
-            ] == [
+            } == {
                 ("standard", False),
                 ("invariant", False),
                 ("invariant", True),
-            ]
+            }
     assert {result.training_examples for result in results} == {4000}
     assert {result.epochs for result in results} == {1}
     assert len(list(out.glob("*.keras"))) == 12
     assert len(list(out.glob("*.csv"))) == 12
+    assert (out / "inverted-calibrated-seed1.keras").exists()
     for figure in ("figure1.png", "figure2.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob(".*"))
@@ -214,7 +221,7 @@ def test_demo(command, tmp_path, monkeypatch):
 
 
 def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "load_once", None)  # no data are loaded
+    monkeypatch.setattr(jobs, "_load", None)  # no data are loaded
     for row, named in {
         "table2/original/standard": "table2/original/standard",
         "table2/inverted": "table2/inverted/standard",
@@ -263,9 +270,102 @@ def test_errors_are_said_without_a_traceback(
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_damaged_results_file_is_found_before_training(command, tmp_path):
-    (tmp_path / "results.jsonl").write_text("{\n")
-    process = command("train", DIGITS, "--out", str(tmp_path))
+def test_reproduce(command, tmp_path):
+    arguments = (
+        "reproduce",
+        DIGITS,
+        "table2/original/standard",
+        "--seeds=0-1,5",
+        "--data=digits",
+        "--epochs=2",
+        "--limit-train=200",
+        "--width=0.02",
+        "--dtype-policy=mixed_bfloat16",
+        "--max-norm=3",
+        "--out=out",
+    )
+    process = command(*arguments)
+    assert process.returncode == 0, process.stderr
+    assert "seeds 0, 1, 5" in " ".join(process.stdout.split())
+    assert process.stderr.count("done: table2/original/") == 6
+    results = read_results(tmp_path / "out")
+    assert sorted((each.dropout, each.seed) for each in results) == [
+        (dropout, seed)
+        for dropout in ("invariant", "standard")
+        for seed in (0, 1, 5)
+    ]
+    for each in results:
+        assert each.recipe["dtype_policy"] == "mixed_bfloat16"
+        assert each.recipe["max_norm"] == 3
+        assert each.recipe["epochs"] == each.epochs == 2
+
+    # What is finished is not repeated; what has lost its result is.
+    files = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()
+    }
+    assert len(files) == 6 * 3
+    (lost,) = (tmp_path / "out").glob("*standard-seed1-*.json")
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    process = command(*arguments)
+    assert process.returncode == 0, process.stderr
+    again = {path: path.stat().st_mtime_ns for path in files}
+    repeated = {path for path in files if files[path] != again[path]}
+    assert repeated == {
+        lost,
+        lost.with_suffix(".csv"),
+        lost.with_suffix(".keras"),
+    }
+    found = json.loads(lost.read_text())
+    assert before | {"seconds": 0} == found | {"seconds": 0}
+
+
+def test_a_training_that_fails_does_not_keep_back_the_others(
+    command, tmp_path, monkeypatch
+):
+    def run(job, directory, on_epoch):
+        if job.seed == 1:
+            raise ValueError("The loss of epoch 3 is nan")
+        return real(job, directory, on_epoch)
+
+    real = execution.run
+    monkeypatch.setattr(execution, "run", run)
+    process = command(
+        "reproduce",
+        DIGITS,
+        "--data=digits",
+        "--epochs=1",
+        "--limit-train=200",
+        "--width=0.02",
+    )
     assert process.returncode == 1
-    assert "Line 1 of" in process.stderr
-    assert (tmp_path / "results.jsonl").read_text() == "{\n"
+    assert f"{DIGITS}, seed 1: The loss of epoch 3 is nan" in process.stderr
+    assert "seeds 0, 2" in " ".join(process.stdout.split())
+    results = read_results(tmp_path / "runs")
+    assert sorted(each.seed for each in results) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("2, 0-2", [2, 0, 1])],
+)
+def test_seeds(text, seeds):
+    assert command_line.seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "3-1", "a", "1,,2", "-1"])
+def test_what_are_no_seeds(text):
+    with pytest.raises(ValueError, match="`--seeds`. Expected seeds such as"):
+        command_line.seeds_of(text)
+
+
+def test_a_damaged_result_is_named(command, tmp_path):
+    arguments = ("train", DIGITS, "--data=digits", "--epochs=1")
+    process = command(*arguments, "--width=0.02", "--limit-train=200")
+    assert process.returncode == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    path.write_text("{\n")
+    process = command(*arguments, "--width=0.02", "--limit-train=200")
+    assert process.returncode == 1
+    assert f"{path} is not a result" in process.stderr
+    assert path.read_text() == "{\n"

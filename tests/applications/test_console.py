@@ -1,8 +1,9 @@
 import dataclasses
 import io
 
+import pytest
+from keras_invdrop.applications.console import JobsTable
 from keras_invdrop.applications.console import paper_table
-from keras_invdrop.applications.console import training_progress
 from keras_invdrop.applications.tables import ROWS
 from rich.console import Console
 
@@ -106,14 +107,61 @@ def test_ids_are_whole_on_a_narrow_screen(result):
         assert row in text
 
 
-def test_progress_counts_epochs(capsys):
-    with training_progress(epochs_in_all=6) as training:
-        for name in ("first", "second"):
-            with training(name, 3) as on_epoch:
-                # The fourth is of training anew.
-                for done in (1, 2, 3, 4):
-                    on_epoch(done)
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, in seconds, to be set."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_jobs_are_shown_in_one_table(result, clock):
+    names = ("first", "second", "third", "fourth")
+    table = JobsTable(dict.fromkeys(names, 10), dict.fromkeys(names, "%"))
+
+    def cells():
+        text = printed(table._table(), width=100)
+        lines = [line for line in text.splitlines() if "\u2502" in line]
+        return text, [
+            [cell.strip() for cell in line.strip("\u2502").split("\u2502")]
+            for line in lines
+        ]
+
+    table.epoch("second", 1, 9.5)
+    table.epoch("third", 3, None)
+    clock[0] = 60.0
+    table.epoch("second", 3, 4.25)
+    text, rows = cells()
+    assert "0 of 4 trainings done" in text
+    # Those at work come first. Thirty seconds an epoch, and seven are left.
+    assert rows == [
+        ["second", "3/10", "4.25 %", "0:03:30"],
+        ["third", "3/10", "", ""],
+        ["first", "waiting", "", ""],
+        ["fourth", "waiting", "", ""],
+    ]
+    # In another process it went back to its backup.
+    table.epoch("second", 2, 5.0)
+    table.ended("third", result)
+    table.failed("fourth", ValueError("diverged"))
+    text, rows = cells()
+    assert "2 of 4 trainings done" in text
+    assert rows == [
+        ["second", "2/10", "5.00 %", ""],
+        ["first", "waiting", "", ""],
+    ]
+    assert table.results == {"third": result}
+    assert table.failures == {"fourth": "diverged"}
+    # Training anew goes beyond the epochs that were expected.
+    table.epoch("second", 12, None)
+    assert cells()[1][0][:3] == ["second", "12/12", ""]
+
+
+def test_what_has_ended_is_said(result, capsys):
+    with JobsTable({"first": 3, "second": 3}, {"first": "%"}) as table:
+        table.epoch("first", 1, 3.0)
+        table.ended("first", dataclasses.replace(result, validation=4.5))
+        table.failed("second", ValueError("diverged"))
     shown = capsys.readouterr().err
-    assert "done: first" in shown
-    assert "done: second" in shown
-    assert "6/6" in shown
+    assert "done: first: validation 4.50 %, test 5.00 %" in shown
+    assert "failed: second: diverged" in shown

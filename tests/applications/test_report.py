@@ -1,102 +1,111 @@
 import dataclasses
-import json
 
+import keras
+import matplotlib.image
+import pandas as pd
 import pytest
+from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import report
-from keras_invdrop.applications.results import write_results
+from keras_invdrop.applications.results import write_result
 from keras_invdrop.applications.tables import ROWS
 
-ROW = ROWS["table2/inverted/invariant"]
+
+@pytest.fixture
+def stored(result, tmp_path):
+    """Results of two rows and two seeds, with their histories."""
+    for method, test in (("standard", 5.0), ("invariant", 4.0)):
+        row = ROWS[f"table2/inverted/{method}"]
+        for seed in (0, 1):
+            each = dataclasses.replace(
+                result,
+                row=row.id,
+                dropout=method,
+                encoding="inverted",
+                seed=seed,
+                test=test + seed,
+                validation=3.0,
+                recipe=dataclasses.asdict(row.recipe),
+            )
+            path = tmp_path / f"{method}-{seed}.json"
+            write_result(path, each)
+            history = pd.DataFrame(
+                {
+                    "training_error": [9.0, 8.0, 7.0],
+                    "validation_error": [6.0, 5.0, 3.0],
+                },
+                index=pd.RangeIndex(1, 4, name="epoch"),
+            )
+            history.to_csv(path.with_suffix(".csv"))
+    return tmp_path
 
 
-def test_grouped_by_all_but_the_seed(result):
-    changes = (
-        {},
-        {"seed": 1, "test": 7.0},
-        {"width": 0.5},
-        {"epochs": 4, "recipe": {"epochs": 4}},
-        {"backend": "torch"},
-        {"training_examples": 10},
-        {"row": "table2/inverted/standard"},
+def lines_of(directory):
+    path = report.write_report(directory)
+    assert path == directory / "report.md"
+    return path.read_text().splitlines()
+
+
+def test_printed_and_measured_stand_side_by_side(stored):
+    lines = lines_of(stored)
+    for line in (
+        # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 0.5.
+        "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | 1 |",
+        "| `table2/inverted/invariant` | *0.94* | 4.50 ± 6.35 | 2 | 1 |",
+        "| `table3/relu/invariant` | *11.70* | not run |  |  |",
+        "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
+        "test; 3 epochs; seeds 0, 1; jax backend",
+        "| Invariant dropout makes fewer errors than standard dropout, "
+        "inverted encoding | Table 2 | 1.00 ± 0.00 points | 2 | "
+        "digits, 3 epochs | holds |",
+    ):
+        assert line in lines
+    rows = [line for line in lines if line.startswith("| `table")]
+    assert len(rows) == len(ROWS)
+    for number in range(2, 7):
+        assert any(line.startswith(f"## Table {number}: ") for line in lines)
+
+
+def test_without_models_the_curves_are_drawn(stored):
+    lines = lines_of(stored)
+    name = "figure1-digits-3-epochs-inverted"
+    assert f"![Figure 1, {name.removeprefix('figure1-')}]({name}.png)" in lines
+    pictures = [path.name for path in stored.glob("*.png")]
+    assert pictures == [f"{name}.png"]
+    height, width, _ = matplotlib.image.imread(stored / f"{name}.png").shape
+    assert (height, width) == (462, 1540)
+    assert not list(stored.glob(".*"))
+
+
+def test_with_a_model_both_figures_are_drawn(stored):
+    model = mnist_mlp(dropout="invariant", width=0.01)
+    betas = [layer for layer in model.layers if "dropout" in layer.name]
+    for layer in betas:
+        shape = layer.beta.shape
+        layer.beta.assign(keras.random.normal(shape, seed=0))
+    model.save(stored / "invariant-0.keras")
+    lines = lines_of(stored)
+    name = "digits-3-epochs-inverted"
+    assert f"![Figure 2, {name}](figure2-{name}.png)" in lines
+    assert sorted(path.name for path in stored.glob("*.png")) == [
+        f"figure1-{name}.png",
+        f"figure2-{name}.png",
+    ]
+
+
+def test_a_single_pair_decides_nothing(stored):
+    for path in stored.glob("*-1.json"):
+        path.unlink()
+    (line,) = (
+        line
+        for line in lines_of(stored)
+        if "fewer errors than standard" in line
     )
-    results = [dataclasses.replace(result, **change) for change in changes]
-    first, *others = report.measurements(ROW, results)
-    assert first.seeds == [0, 1]
-    assert first.mean == 6.0
-    # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 1.
-    assert first.half_width == pytest.approx(12.706, rel=1e-4)
-    assert [(each.width, each.epochs) for each in others] == [
-        (0.5, 3),
-        (1.0, 4),
-        (1.0, 3),
-        (1.0, 3),
-    ]
-    assert all(each.half_width is None for each in others)
+    assert line.endswith(
+        "| Table 2 | 1.00 points | 1 | digits, 3 epochs | undecided |"
+    )
 
 
-def test_settings_are_what_the_recipe_does_not_have(result):
-    recipe = dataclasses.asdict(ROW.recipe)
-    changed = {**recipe, "epochs": 3, "beta_decay": 0.1}
-    results = [
-        dataclasses.replace(result, recipe=each) for each in (recipe, changed)
-    ]
-    usual, other = report.measurements(ROW, results)
-    assert usual.settings == {}
-    assert other.settings == {"beta_decay": 0.1}
-
-
-def test_a_recipe_from_a_file_is_the_same(result, tmp_path):
-    row = ROWS["table6/svhn/standard"]  # which has a norm for each layer
-    recipe = dataclasses.asdict(row.recipe)
-    result = dataclasses.replace(result, row=row.id, recipe=recipe)
-    write_results(tmp_path / "some" / "results-1.jsonl", [result])
-    (measured,) = report.measurements(row, report.read_all(tmp_path))
-    assert measured.settings == {}
-
-
-def test_a_recipe_from_before_there_was_calibration_is_the_usual_one(result):
-    recipe = dataclasses.asdict(ROW.recipe)
-    old = {k: v for k, v in recipe.items() if k != "calibrated"}
-    results = [
-        dataclasses.replace(result, seed=seed, recipe=each)
-        for seed, each in enumerate(
-            (old, recipe, {**recipe, "calibrated": True})
-        )
-    ]
-    usual, calibrated = report.measurements(ROW, results)
-    assert (usual.settings, usual.seeds) == ({}, [0, 1])
-    assert calibrated.settings == {"calibrated": True}
-    assert calibrated.seeds == [2]
-
-
-def test_reads_all_files_below_a_directory(result, tmp_path):
-    other = dataclasses.replace(result, seed=1)
-    write_results(tmp_path / "results.jsonl", [result])
-    write_results(tmp_path / "a" / "b" / "results-x.jsonl", [other])
-    (tmp_path / "history.csv").write_text("epoch\n")
-    # The same training in another file counts once.
-    write_results(tmp_path / "copy" / "results.jsonl", [result])
-    found = report.read_all(tmp_path)
-    assert sorted(each.seed for each in found) == [0, 1]
-    assert report.read_all(tmp_path / "absent") == []
-
-
-def test_objects_for_scripts(result):
-    objects = json.loads(json.dumps(report.as_objects([result])))
-    assert len(objects) == len(ROWS)
-    by_id = {each["id"]: each for each in objects}
-    found = by_id["table2/inverted/invariant"]
-    assert found["table"] == 2
-    assert found["dataset"] == "mnist"
-    assert found["encoding"] == "inverted"
-    assert found["method"] == "invariant"
-    assert found["printed"] == 0.94
-    assert found["unit"] == "%"
-    (measured,) = found["measured"]
-    assert measured["mean"] == 5.0
-    assert measured["half_width"] is None
-    assert measured["seeds"] == [0]
-    assert measured["commands"] == [result.command]
-    assert by_id["table5/6/none"]["partition"] == 6
-    assert by_id["table5/6/none"]["unit"] == "bits"
-    assert by_id["table5/6/none"]["measured"] == []
+def test_no_results(tmp_path):
+    with pytest.raises(OSError, match="no results in .*keras-invdrop reprod"):
+        report.write_report(tmp_path)
+    assert not list(tmp_path.iterdir())

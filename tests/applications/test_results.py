@@ -1,5 +1,4 @@
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -7,36 +6,39 @@ from keras_invdrop.applications import results
 
 
 def test_round_trip(result, tmp_path):
-    path = tmp_path / "new" / "results.jsonl"
-    other = dataclasses.replace(result, seed=1, validation=2.5)
-    assert results.read_results(path) == []
-    results.write_results(path, [result, other])
-    assert results.read_results(path) == [result, other]
-    lines = path.read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
-    assert [file.name for file in path.parent.iterdir()] == ["results.jsonl"]
+    path = tmp_path / "new" / "result.json"
+    result = dataclasses.replace(
+        result, correlations={"input_dropout": -0.5, "hidden_1_dropout": None}
+    )
+    results.write_result(path, result)
+    assert results.read_result(path) == result
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}'])
-def test_a_line_that_is_no_result_is_named(result, line, tmp_path):
-    path = tmp_path / "results.jsonl"
-    results.write_results(path, [result])
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match="Line 2 of .*results.jsonl is not"):
-        results.read_results(path)
+@pytest.mark.parametrize("text", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}'])
+def test_a_file_that_is_no_result_is_named(text, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="result.json is not a result: "):
+        results.read_result(path)
+    with pytest.raises(ValueError, match="result.json is not a result: "):
+        results.read_results(tmp_path)
 
 
-def test_a_result_takes_the_place_of_one_of_its_name(result, tmp_path):
-    path = tmp_path / "results.jsonl"
+def test_reads_all_files_below_a_directory(result, tmp_path):
+    assert results.read_results(tmp_path / "absent") == []
     other = dataclasses.replace(result, seed=1)
-    again = dataclasses.replace(result, test=3.0)
-    for each in (result, other, again):
-        results.add_result(path, each)
-    assert results.read_results(path) == [other, again]
+    results.write_result(tmp_path / "one.json", result)
+    results.write_result(tmp_path / "a" / "b" / "other.json", other)
+    (tmp_path / "history.csv").write_text("epoch\n")
+    # The same training in another file counts once.
+    again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
+    results.write_result(tmp_path / "a" / "copy.json", again)
+    found = results.read_results(tmp_path)
+    assert sorted(each.seed for each in found) == [0, 1]
 
 
-def test_names_tell_apart_what_is_kept_apart(result):
-    assert result.name.startswith("table2-inverted-invariant-digits-seed0-")
+def test_identity_tells_apart_what_is_kept_apart(result):
     changes = (
         {},
         {"seed": 3},
@@ -49,10 +51,10 @@ def test_names_tell_apart_what_is_kept_apart(result):
         {"recipe": {"beta_decay": 0.1}},
     )
     others = [dataclasses.replace(result, **change) for change in changes]
-    assert len({other.name for other in others}) == len(changes)
-    # What is measured, and when, makes no other run.
+    assert len({other.identity for other in others}) == len(changes)
+    # What is measured, and when, makes no other training.
     again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
-    assert again.name == result.name
+    assert again.identity == result.identity
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -63,6 +65,21 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         temporary.write_text("half of i")
         raise RuntimeError
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    with (
+        pytest.raises(OSError, match="file.txt could not be written: is full"),
+        results.replacing(path),
+    ):
+        raise OSError(28, "is full")
+    assert path.read_text() == "before"
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "file.txt"
+    with results.replacing(path) as one, results.replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
 
 

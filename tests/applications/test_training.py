@@ -12,6 +12,7 @@ from keras_invdrop.applications.datasets import Split
 from keras_invdrop.applications.datasets import Stream
 from keras_invdrop.applications.metrics import CodeQuality
 from keras_invdrop.applications.recipes import Recipe
+from keras_invdrop.applications.results import read_result
 from keras_invdrop.applications.splicing import generate_splicing
 from keras_invdrop.applications.splicing import partition_of
 from keras_invdrop.applications.tables import ROWS
@@ -149,18 +150,43 @@ def test_result_says_how_to_repeat_it(blobs):
     assert result.seconds > 0
 
 
+def test_correlations_of_beta_with_the_mean_activity(blobs):
+    assert train(blobs, "standard").result.correlations == {}
+    run = train(blobs)
+    assert list(run.result.correlations) == [
+        "input_dropout",
+        "hidden_1_dropout",
+        "hidden_2_dropout",
+    ]
+    beta = keras.ops.convert_to_numpy(run.model.get_layer("input_dropout").beta)
+    expected = np.corrcoef(beta, blobs.train.x.mean(axis=0))[0, 1]
+    found = run.result.correlations["input_dropout"]
+    assert found == pytest.approx(expected, abs=1e-3)
+    # With no learning every beta is 0, and correlates with nothing.
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-45)
+    correlations = train(blobs, recipe=recipe).result.correlations
+    assert set(correlations.values()) == {None}
+
+
 def test_progress_is_told(blobs):
     told = []
-    train(blobs, on_epoch=told.append)
-    assert told == [1, 2, 3, 4]
+    run = train(blobs, on_epoch=lambda *epoch: told.append(epoch))
+    assert told == list(run.history.validation_error.items())
+    assert [done for done, _ in told] == [1, 2, 3, 4]
+    told = []
+    empty = Split(blobs.validation.x[:0], blobs.validation.y[:0])
+    blobs = dataclasses.replace(blobs, validation=empty)
+    train(blobs, on_epoch=lambda *epoch: told.append(epoch))
+    assert told == [(1, None), (2, None), (3, None), (4, None)]
 
 
 def test_saved_files(blobs, tmp_path):
     run = train(blobs)
-    training.save(run, tmp_path / "out")
-    name = run.result.name
+    name = "some-name"
+    training.save(run, tmp_path / "out", name)
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files == [f"{name}.csv", f"{name}.keras"]
+    assert files == [f"{name}.csv", f"{name}.json", f"{name}.keras"]
+    assert read_result(tmp_path / "out" / f"{name}.json") == run.result
     # The model needs no optimiser of ours, and returns probabilities.
     model = keras.saving.load_model(tmp_path / "out" / f"{name}.keras")
     outputs = model.predict(blobs.test.x, verbose=0)
@@ -200,7 +226,9 @@ def test_code_quality_is_what_the_splicing_rows_measure():
 def test_training_anew_on_all_examples(blobs):
     recipe = dataclasses.replace(RECIPE, retrain=True)
     told = []
-    run = train(blobs, recipe=recipe, on_epoch=told.append)
+    run = train(
+        blobs, recipe=recipe, on_epoch=lambda done, _: told.append(done)
+    )
     selected = run.result.selected_epoch
     assert told == [*range(1, 5), *range(5, 5 + selected)]
     usual = train(blobs)
@@ -237,7 +265,7 @@ def test_calibrated_shifts_reach_the_tested_network(blobs, retrain):
     )
     assert run.result.recipe["calibrated"] is True
     plain = dataclasses.replace(recipe, calibrated=False)
-    assert run.result.name != train(blobs, recipe=plain).result.name
+    assert run.result.identity != train(blobs, recipe=plain).result.identity
 
 
 def as_stream(split):

@@ -1,0 +1,163 @@
+"""Does many jobs: one after another in this process, or on a Dask cluster."""
+
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from .console import JobsTable
+from .jobs import IMAGE_DATA_FORMAT
+from .jobs import Job
+from .jobs import run
+from .results import Result
+
+# What workers of a cluster tell of their epochs.
+TOPIC = "keras-invdrop"
+
+# How often a job is begun again after the process that did it was killed. It
+# goes on from its backup each time.
+RETRIES = 10
+
+
+def run_here(jobs: Sequence[Job], directory: Path, table: JobsTable) -> None:
+    """Does the jobs in this process, and shows it in `table`.
+
+    A job that cannot be done does not keep back the others; a file that
+    cannot be read or written ends it all.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+    """
+    for job in jobs:
+        told = functools.partial(table.epoch, job.title)
+        try:
+            table.ended(job.title, run(job, directory, told))
+        except ValueError as error:
+            table.failed(job.title, error)
+
+
+def run_on_cluster(
+    jobs: Sequence[Job],
+    directory: Path,
+    table: JobsTable,
+    client: Any,
+    workers: int | None = None,
+) -> None:
+    """Does the jobs on a Dask cluster, and shows it in `table`.
+
+    The job of a worker that dies moves to another one, and goes on from its
+    backup. What else goes wrong is as in `run_here`.
+
+    Args:
+        jobs: The jobs.
+        directory: Where every worker, on whatever machine, finds the files.
+        table: What a person sees.
+        client: A `distributed.Client`.
+        workers: The number of workers that have this machine to themselves,
+            each its share of the cores; None for any others.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+    """
+    from distributed import KilledWorker
+    from distributed import as_completed
+
+    def told(event: tuple[float, tuple]) -> None:
+        _, epoch = event
+        table.epoch(*epoch)
+
+    client.subscribe_topic(TOPIC, told)
+    futures = {
+        client.submit(_on_worker, job, directory, workers, pure=False): job
+        for job in jobs
+    }
+    for future in as_completed(futures):
+        job, error = futures[future], future.exception()
+        if error is None:
+            table.ended(job.title, future.result())
+        elif isinstance(error, (ValueError, KilledWorker)):
+            table.failed(job.title, error)
+        else:
+            client.cancel(list(futures))
+            raise error
+
+
+def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
+    from distributed import get_worker
+
+    worker = get_worker()
+    if workers is not None:
+        _take_share_of_cores(worker.name, workers)
+    keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
+
+    def told(done: int, validation: float | None) -> None:
+        worker.log_event(TOPIC, (job.title, done, validation))
+
+    return run(job, directory, told)
+
+
+@functools.cache
+def _take_share_of_cores(worker: int, workers: int) -> None:
+    # Before the backend counts them and starts as many threads.
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[worker::workers] or cores)
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Any]:
+    """A client of a Dask cluster of so many processes on this machine."""
+    dask, distributed = _dask()
+    cores = max(1, (os.cpu_count() or 1) // workers)
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores},
+        "distributed.scheduler.allowed-failures": RETRIES,
+    }
+    with (
+        dask.config.set(settings),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def running_cluster(address: str) -> Iterator[Any]:
+    """A client of the Dask cluster whose scheduler is at `address`.
+
+    Raises:
+        OSError: If there is none.
+    """
+    _, distributed = _dask()
+    try:
+        client = distributed.Client(address)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"No Dask scheduler answers at `--scheduler {address}`: {error}"
+        ) from error
+    with client:
+        yield client
+
+
+def _dask() -> tuple[Any, Any]:
+    try:
+        import dask
+        import distributed
+    except ImportError as error:
+        raise ImportError(
+            "Jobs in several processes need dask.distributed: "
+            "pip install keras-invdrop[reproduce]"
+        ) from error
+    return dask, distributed

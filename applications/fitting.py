@@ -1,0 +1,202 @@
+"""Fits a model epoch by epoch, and goes on where it was stopped.
+
+Whatever is random in an epoch, the order of the examples and the masks, is
+drawn anew from the seed and the number of the epoch. So all that the next
+epoch depends on fits into one file, and a fit that was killed and goes on from
+its file ends with the weights of one that was never stopped.
+"""
+
+import itertools
+import json
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from .datasets import Split
+from .datasets import Stream
+from .results import replacing
+
+# More examples at once are no faster, and on JAX slower by far.
+EVALUATION_BATCH = 500
+
+
+class Diverged(ValueError):
+    """The loss is no longer finite."""
+
+
+@dataclass
+class Fitted:
+    """What a fit has led to so far.
+
+    Attributes:
+        logs: Name of a loss or metric -> its value in each epoch.
+        selected_epoch: The epoch, counted from 1, with the highest value of
+            the metric on the examples for validation, the first if several
+            are equal; the last epoch where there are none.
+        selected: The weights of that epoch.
+        seconds: What the epochs have taken, with the validation after each.
+    """
+
+    logs: dict[str, list[float]] = field(default_factory=dict)
+    selected_epoch: int = 0
+    selected: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs done."""
+        return len(self.logs.get("loss", ()))
+
+
+def fit(
+    model: keras.Model,
+    examples: Split | Stream,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    metric: str,
+    evaluated: dict[str, Split],
+    backup: Path | None = None,
+    on_epoch: Callable[[Fitted], None] = lambda fitted: None,
+) -> Fitted:
+    """Fits a compiled model, and selects an epoch.
+
+    Args:
+        model: The model; it is left with the weights of the last epoch.
+        examples: What it is fitted to, in batches of `batch_size`.
+        batch_size: Number of examples in a batch.
+        epochs: Number of epochs.
+        seed: Of the order of the examples and of the masks.
+        metric: Name of the metric that selects: the higher the better.
+        evaluated: Examples on which to evaluate the model after each epoch;
+            those called `"val"` select.
+        backup: File that holds, after each epoch, what the next one depends
+            on. If it is there, the fit goes on from it. The caller deletes it.
+        on_epoch: Called after each epoch.
+
+    Returns:
+        A `Fitted`.
+
+    Raises:
+        Diverged: If the loss is no longer finite.
+        ValueError: If `backup` is not that of this fit.
+        OSError: If `backup` cannot be written; it is then what it was.
+    """
+    fitted = Fitted()
+    if backup is not None and backup.exists():
+        fitted = _restored(model, backup)
+    for epoch in range(fitted.epochs, epochs):
+        started = time.perf_counter()
+        order_seed = _reseed(model, seed, epoch)
+        with examples.reading():
+            logs = model.fit(
+                examples.batches(batch_size, order_seed),
+                shuffle=False,
+                verbose=0,
+            ).history
+        if not np.isfinite(logs["loss"]).all():
+            raise Diverged(
+                f"The loss of epoch {epoch + 1} is {logs['loss'][0]}: training "
+                "diverged. Take a smaller `learning_rate`."
+            )
+        for name, split in evaluated.items():
+            values = model.evaluate(
+                split.x,
+                split.y,
+                batch_size=EVALUATION_BATCH,
+                verbose=0,
+                return_dict=True,
+            )
+            logs |= {f"{name}_{key}": [value] for key, value in values.items()}
+        for name, values in logs.items():
+            fitted.logs.setdefault(name, []).extend(map(float, values))
+        figures = fitted.logs.get(f"val_{metric}")
+        if figures is None or figures[-1] > max(figures[:-1], default=-np.inf):
+            fitted.selected_epoch = epoch + 1
+            fitted.selected = model.get_weights()
+        fitted.seconds += time.perf_counter() - started
+        if backup is not None:
+            _back_up(model, fitted, backup)
+        on_epoch(fitted)
+    return fitted
+
+
+def _reseed(model: keras.Model, seed: int, epoch: int) -> int:
+    """Sets all that is random in an epoch; gives the seed of its order."""
+    weights = {id(weight) for weight in model.non_trainable_weights}
+    generators = [
+        variable
+        for variable in model.non_trainable_variables
+        if id(variable) not in weights  # the states of `SeedGenerator`s
+    ]
+    # Below 2^31, which every backend can hold.
+    drawn = np.random.SeedSequence((seed, epoch)).generate_state(
+        2 + len(generators)
+    ) >> np.uint32(1)
+    order_seed, backend_seed, *states = map(int, drawn)
+    # From the backend's own generator come the masks of Keras' dropout on
+    # PyTorch, and numbers for which no generator was made.
+    keras.utils.set_random_seed(backend_seed)
+    for variable, state in zip(generators, states, strict=True):
+        variable.assign(np.array([state, 0]))
+    return order_seed
+
+
+def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
+    groups = {
+        "weights": model.get_weights(),
+        "optimizer": [np.asarray(v) for v in _optimizer_values(model)],
+        "selected": fitted.selected,
+    }
+    arrays: dict[str, Any] = {
+        f"{group}_{i}": value
+        for group, values in groups.items()
+        for i, value in enumerate(values)
+    }
+    arrays["state"] = json.dumps(
+        [fitted.logs, fitted.selected_epoch, fitted.seconds]
+    )
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _optimizer_values(model: keras.Model) -> list[np.ndarray]:
+    return [
+        keras.ops.convert_to_numpy(variable)
+        for variable in model.optimizer.variables
+    ]
+
+
+def _restored(model: keras.Model, path: Path) -> Fitted:
+    """Sets the model and its optimiser to what was backed up."""
+    try:
+        with np.load(path) as file:
+
+            def group(name: str) -> list[np.ndarray]:
+                names = (f"{name}_{i}" for i in itertools.count())
+                return [
+                    file[each]
+                    for each in itertools.takewhile(file.__contains__, names)
+                ]
+
+            logs, selected_epoch, seconds = json.loads(str(file["state"]))
+            model.set_weights(group("weights"))
+            model.optimizer.build(model.trainable_variables)
+            variables = model.optimizer.variables
+            for variable, value in zip(
+                variables, group("optimizer"), strict=True
+            ):
+                variable.assign(value)
+            return Fitted(logs, selected_epoch, group("selected"), seconds)
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not the backup of this training: {error}. Delete it to "
+            "begin anew."
+        ) from error

@@ -1,0 +1,160 @@
+"""Trainings that are described, so that any process can do them."""
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+
+import keras
+
+from keras_invdrop.validation import invalid
+
+from .datasets import Dataset
+from .datasets import load
+from .results import Result
+from .results import read_result
+from .splicing import load_splicing
+from .splicing import partition_of
+from .tables import Row
+from .training import OnEpoch
+from .training import remove_backups
+from .training import save
+from .training import train
+
+# With which a backend trains convolutions fastest (benchmarks/README.md).
+IMAGE_DATA_FORMAT = (
+    "channels_first" if keras.backend.backend() == "torch" else "channels_last"
+)
+
+# Jobs that follow one another have their examples in common.
+_load = functools.lru_cache(maxsize=1)(load)
+_load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row, trained with one seed.
+
+    Attributes:
+        row: The row, with the recipe by which it is trained.
+        seed: Of initial weights, masks and the order of the examples.
+        width: Multiplier of the units of the network's layers.
+        activation: Of the hidden units; None for the network's own.
+        data: For Table 2, `"digits"` in place of MNIST; for Table 5, the file
+            of the splicing data; else None.
+        limit_train: Number of training examples; None for all.
+        command: What was called, for the result.
+        backend: Keras' backend.
+    """
+
+    row: Row
+    seed: int
+    width: float = 1.0
+    activation: str | None = None
+    data: str | None = None
+    limit_train: int | None = None
+    command: str = ""
+    backend: str = field(default_factory=keras.backend.backend)
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"{self.row.id}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """What its files are called; with other settings, other names."""
+        settings = {
+            "width": self.width,
+            "activation": self.activation,
+            # Wherever it lies, and from wherever it is called.
+            "data": self.data and Path(self.data).name,
+            "limit_train": self.limit_train,
+            "backend": self.backend,
+            "recipe": asdict(self.row.recipe),
+        }
+        text = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
+
+    def finished(self, directory: Path) -> Result | None:
+        """Its result, if it has been done."""
+        path = directory / f"{self.name}.json"
+        return read_result(path) if path.exists() else None
+
+    def dataset(self) -> Dataset:
+        """Loads the examples.
+
+        Raises:
+            ValueError: If there are none as `data` says.
+        """
+        if self.row.partition is not None:
+            if self.data is None:
+                raise invalid(
+                    "--data",
+                    "the file of the splicing data (.csv or .npz), which are "
+                    "not public in one file; `keras-invdrop "
+                    "generate-splicing FILE.npz` makes data of the same shape",
+                    self.data,
+                )
+            splicing = _load_splicing(Path(self.data))
+            return partition_of(splicing, self.row.partition, self.limit_train)
+        name = self.row.dataset
+        if self.data is not None:
+            if name != "mnist" or self.data != "digits":
+                raise invalid(
+                    "--data",
+                    "'digits' for Table 2, a file for Table 5",
+                    self.data,
+                )
+            name = self.data
+        return _load(name, self.row.encoding, limit_train=self.limit_train)
+
+
+def run(
+    job: Job,
+    directory: Path,
+    on_epoch: OnEpoch = lambda done, validation: None,
+) -> Result:
+    """Does a job, or what is left of it.
+
+    Writes to `directory` the model (`.keras`), the history (`.csv`) and the
+    result (`.json`), called by the job's name, and until then a backup after
+    each epoch. A job that is finished is not repeated, and one that was
+    stopped goes on from its last backup, to the same result.
+
+    Args:
+        job: The job.
+        directory: Where to write; it is made if it does not exist.
+        on_epoch: Called after each epoch with the number of epochs done and
+            the figure of the validation examples, None without.
+
+    Raises:
+        ValueError: If the job cannot be done, or the loss is no longer
+            finite.
+        OSError: If a file cannot be read or written.
+    """
+    if job.backend != keras.backend.backend():
+        raise invalid(
+            "KERAS_BACKEND", f"'{job.backend}'", keras.backend.backend()
+        )
+    backup = directory / f"{job.name}.npz"
+    result = job.finished(directory)
+    if result is None:
+        trained = train(
+            job.row,
+            job.dataset(),
+            job.seed,
+            job.width,
+            job.activation,
+            command=job.command,
+            backup=backup,
+            on_epoch=on_epoch,
+        )
+        save(trained, directory, job.name)
+        result = trained.result
+    remove_backups(backup)
+    return result

@@ -1,0 +1,133 @@
+"""Selects settings of a recipe by the figures of the validation examples."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .fitting import Diverged
+from .fitting import Fitted
+from .jobs import Job
+from .results import replacing
+from .task import Task
+
+# What is searched, and how a trial draws it.
+SPACE: dict[str, Callable[[Any], Any]] = {
+    "learning_rate": lambda trial: trial.suggest_float(
+        "learning_rate", 0.001, 0.3, log=True
+    ),
+    "beta_decay": lambda trial: trial.suggest_categorical(
+        "beta_decay", [0.0, 1e-4, 1e-3, 1e-2, 1e-1]
+    ),
+    "max_norm": lambda trial: trial.suggest_float(
+        "max_norm", 1.0, 4.0, step=0.25
+    ),
+}
+
+
+def tune(
+    jobs: Sequence[Job],
+    settings: Sequence[str],
+    trials: int,
+    directory: Path,
+    on_trial: Callable[[Any], None] = lambda trial: None,
+) -> Any:
+    """Searches settings that serve several trainings, with Optuna.
+
+    The figure of a trial is the mean, over the jobs, of that of the selected
+    epoch on the validation examples; the test set is not looked at. Trials
+    that are worse than most after as many epochs are given up. All are kept
+    in `directory` as they come: called again, the search goes on.
+
+    Args:
+        jobs: The trainings, which are of one unit.
+        settings: What to search, of `SPACE`; all else is the jobs' own.
+        trials: Number of trials, those of earlier calls among them.
+        directory: Where to write `trials-<name>.log`, Optuna's journal, and
+            `trials-<name>.csv`.
+        on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
+
+    Returns:
+        The study (`optuna.Study`).
+    """
+    optuna = _optuna()
+    name = "-".join([jobs[0].name, str(len(jobs)), *settings])
+    directory.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal.JournalFileBackend(
+        str(directory / f"trials-{name}.log")
+    )
+    study = optuna.create_study(
+        study_name=name,
+        storage=optuna.storages.JournalStorage(journal),
+        sampler=optuna.samplers.TPESampler(seed=jobs[0].seed),
+        pruner=optuna.pruners.MedianPruner(),
+        direction="maximize" if jobs[0].row.unit == "bits" else "minimize",
+        load_if_exists=True,
+    )
+
+    def objective(trial: Any) -> float:
+        changes = {setting: SPACE[setting](trial) for setting in settings}
+        return _figure(jobs, changes, trial)
+
+    def done(study: Any, trial: Any) -> None:
+        with replacing(directory / f"trials-{name}.csv") as temporary:
+            study.trials_dataframe().to_csv(temporary, index=False)
+        on_trial(trial)
+
+    ended = [trial for trial in study.trials if trial.state.is_finished()]
+    study.optimize(
+        objective, n_trials=max(0, trials - len(ended)), callbacks=[done]
+    )
+    return study
+
+
+def _figure(
+    jobs: Sequence[Job], changes: Mapping[str, Any], trial: Any
+) -> float:
+    optuna = _optuna()
+    figures: list[float] = []
+    for job in jobs:
+        row = replace(job.row, recipe=replace(job.row.recipe, **changes))
+        task = Task(row, job.dataset(), job.seed, job.width, job.activation)
+        metric = f"val_{task.metric(from_logits=True).name}"
+        before = len(figures) * row.recipe.epochs
+
+        def prune(
+            fitted: Fitted,
+            task: Task = task,
+            metric: str = metric,
+            before: int = before,
+        ) -> None:
+            figure = float(task.figures(fitted.logs[metric])[-1])
+            trial.report(figure, before + fitted.epochs)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            fitted = task.fit(
+                task.model(),
+                task.dataset.train,
+                row.recipe.epochs,
+                {"val": task.dataset.validation},
+                on_epoch=prune,
+            )
+        except Diverged as error:
+            raise optuna.TrialPruned(str(error)) from error
+        best = task.figures(fitted.logs[metric])[fitted.selected_epoch - 1]
+        figures.append(float(best))
+    return float(np.mean(figures))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            "The search for settings needs Optuna: "
+            "pip install keras-invdrop[reproduce]"
+        ) from error
+    return optuna

@@ -1,0 +1,200 @@
+import dataclasses
+
+import pytest
+from keras_invdrop.applications.claims import CLAIMS
+from keras_invdrop.applications.claims import findings
+from keras_invdrop.applications.tables import ROWS
+
+BETTER = (
+    "Invariant dropout makes fewer errors than standard dropout, "
+    "inverted encoding"
+)
+SAME = "Calibrated, it makes as many errors on both encodings"
+NEGATIVE = (
+    "Beta correlates negatively with the mean activity, input, "
+    "inverted encoding"
+)
+
+
+@pytest.fixture
+def made(result):
+    """A function that makes the result of a row, with a seed and a figure."""
+
+    def make(row, seed, test, recipe=None, **changes):
+        row = ROWS[row]
+        recipe = dataclasses.asdict(row.recipe) | (recipe or {})
+        return dataclasses.replace(
+            result,
+            row=row.id,
+            dropout=row.method,
+            encoding=row.encoding,
+            unit=row.unit,
+            seed=seed,
+            test=test,
+            recipe=recipe,
+            **changes,
+        )
+
+    return make
+
+
+def pairs(made, differences, **changes):
+    """Standard and invariant dropout, of which the latter is so much better."""
+    for seed, difference in enumerate(differences):
+        yield made("table2/inverted/standard", seed, 3.0 + seed, **changes)
+        test = 3.0 + seed - difference
+        yield made("table2/inverted/invariant", seed, test, **changes)
+
+
+def found(results, text):
+    return [each for each in findings(results) if each.claim.text == text]
+
+
+def test_every_claim_is_about_rows_that_are_there():
+    for claim in CLAIMS:
+        for one, other in claim.pairs:
+            assert one.removesuffix("+calibrated") in ROWS
+            if claim.kind == "negative":
+                assert other.endswith("_dropout")
+            else:
+                assert other.removesuffix("+calibrated") in ROWS
+    assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)
+    # Every table of the paper is claimed something of.
+    tables = {row.split("/")[0] for claim in CLAIMS for row, _ in claim.pairs}
+    assert tables == {f"table{number}" for number in range(2, 7)}
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.5, 0.6, 0.7], "holds"),
+        ([-0.5, -0.6, -0.7], "does not hold"),
+        ([0.5, -0.6, 0.7], "undecided"),
+        ([0.5], "undecided"),
+    ],
+)
+def test_better(made, differences, verdict):
+    (finding,) = found(pairs(made, differences), BETTER)
+    assert finding.verdict == verdict
+    assert finding.values == pytest.approx(differences)
+    assert finding.unit == "points"
+    assert len(finding.results) == 2 * len(differences)
+
+
+def test_the_interval_is_that_of_the_paired_differences(made):
+    # The errors of the seeds differ by far more.
+    (finding,) = found(pairs(made, [0.5, 0.6, 0.7]), BETTER)
+    mean, half = finding.mean_and_interval
+    assert mean == pytest.approx(0.6)
+    # Student's t with 2 degrees of freedom, 4.3027; s = 0.1.
+    assert half == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.01, -0.01, 0.0], "holds"),
+        ([0.3, -0.2, 0.1], "undecided"),  # too wide
+        ([0.05, 0.051, 0.049], "does not hold"),
+    ],
+)
+def test_as_many(made, differences, verdict):
+    calibrated = {"calibrated": True}
+    results = [
+        made(f"table2/{encoding}/invariant", seed, test, calibrated)
+        for seed, difference in enumerate(differences)
+        for encoding, test in (
+            ("original", 1.5 + seed),
+            ("inverted", 1.5 + seed + difference),
+        )
+    ]
+    (finding,) = found(results, SAME)
+    assert finding.verdict == verdict
+    # What starts at 0 is another claim.
+    assert not found(results, "Invariant dropout makes as many errors on both "
+                     "encodings")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("correlations", "verdict"),
+    [
+        ([-0.9, -0.8, -0.7], "holds"),
+        ([0.9, 0.8, 0.7], "does not hold"),
+        ([-0.9, 0.9, None], "undecided"),
+    ],
+)
+def test_correlations(made, correlations, verdict):
+    results = [
+        made(
+            "table2/inverted/invariant",
+            seed,
+            1.0,
+            correlations={"input_dropout": r},
+        )
+        for seed, r in enumerate(correlations)
+    ]
+    (finding,) = found(results, NEGATIVE)
+    assert finding.verdict == verdict
+    assert finding.unit == "r"
+    assert finding.values == [r for r in correlations if r is not None]
+
+
+def test_only_the_same_seed_under_the_same_conditions_is_compared(made):
+    standard = made("table2/inverted/standard", 0, 3.0)
+    for change in (
+        {"seed": 1},
+        {"backend": "torch"},
+        {"width": 0.5},
+        {"training_examples": 10},
+        {"recipe": {**standard.recipe, "epochs": 7}},
+    ):
+        other = made("table2/inverted/invariant", 0, 2.0)
+        assert found([standard, other], BETTER)
+        other = dataclasses.replace(other, **change)
+        assert not found([standard, other], BETTER)
+
+
+def test_each_decay_of_beta_is_compared_with_what_has_none(made):
+    results = [
+        made("table2/inverted/standard", 0, 3.0),
+        made("table2/inverted/invariant", 0, 2.0),
+        made("table2/inverted/invariant", 0, 3.5, {"beta_decay": 0.1}),
+    ]
+    without, decayed = found(results, BETTER)
+    assert without.values == [1.0]
+    assert decayed.values == [-0.5]
+    assert without.conditions == "digits, 3 epochs"
+    assert decayed.conditions == "digits, 3 epochs, decay of beta 0.1"
+
+
+def test_a_recipe_from_before_a_setting_is_the_usual_one(made):
+    standard, invariant = pairs(made, [0.5])
+    recipe = dict(invariant.recipe)
+    for setting in ("calibrated", "dtype_policy"):
+        del recipe[setting]
+    old = dataclasses.replace(invariant, recipe=recipe)
+    assert found([standard, old], BETTER)
+
+
+def test_more_code_quality_is_better_over_all_partitions(made):
+    results = [
+        made(
+            f"table5/{i}/{method}", 0, test + i, training_examples=2440 + i % 2
+        )
+        for i in range(1, 7)
+        for method, test in (
+            ("none", 400.0),
+            ("standard", 450.0),
+            ("invariant", 470.0 + i),
+        )
+    ]
+    (dropout,) = found(
+        results, "Standard dropout has more code quality than none"
+    )
+    assert dropout.values == [50.0] * 6
+    assert dropout.unit == "bits"
+    (invariant,) = found(
+        results, "Invariant dropout has more code quality than standard dropout"
+    )
+    assert invariant.values == [21.0, 22.0, 23.0, 24.0, 25.0, 26.0]
+    assert invariant.verdict == "holds"

@@ -1,0 +1,171 @@
+"""Many jobs, in this process and on a Dask cluster."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import dask
+import keras
+import pytest
+from keras_invdrop.applications import execution
+from keras_invdrop.applications.console import JobsTable
+from keras_invdrop.applications.jobs import Job
+from keras_invdrop.applications.jobs import run
+from keras_invdrop.applications.splicing import generate_splicing
+from keras_invdrop.applications.splicing import save_splicing
+from keras_invdrop.applications.tables import ROWS
+
+EPOCHS = 30
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "exons.npz"
+    save_splicing(path, generate_splicing(exons=600, features=100))
+    found = []
+    for method in ("standard", "invariant"):
+        row = ROWS[f"table5/1/{method}"]
+        recipe = dataclasses.replace(row.recipe, epochs=EPOCHS)
+        row = dataclasses.replace(row, recipe=recipe)
+        found += [Job(row, seed, 0.05, data=str(path)) for seed in (0, 1)]
+    return found
+
+
+class Recorder(JobsTable):
+    """Remembers all epochs, and does something after the first."""
+
+    def __init__(self, jobs, after_first=lambda: None):
+        super().__init__({job.title: EPOCHS for job in jobs}, {})
+        self.epochs = []
+        self.after_first = after_first
+
+    def epoch(self, title, done, validation):
+        self.epochs.append((title, done))
+        if len(self.epochs) == 1:
+            self.after_first()
+
+
+def files(directory):
+    """What was written, but for the time it took."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".json":
+            found[path.name] = json.loads(path.read_text()) | {"seconds": 0}
+        elif path.suffix == ".keras":
+            model = keras.saving.load_model(path)
+            found[path.name] = [w.tobytes() for w in model.get_weights()]
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_by_one(jobs, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one-by-one")
+    table = Recorder(jobs)
+    execution.run_here(jobs, directory, table)
+    assert table.epochs == [
+        (job.title, done) for job in jobs for done in range(1, EPOCHS + 1)
+    ]
+    return files(directory)
+
+
+def test_workers_of_this_machine(jobs, one_by_one, tmp_path):
+    with execution.local_cluster(2) as client:
+        cores = client.run(os.sched_getaffinity, 0)
+        assert len(cores) == 2
+        table = Recorder(jobs)
+        execution.run_on_cluster(jobs, tmp_path, table, client, 2)
+    assert table.failures == {}
+    assert sorted(table.results) == sorted(job.title for job in jobs)
+    assert files(tmp_path) == one_by_one
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and two workers, each a process of its own."""
+    address = tmp_path / "scheduler.json"
+
+    def start(kind, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}"]
+            + ["--scheduler-file", str(address), "--no-dashboard", *arguments],
+            stderr=subprocess.DEVNULL,
+        )
+
+    one = "--no-nanny", "--nthreads=1", "--memory-limit=0"
+    processes = [start("scheduler", "--host=127.0.0.1", "--port=0")]
+    processes += [start("worker", *one), start("worker", *one)]
+    while not address.exists():
+        time.sleep(0.1)
+    yield json.loads(address.read_text())["address"], processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_the_job_of_a_killed_worker_moves_and_goes_on(
+    jobs, one_by_one, tmp_path, cluster
+):
+    address, (doomed, other) = cluster
+    out = tmp_path / "out"
+    with execution.running_cluster(address) as client:
+        client.wait_for_workers(2)
+        # Both are at work when the first epoch is told.
+        table = Recorder(jobs, after_first=doomed.kill)
+        execution.run_on_cluster(jobs, out, table, client)
+        (worker,) = client.run(os.getpid).values()
+    assert doomed.wait() == -signal.SIGKILL
+    assert worker == other.pid
+    assert table.failures == {}
+    assert files(out) == one_by_one
+    for job in jobs:
+        done = [done for title, done in table.epochs if title == job.title]
+        assert done[-1] == EPOCHS
+        # What the killed one had done was not done again. Of that which it did
+        # last, nothing may have been told.
+        assert done == sorted(set(done))
+        assert len(done) >= EPOCHS - 1
+
+
+def test_what_ends_one_job_and_what_ends_all(jobs, tmp_path, monkeypatch):
+    def run(job, directory, on_epoch):
+        if job.seed == 0:
+            raise error
+        return "result"
+
+    monkeypatch.setattr(execution, "run", run)
+    monkeypatch.setattr(JobsTable, "ended", lambda self, title, result: None)
+    error = ValueError("diverged")
+    table = JobsTable(dict.fromkeys([job.title for job in jobs], 1), {})
+    execution.run_here(jobs, tmp_path, table)
+    assert table.failures == {
+        "table5/1/standard, seed 0": "diverged",
+        "table5/1/invariant, seed 0": "diverged",
+    }
+    error = OSError("No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        execution.run_here(jobs, tmp_path, table)
+
+
+def test_a_worker_with_another_backend_is_named(jobs, tmp_path):
+    job = dataclasses.replace(jobs[0], backend="theano")
+    with pytest.raises(
+        ValueError,
+        match="`KERAS_BACKEND`. Expected 'theano'. Received: KERAS_BACKEND='"
+        + keras.backend.backend(),
+    ):
+        run(job, tmp_path)
+
+
+def test_no_scheduler_at_the_address():
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(OSError, match="No Dask scheduler answers at `--sched"),
+        execution.running_cluster("tcp://127.0.0.1:9"),
+    ):
+        pass

@@ -1,0 +1,100 @@
+"""A training that is killed at any moment ends as one that never was."""
+
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+
+PROGRAM = Path(__file__).with_name("killed_training.py")
+
+# What each process does before it dies, in turn: backups and results.
+SPOTS = [
+    ("begin", ".npz", 2),
+    ("rename", ".npz", 3),
+    ("renamed", ".npz", 2),
+    ("begin", ".keras", 1),
+    ("rename", ".csv", 1),
+    ("begin", ".json", 1),
+]
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def files(directory):
+    """What each job has left, but for what tells when and how long."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.loads(content) | {"seconds": 0}
+        if path.suffix == ".keras":
+            content = weights(content)
+        found[path.name] = content
+    return found
+
+
+def weights(archive):
+    """The bytes of each array in a `.keras` file."""
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()].tobytes()
+
+    with (
+        zipfile.ZipFile(io.BytesIO(archive)) as whole,
+        h5py.File(io.BytesIO(whole.read("model.weights.h5"))) as file,
+    ):
+        file.visititems(visit)
+    return found
+
+
+def test_killed_again_and_again(tmp_path, record_property):
+    process = started(tmp_path / "undisturbed")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    expected = files(tmp_path / "undisturbed")
+    # The file of results names the command alike, and nothing is left over.
+    assert len(expected) == 2 * 3
+    assert {Path(name).suffix for name in expected} == {
+        ".csv",
+        ".json",
+        ".keras",
+    }
+
+    directory = tmp_path / "killed"
+    rng = random.Random(0)
+    # At random: as it starts up, and in the midst of an epoch.
+    for delay, lines in ((2, 0), (0.1, 2)):
+        process = started(directory)
+        for _ in range(lines):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, delay))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    for spot in SPOTS:
+        process = started(directory, *spot)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
+        assert list(directory.glob(".*")) or spot[0] == "renamed"
+    process = started(directory)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert files(directory) == expected
+    # On three backends: more than 20.
+    record_property("kills survived", 2 + len(SPOTS))

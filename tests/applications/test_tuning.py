@@ -1,0 +1,72 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+from keras_invdrop.applications import tuning
+from keras_invdrop.applications.jobs import Job
+from keras_invdrop.applications.tables import ROWS
+from keras_invdrop.applications.task import Task
+
+SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
+
+
+@pytest.fixture
+def jobs(blobs, monkeypatch):
+    monkeypatch.setattr(Job, "dataset", lambda self: blobs)
+    # The test set is not looked at.
+    monkeypatch.setattr(Task, "test", None)
+    found = []
+    for method in ("standard", "invariant"):
+        row = ROWS[f"table2/original/{method}"]
+        recipe = dataclasses.replace(row.recipe, epochs=4, batch_size=10)
+        found.append(Job(dataclasses.replace(row, recipe=recipe), 0, 0.02))
+    return found
+
+
+def test_the_search_is_kept_and_goes_on(jobs, tmp_path):
+    seen = []
+    first = tuning.tune(jobs, SETTINGS, 3, tmp_path, seen.append).trials
+    assert [trial.number for trial in seen] == [0, 1, 2]
+    for trial in first:
+        assert 0.001 <= trial.params["learning_rate"] <= 0.3
+        assert trial.params["beta_decay"] in (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+        assert 1 <= trial.params["max_norm"] <= 4
+        # Each epoch of both trainings.
+        assert len(trial.intermediate_values) == 8
+    # As many as are asked for in all.
+    again = tuning.tune(jobs, SETTINGS, 5, tmp_path, seen.append)
+    assert [trial.number for trial in seen] == [0, 1, 2, 3, 4]
+    assert [t.params for t in again.trials[:3]] == [t.params for t in first]
+    assert len(tuning.tune(jobs, SETTINGS, 5, tmp_path).trials) == 5
+    log, table = sorted(tmp_path.iterdir(), key=lambda path: path.suffix)[::-1]
+    assert (log.suffix, table.suffix) == (".log", ".csv")
+    trials = pd.read_csv(table)
+    assert len(trials) == 5
+    assert trials.value.min() == again.best_value
+
+
+def test_the_figure_is_the_mean_of_the_selected_epochs(jobs, blobs, tmp_path):
+    study = tuning.tune(jobs, ["learning_rate"], 1, tmp_path)
+    (trial,) = study.trials
+    figures = []
+    for job in jobs:
+        recipe = dataclasses.replace(
+            job.row.recipe, learning_rate=trial.params["learning_rate"]
+        )
+        task = Task(dataclasses.replace(job.row, recipe=recipe), blobs, 0, 0.02)
+        fitted = task.fit(
+            task.model(), blobs.train, 4, {"val": blobs.validation}
+        )
+        figures.append(task.figures(fitted.logs["val_accuracy"]).min())
+    assert trial.value == pytest.approx(sum(figures) / 2)
+
+
+def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        tuning.SPACE, "learning_rate", lambda trial: 1e38 + trial.number
+    )
+    monkeypatch.setitem(
+        tuning.SPACE, "max_norm", lambda trial: 1e30 + trial.number
+    )
+    study = tuning.tune(jobs, ["learning_rate", "max_norm"], 2, tmp_path)
+    assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
