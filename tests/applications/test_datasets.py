@@ -385,11 +385,15 @@ def test_svhn_stream_is_never_all_in_memory(monkeypatch):
     assert waiting < 200
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
-def test_images_with_channels_first(name, image_data_format):
+@pytest.mark.parametrize(
+    ("name", "images"), [("cifar10", "coloured"), ("svhn_cropped", "numbered")]
+)
+def test_images_with_channels_first(name, images, image_data_format, request):
+    splits = request.getfixturevalue(images)
+
     def load(data_format):
         image_data_format(data_format)
-        with tfds.testing.mock_data(num_examples=60):
+        with mocked(splits):
             data = datasets.load(name, validation=30, limit_train=20)
             train = data.train
             if name == "svhn_cropped":
@@ -400,7 +404,7 @@ def test_images_with_channels_first(name, image_data_format):
     for last, first in zip(
         load("channels_last"), load("channels_first"), strict=True
     ):
-        assert first.x.shape == (len(last), 3, 32, 32)
+        assert last.x.shape[-1] == 3
         np.testing.assert_array_equal(first.x, last.x.transpose(0, 3, 1, 2))
         np.testing.assert_array_equal(first.y, last.y)
 
