@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,6 +31,7 @@ from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .measurements import as_objects
 from .report import write_report
+from .report import write_summary
 from .results import read_results
 from .splicing import generate_splicing as generated
 from .splicing import save_splicing
@@ -225,6 +227,12 @@ def do(
 ) -> None:
     """Does jobs, and prints what was measured."""
     check(jobs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        # Better said now than after the first epoch.
+        raise OSError(f"{out} is not writable: {error.strerror}") from error
     epochs = {job.title: job.row.recipe.epochs for job in jobs}
     units = {job.title: job.row.unit for job in jobs}
     if scheduler is not None:
@@ -454,6 +462,16 @@ def report(
             metavar="DIR", file_okay=False, help="Where the results are."
         ),
     ],
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            exists=True,
+            help="A Markdown file in which to replace, between its marks, "
+            "the rows that were measured and what holds.",
+            show_default="none",
+        ),
+    ] = None,
 ):
     """Write report.md: printed and measured, and what holds of the claims.
 
@@ -461,6 +479,9 @@ def report(
     paper's figure 1, and with a model (.keras) figure 2.
     """
     print(f"The report is {write_report(directory)}")
+    if into is not None:
+        write_summary(directory, into)
+        print(f"Its summary is in {into}")
 
 
 @app.command()

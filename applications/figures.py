@@ -40,8 +40,13 @@ def figure_1(
         model: A network trained with invariant dropout on the input, or None
             for a figure without beta.
     """
-    fig, (curves, mean, beta) = plt.subplots(
-        1, 3, figsize=(14, 4.2), width_ratios=(1.5, 1, 1), layout="constrained"
+    panels = 2 if model is None else 3
+    fig, (curves, mean, *beta) = plt.subplots(
+        1,
+        panels,
+        figsize=(4 * panels + 2, 4.2),
+        width_ratios=(1.5, 1, 1)[:panels],
+        layout="constrained",
     )
     with_test = all(
         "test_error" in run for runs in histories.values() for run in runs
@@ -64,11 +69,10 @@ def figure_1(
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
-    if model is None:
-        beta.remove()
-        return fig
-    learned = keras.ops.convert_to_numpy(model.get_layer("input_dropout").beta)
-    plot_image(learned.reshape(28, 28), beta, "Learned beta of the input", True)
+    if model is not None:
+        learned = model.get_layer("input_dropout").beta
+        learned = keras.ops.convert_to_numpy(learned).reshape(28, 28)
+        plot_image(learned, beta[0], "Learned beta of the input", True)
     return fig
 
 

@@ -21,6 +21,9 @@ from .results import stored
 from .tables import ROWS
 from .tables import Row
 
+# Between these lines of a file `write_summary` writes.
+MARKS = "<!-- results: begin -->", "<!-- results: end -->"
+
 TITLES = {
     2: "MNIST, test error in %",
     3: "CIFAR-10, test error in %",
@@ -44,18 +47,13 @@ def write_report(directory: Path) -> Path:
         OSError: If there are no results, or the report cannot be written.
         ValueError: If a file is no result.
     """
-    found = stored(directory)
-    if not found:
-        raise OSError(
-            f"There are no results in {directory}/: no file *.json, which "
-            "`keras-invdrop reproduce --out` writes"
-        )
+    found = _results(directory)
     parts = ["# Invariant dropout: the paper's tables, measured", *_intro()]
     parts += tables(found.values())
     parts += claims(found.values())
     figures = _figures(directory, found)
     if figures:
-        parts += ["## Figures", *figures]
+        parts += ["### Figures", *figures]
     path = directory / "report.md"
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
@@ -71,8 +69,44 @@ def _intro() -> list[str]:
     ]
 
 
-def tables(results: Iterable[Result]) -> list[str]:
-    """Each table of the paper, with what was measured, as Markdown."""
+def write_summary(directory: Path, path: Path) -> None:
+    """Writes what was measured into a Markdown file, between two marks.
+
+    Args:
+        directory: Below it are the results (`.json`).
+        path: A file with the lines of `MARKS`, of which what is between them
+            is replaced: by the rows that were measured, and what holds.
+
+    Raises:
+        OSError: If there are no results, or the file cannot be written.
+        ValueError: If the marks are not there, or a file is no result.
+    """
+    results = _results(directory).values()
+    text = path.read_text()
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise ValueError(
+            f"{path} has no place for the results: the lines {MARKS[0]} and "
+            f"{MARKS[1]}"
+        )
+    parts = [begin, *tables(results, measured_only=True), *claims(results), end]
+    with replacing(path) as temporary:
+        temporary.write_text(before + "\n\n".join(parts) + after)
+
+
+def _results(directory: Path) -> dict[Path, Result]:
+    found = stored(directory)
+    if not found:
+        raise OSError(
+            f"There are no results in {directory}/: no file *.json, which "
+            "`keras-invdrop reproduce --out` writes"
+        )
+    return found
+
+
+def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
+    """The paper's tables, with what was measured, as Markdown."""
     results = list(results)
     notes: dict[str, int] = {}
     parts = []
@@ -81,12 +115,17 @@ def tables(results: Iterable[Result]) -> list[str]:
         lines = [
             cells
             for row in rows
-            for cells in _lines(row, measurements(row, results), notes)
+            if (measured := measurements(row, results)) or not measured_only
+            for cells in _lines(row, measured, notes)
         ]
+        if not lines:
+            continue
         header = ("row", "paper", "measured", "seeds", "note")
-        parts += [f"## Table {number}: {title}", _table(header, lines)]
-    parts += ["Notes:"] * bool(notes)
-    parts += [f"{number}. {note}" for note, number in notes.items()]
+        parts += [f"### Table {number}: {title}", _table(header, lines)]
+    if notes:
+        parts.append(
+            "\n".join(f"{number}. {note}" for note, number in notes.items())
+        )
     return parts
 
 
@@ -134,7 +173,7 @@ def claims(results: Iterable[Result]) -> list[str]:
         return []
     header = ("claim", "source", "difference", "pairs", "on", "")
     return [
-        "## What holds",
+        "### What holds",
         "Differences are paired, the same seed with one and with the other, "
         "and positive in favour of the claim. It holds if the 95 % interval "
         "of their mean leaves out 0 on that side, and does not if on the "
@@ -146,39 +185,43 @@ def claims(results: Iterable[Result]) -> list[str]:
 
 def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
     """Draws Figures 1 and 2 of what there is; gives what shows them."""
-    groups: dict[tuple, dict[str, list[Path]]] = {}
+    groups: dict[str, list[Path]] = {}
     for path, result in found.items():
-        if (
-            result.row.startswith("table2/")
-            and path.with_suffix(".csv").exists()
-        ):
-            method = result.dropout
-            if result.recipe.get("calibrated"):
-                method = "calibrated"
-            group = result.dataset, result.epochs, result.encoding
-            groups.setdefault(group, {}).setdefault(method, []).append(path)
+        if ROWS[result.row].table == 2 and path.with_suffix(".csv").exists():
+            groups.setdefault(_drawn_together(result), []).append(path)
     parts = []
-    for (name, epochs, encoding), methods in groups.items():
-        dataset = load(name, encoding)
-        histories = {
-            method: [
-                pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-                for path in paths
-            ]
-            for method, paths in methods.items()
-        }
-        models = [
-            path.with_suffix(".keras")
-            for path in methods.get("invariant", [])
-            if path.with_suffix(".keras").exists()
-        ]
-        model = keras.saving.load_model(models[0]) if models else None
-        stem = f"{name}-{epochs}-epochs-{encoding}"
-        curves = figure_1(dataset, histories, model)
-        save_figure(curves, directory / f"figure1-{stem}.png")
-        parts.append(f"![Figure 1, {stem}](figure1-{stem}.png)")
+    for name, paths in groups.items():
+        first = found[paths[0]]
+        dataset = load(
+            first.dataset,
+            first.encoding,
+            first.validation_examples,
+            first.training_examples,
+        )
+        histories: dict[str, list[pd.DataFrame]] = {}
+        model = None
+        for path in paths:
+            method = found[path].dropout
+            if found[path].recipe.get("calibrated"):
+                method = "calibrated"
+            history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
+            histories.setdefault(method, []).append(history)
+            saved = path.with_suffix(".keras")
+            if method == "invariant" and model is None and saved.exists():
+                model = keras.saving.load_model(saved)
+        figures = {"figure1": figure_1(dataset, histories, model)}
         if model is not None:
-            learned = figure_2([(dataset, model)])
-            save_figure(learned, directory / f"figure2-{stem}.png")
-            parts.append(f"![Figure 2, {stem}](figure2-{stem}.png)")
+            figures["figure2"] = figure_2([(dataset, model)])
+        for figure, drawn in figures.items():
+            save_figure(drawn, directory / f"{figure}-{name}.png")
+            parts.append(f"![{figure}, {name}]({figure}-{name}.png)")
     return parts
+
+
+def _drawn_together(result: Result) -> str:
+    """The name of the figure to which a training belongs."""
+    name = (
+        f"{result.dataset}-{result.training_examples}-{result.encoding}"
+        f"-{result.epochs}-epochs"
+    )
+    return name + f"-width{result.width:g}" * (result.width != 1)

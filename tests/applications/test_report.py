@@ -1,4 +1,6 @@
 import dataclasses
+import shutil
+from pathlib import Path
 
 import keras
 import matplotlib.image
@@ -62,17 +64,17 @@ def test_printed_and_measured_stand_side_by_side(stored):
     rows = [line for line in lines if line.startswith("| `table")]
     assert len(rows) == len(ROWS)
     for number in range(2, 7):
-        assert any(line.startswith(f"## Table {number}: ") for line in lines)
+        assert any(line.startswith(f"### Table {number}: ") for line in lines)
 
 
 def test_without_models_the_curves_are_drawn(stored):
     lines = lines_of(stored)
-    name = "figure1-digits-3-epochs-inverted"
-    assert f"![Figure 1, {name.removeprefix('figure1-')}]({name}.png)" in lines
-    pictures = [path.name for path in stored.glob("*.png")]
-    assert pictures == [f"{name}.png"]
-    height, width, _ = matplotlib.image.imread(stored / f"{name}.png").shape
-    assert (height, width) == (462, 1540)
+    name = "digits-4000-inverted-3-epochs"
+    assert f"![figure1, {name}](figure1-{name}.png)" in lines
+    (picture,) = stored.glob("*.png")
+    assert picture.name == f"figure1-{name}.png"
+    # Two panels, of the curves and the mean image.
+    assert matplotlib.image.imread(picture).shape[:2] == (462, 1100)
     assert not list(stored.glob(".*"))
 
 
@@ -84,8 +86,8 @@ def test_with_a_model_both_figures_are_drawn(stored):
         layer.beta.assign(keras.random.normal(shape, seed=0))
     model.save(stored / "invariant-0.keras")
     lines = lines_of(stored)
-    name = "digits-3-epochs-inverted"
-    assert f"![Figure 2, {name}](figure2-{name}.png)" in lines
+    name = "digits-4000-inverted-3-epochs"
+    assert f"![figure2, {name}](figure2-{name}.png)" in lines
     assert sorted(path.name for path in stored.glob("*.png")) == [
         f"figure1-{name}.png",
         f"figure2-{name}.png",
@@ -103,6 +105,42 @@ def test_a_single_pair_decides_nothing(stored):
     assert line.endswith(
         "| Table 2 | 1.00 points | 1 | digits, 3 epochs | undecided |"
     )
+
+
+def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
+    readme = tmp_path / "README.md"
+    begin, end = report.MARKS
+    readme.write_text(f"# Mine\n\n{begin}\nstale\n{end}\n\nAlso mine\n")
+    report.write_summary(stored, readme)
+    text = readme.read_text()
+    assert text.startswith(f"# Mine\n\n{begin}\n\n### Table 2: ")
+    assert text.endswith(f"\n\n{end}\n\nAlso mine\n")
+    assert "stale" not in text
+    # What was measured, and no more.
+    assert text.count("| `table") == 2
+    assert "not run" not in text
+    assert "| undecided |" not in text
+    assert "| holds |" in text
+    # Written again, it is the same.
+    report.write_summary(stored, readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", report.MARKS[0], report.MARKS[1]])
+def test_a_file_without_a_place_for_it(stored, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="README.md has no place for the res"):
+        report.write_summary(stored, readme)
+    assert readme.read_text() == text
+
+
+def test_the_readme_is_that_of_the_committed_results(tmp_path):
+    root = Path(__file__).parents[2]
+    readme = tmp_path / "README.md"
+    shutil.copy(root / "README.md", readme)
+    report.write_summary(root / "results", readme)
+    assert readme.read_text() == (root / "README.md").read_text()
 
 
 def test_no_results(tmp_path):
