@@ -6,6 +6,7 @@ epoch depends on fits into one file, and a fit that was killed and goes on from
 its file ends with the weights of one that was never stopped.
 """
 
+import functools
 import itertools
 import json
 import time
@@ -94,12 +95,15 @@ def fit(
         fitted = _restored(model, backup)
     for epoch in range(fitted.epochs, epochs):
         started = time.perf_counter()
-        order_seed = _reseed(model, seed, epoch)
+        reseed = functools.partial(_reseed, model, seed, epoch)
         with examples.reading():
             logs = model.fit(
-                examples.batches(batch_size, order_seed),
+                examples.batches(batch_size, reseed()),
                 shuffle=False,
                 verbose=0,
+                # Again, as what Keras does before the first epoch of a process
+                # takes random numbers, too.
+                callbacks=[_AtTheBeginning(reseed)],
             ).history
         if not np.isfinite(logs["loss"]).all():
             raise Diverged(
@@ -126,6 +130,17 @@ def fit(
             _back_up(model, fitted, backup)
         on_epoch(fitted)
     return fitted
+
+
+class _AtTheBeginning(keras.callbacks.Callback):
+    """Calls a function before the first step."""
+
+    def __init__(self, function: Callable[[], Any]):
+        super().__init__()
+        self.function = function
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.function()
 
 
 def _reseed(model: keras.Model, seed: int, epoch: int) -> int:
