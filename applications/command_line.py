@@ -228,8 +228,9 @@ def do(
     """Does jobs, and prints what was measured."""
     check(jobs)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
+        parents = (out, *out.absolute().parents)
+        there = next(path for path in parents if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         # Better said now than after the first epoch.
         raise OSError(f"{out} is not writable: {error.strerror}") from error
@@ -252,7 +253,8 @@ def do(
         console.print(f"Models, histories and results are in {out}/")
     if table.failures:
         raise ValueError(
-            "\n".join(f"{job}: {why}" for job, why in table.failures.items())
+            f"{len(table.failures)} of {len(jobs)} trainings failed: "
+            + "; ".join(table.failures)
         )
 
 

@@ -60,12 +60,14 @@ class JobsTable:
         told = f"test {result.test:.2f} {result.unit}"
         if result.validation is not None:
             told = f"validation {result.validation:.2f} {result.unit}, {told}"
-        self._console.print(f"done: {title}: {told}")
+        self._console.print(f"done: {title}: {told}", soft_wrap=True)
 
     def failed(self, title: str, error: Exception) -> None:
         """Shows that a training cannot be done."""
         self.failures[title] = str(error)
-        self._console.print(f"failed: {title}: {error}", style="red")
+        self._console.print(
+            f"failed: {title}: {error}", style="red", soft_wrap=True
+        )
 
     def _table(self) -> Table:
         ended = len(self.results) + len(self.failures)

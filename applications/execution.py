@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from .console import JobsTable
+from .fitting import Diverged
 from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .jobs import run
@@ -28,17 +29,18 @@ RETRIES = 10
 def run_here(jobs: Sequence[Job], directory: Path, table: JobsTable) -> None:
     """Does the jobs in this process, and shows it in `table`.
 
-    A job that cannot be done does not keep back the others; a file that
-    cannot be read or written ends it all.
+    A training that diverges does not keep back the others. Whatever else goes
+    wrong would go wrong with them, too, and ends it all.
 
     Raises:
         OSError: If a file cannot be read or written.
+        ValueError: If a job cannot be done.
     """
     for job in jobs:
         told = functools.partial(table.epoch, job.title)
         try:
             table.ended(job.title, run(job, directory, told))
-        except ValueError as error:
+        except Diverged as error:
             table.failed(job.title, error)
 
 
@@ -64,6 +66,7 @@ def run_on_cluster(
 
     Raises:
         OSError: If a file cannot be read or written.
+        ValueError: If a job cannot be done.
     """
     from distributed import KilledWorker
     from distributed import as_completed
@@ -81,7 +84,7 @@ def run_on_cluster(
         job, error = futures[future], future.exception()
         if error is None:
             table.ended(job.title, future.result())
-        elif isinstance(error, (ValueError, KilledWorker)):
+        elif isinstance(error, (Diverged, KilledWorker)):
             table.failed(job.title, error)
         else:
             client.cancel(list(futures))
@@ -106,15 +109,19 @@ def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
 def _take_share_of_cores(worker: int, workers: int) -> None:
     # Before the backend counts them and starts as many threads.
     if hasattr(os, "sched_setaffinity"):  # Linux
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[worker::workers] or cores)
+        os.sched_setaffinity(0, _share_of_cores(worker, workers))
+
+
+def _share_of_cores(worker: int, workers: int) -> set[int]:
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[worker::workers] or cores)
 
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
     """A client of a Dask cluster of so many processes on this machine."""
     dask, distributed = _dask()
-    cores = max(1, (os.cpu_count() or 1) // workers)
+    cores = max(1, _cores() // workers)
     settings = {
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores},
         "distributed.scheduler.allowed-failures": RETRIES,
@@ -149,6 +156,13 @@ def running_cluster(address: str) -> Iterator[Any]:
         ) from error
     with client:
         yield client
+
+
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _dask() -> tuple[Any, Any]:

@@ -9,10 +9,22 @@ from keras_invdrop.applications import demo
 from keras_invdrop.applications import execution
 from keras_invdrop.applications import jobs
 from keras_invdrop.applications.figures import figure_1
+from keras_invdrop.applications.fitting import Diverged
+from keras_invdrop.applications.report import MARKS
 from keras_invdrop.applications.results import read_results
+from keras_invdrop.applications.results import write_result
 
 BACKEND = keras.backend.backend()
 DIGITS = "table2/original/invariant"
+COMMANDS = (
+    "demo",
+    "train",
+    "reproduce",
+    "tune",
+    "tables",
+    "report",
+    "generate-splicing",
+)
 
 
 @pytest.fixture
@@ -46,7 +58,7 @@ def test_python_runs_it_too():
 def test_help_names_the_commands(command):
     process = command("--help")
     assert process.returncode == 0
-    for word in ("demo", "train", "reproduce", "tables", "generate-splicing"):
+    for word in COMMANDS:
         assert word in process.stdout
     assert "KERAS_BACKEND" in process.stdout
 
@@ -320,12 +332,12 @@ def test_reproduce(command, tmp_path):
     assert before | {"seconds": 0} == found | {"seconds": 0}
 
 
-def test_a_training_that_fails_does_not_keep_back_the_others(
+def test_a_training_that_diverges_does_not_keep_back_the_others(
     command, tmp_path, monkeypatch
 ):
     def run(job, directory, on_epoch):
         if job.seed == 1:
-            raise ValueError("The loss of epoch 3 is nan")
+            raise Diverged("The loss of epoch 3 is nan")
         return real(job, directory, on_epoch)
 
     real = execution.run
@@ -339,10 +351,57 @@ def test_a_training_that_fails_does_not_keep_back_the_others(
         "--width=0.02",
     )
     assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == (
+        f"keras-invdrop: 1 of 3 trainings failed: {DIGITS}, seed 1"
+    )
     assert f"{DIGITS}, seed 1: The loss of epoch 3 is nan" in process.stderr
     assert "seeds 0, 2" in " ".join(process.stdout.split())
     results = read_results(tmp_path / "runs")
     assert sorted(each.seed for each in results) == [0, 2]
+
+
+def test_tune(command, tmp_path):
+    arguments = (
+        "tune",
+        "table2/original/standard",
+        DIGITS,
+        "--data=digits",
+        "--epochs=1",
+        "--limit-train=200",
+        "--width=0.02",
+    )
+    process = command(*arguments, "--trials=1")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("trial 0: {'learning_rate': ") == 1
+    assert "% on the validation examples, trial 0 of 1" in process.stdout
+    process = command(*arguments, "--trials=2")
+    assert "trial 0: " not in process.stderr
+    assert "trial 1: " in process.stderr
+    (table,) = (tmp_path / "runs" / "tune").glob("trials-*.csv")
+    assert len(table.read_text().splitlines()) == 1 + 2
+    process = command(*arguments, "--settings=learning_rate,batch")
+    assert process.returncode == 1
+    assert "`--settings`" in process.stderr
+    assert "Received: --settings='batch'" in process.stderr
+    process = command("tune", DIGITS, "table5/1/standard")
+    assert "rows with figures of one unit" in process.stderr
+
+
+def test_report(command, tmp_path, result):
+    write_result(tmp_path / "runs" / "one.json", result)
+    (tmp_path / "README.md").write_text("\n".join(MARKS))
+    process = command("report", "runs", "--into=README.md")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == [
+        "The report is runs/report.md",
+        "Its summary is in README.md",
+    ]
+    for file in ("runs/report.md", "README.md"):
+        row = "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | 1 |"
+        assert row in (tmp_path / file).read_text()
+    process = command("report", "elsewhere")
+    assert process.returncode == 1
+    assert "There are no results in elsewhere/" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -367,5 +426,5 @@ def test_a_damaged_result_is_named(command, tmp_path):
     path.write_text("{\n")
     process = command(*arguments, "--width=0.02", "--limit-train=200")
     assert process.returncode == 1
-    assert f"{path} is not a result" in process.stderr
+    assert f"{path.relative_to(tmp_path)} is not a result" in process.stderr
     assert path.read_text() == "{\n"
