@@ -30,6 +30,20 @@ from .execution import running_cluster
 from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .measurements import as_objects
+from .options import Activation
+from .options import BetaDecay
+from .options import Calibrate
+from .options import Data
+from .options import DtypePolicy
+from .options import Epochs
+from .options import LearningRate
+from .options import LimitTrain
+from .options import MaxNorm
+from .options import Out
+from .options import RowArguments
+from .options import Scheduler
+from .options import Width
+from .options import Workers
 from .report import write_report
 from .report import write_summary
 from .results import read_results
@@ -49,108 +63,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-Epochs = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Epochs of each training.", show_default="the recipe's"
-    ),
-]
-RowArguments = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ROW...",
-        help="Rows of the paper's tables, such as table3/relu/invariant, "
-        "or the beginnings of several: table2, table5/1. `keras-invdrop "
-        "tables` lists them.",
-    ),
-]
-Width = Annotated[
-    float,
-    typer.Option(
-        help="Multiplier of the units and feature maps of every layer."
-    ),
-]
-LimitTrain = Annotated[
-    int | None,
-    typer.Option(min=1, help="Training examples to use.", show_default="all"),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="For Table 2: digits, 5,000 that come with a package, in "
-        "place of MNIST. For Table 5: the file of the splicing data "
-        "(.csv or .npz).",
-        show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, "
-        "or downloads",
-    ),
-]
-Activation = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the hidden units, in Tables 2, 3 (dnn) and 5: relu, "
-        "sigmoid, tanh ...",
-        show_default="relu",
-    ),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(min=0, help="At the start.", show_default="the recipe's"),
-]
-BetaDecay = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Weight decay of beta: this times beta is added to the "
-        "gradient of the mean loss.",
-        show_default="the recipe's",
-    ),
-]
-MaxNorm = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Largest norm of the incoming weights of a unit.",
-        show_default="the recipe's",
-    ),
-]
-Calibrate = Annotated[
-    bool,
-    typer.Option(
-        "--calibrate",
-        help="Start each shift (beta) at minus the mean activity of the "
-        "training examples. The paper starts it at 0.",
-    ),
-]
-DtypePolicy = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the network: float32, or, where the machine is faster "
-        "with it, mixed_bfloat16 (mixed_float16).",
-        show_default="float32",
-    ),
-]
-Out = Annotated[
-    Path,
-    typer.Option(file_okay=False, help="Directory to write to."),
-]
-Workers = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Processes on this machine, each with its share of the cores.",
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help="A running Dask cluster, tcp://HOST:PORT, whose workers have this "
-        "package, the same KERAS_BACKEND and, at the same path, the "
-        "directory to write to.",
-        show_default="this machine",
-    ),
-]
 
 
 def called() -> str:

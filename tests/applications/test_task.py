@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import random
 
 import keras
 import numpy as np
@@ -229,3 +230,43 @@ def test_the_naive_guess_is_the_mean_of_the_training_targets(exons):
     np.testing.assert_allclose(
         metric.naive_guess, exons.train.y.mean(axis=0), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["table2/original/invariant", "table3/relu/invariant",
+     "table6/cifar10/invariant"],
+)  # fmt: skip
+def test_the_dtype_policy_is_that_of_the_network_alone(row):
+    row = ROWS[row]
+    recipe = dataclasses.replace(row.recipe, dtype_policy="mixed_bfloat16")
+    before = keras.config.dtype_policy()
+    model = build(dataclasses.replace(row, recipe=recipe), 1 / 16, None)
+    assert keras.config.dtype_policy() == before
+    dtypes = {layer.name: layer.compute_dtype for layer in model.layers}
+    # Logits of 16 bits would often be equal.
+    assert dtypes.pop("classifier") == "float32"
+    assert dtypes["hidden_1"] == dtypes["input_dropout"] == "bfloat16"
+    assert model.output.dtype == "float32"
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+
+
+def test_an_unknown_dtype_policy_is_named():
+    row = ROWS["table2/original/standard"]
+    recipe = dataclasses.replace(row.recipe, dtype_policy="mixed_bfloat17")
+    before = keras.config.dtype_policy()
+    with pytest.raises(ValueError, match="mixed_bfloat17"):
+        build(dataclasses.replace(row, recipe=recipe), 1 / 16, None)
+    assert keras.config.dtype_policy() == before
+
+
+def test_initial_weights_depend_on_the_seed_alone(blobs):
+    # Other threads take numbers from Python's generator in the meantime.
+    def weights(seed, noise):
+        random.seed(noise)
+        keras.utils.set_random_seed(noise)
+        model = Task(ROWS["table2/original/invariant"], blobs, seed, 0.03)
+        return [weight.tobytes() for weight in model.model().get_weights()]
+
+    assert weights(0, noise=1) == weights(0, noise=2)
+    assert weights(0, noise=1) != weights(1, noise=1)
