@@ -215,13 +215,15 @@ def findings(results: Iterable[Result]) -> list[Finding]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(_conditions(result), []).append(result)
-    return [
-        finding
-        for claim in CLAIMS
-        for group in groups.values()
-        for each in _by_decay(group)
-        if (finding := _finding(claim, each)) is not None
-    ]
+    found: list[Finding] = []
+    for claim in CLAIMS:
+        for results in groups.values():
+            for group in _by_decay(results):
+                finding = _finding(claim, group)
+                # Of results without beta, every decay says the same.
+                if finding is not None and finding not in found:
+                    found.append(finding)
+    return found
 
 
 # The results of a row, by their seeds.

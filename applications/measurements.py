@@ -49,19 +49,24 @@ class Measurement:
         return with_interval(self.mean, self.half_width)
 
     @property
+    def conditions(self) -> str:
+        """On what, in a few words."""
+        return f"{self.dataset}, {self._training()}"
+
+    @property
     def note(self) -> str:
         """On what, and how, in a sentence."""
         seeds = ", ".join(map(str, self.seeds))
         return (
             f"{self.source}: {self.training_examples:,} examples for "
             f"training, {self.validation_examples:,} for validation, "
-            f"{self.test_examples:,} for test; {self.epochs} epochs"
-            f"{self._details()}; seed{'s' * (len(self.seeds) > 1)} {seeds}; "
+            f"{self.test_examples:,} for test; {self._training()}; "
+            f"seed{'s' * (len(self.seeds) > 1)} {seeds}; "
             f"{self.backend} backend"
         )
 
-    def _details(self) -> str:
-        """What is not the row's own: width, activation, settings."""
+    def _training(self) -> str:
+        """Epochs, and what is not the row's own."""
         details = dict(self.settings)
         if details.pop("calibrated", False):
             details["beta"] = "calibrated"
@@ -69,7 +74,9 @@ class Measurement:
             details["width"] = self.width
         if self.activation is not None:
             details["activation"] = self.activation
-        return "".join(f", {name} {value}" for name, value in details.items())
+        return f"{self.epochs} epochs" + "".join(
+            f", {name} {value}" for name, value in details.items()
+        )
 
 
 def with_interval(mean: float, half_width: float | None) -> str:

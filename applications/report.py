@@ -120,7 +120,7 @@ def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
         ]
         if not lines:
             continue
-        header = ("row", "paper", "measured", "seeds", "note")
+        header = ("row", "paper", "measured", "seeds", "on", "note")
         parts += [f"### Table {number}: {title}", _table(header, lines)]
     if notes:
         parts.append(
@@ -134,14 +134,14 @@ def _lines(
 ) -> list[tuple[str, ...]]:
     printed = f"*{row.printed:.2f}*"
     if not measured:
-        return [(f"`{row.id}`", printed, "not run", "", "")]
+        return [(f"`{row.id}`", printed, "not run", "", "", "")]
     return [
         (
-            f"`{row.id}`"
-            + ", calibrated" * each.settings.get("calibrated", False),
+            f"`{row.id}`",
             printed,
             each.figure,
             str(len(each.seeds)),
+            each.conditions,
             str(notes.setdefault(each.note, len(notes) + 1)),
         )
         for each in measured

@@ -163,6 +163,10 @@ def test_each_decay_of_beta_is_compared_with_what_has_none(made):
     without, decayed = found(results, BETTER)
     assert without.values == [1.0]
     assert decayed.values == [-0.5]
+    # What has no beta says the same for each decay: once.
+    results.append(made("table2/original/standard", 0, 1.0))
+    assert len(found(results, "Standard dropout makes more errors on the "
+                     "inverted encoding")) == 1  # fmt: skip
     assert without.conditions == "digits, 3 epochs"
     assert decayed.conditions == "digits, 3 epochs, decay of beta 0.1"
 

@@ -397,7 +397,10 @@ def test_report(command, tmp_path, result):
         "Its summary is in README.md",
     ]
     for file in ("runs/report.md", "README.md"):
-        row = "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | 1 |"
+        row = (
+            "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, 3 "
+            "epochs | 1 |"
+        )
         assert row in (tmp_path / file).read_text()
     process = command("report", "elsewhere")
     assert process.returncode == 1

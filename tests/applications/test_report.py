@@ -51,9 +51,11 @@ def test_printed_and_measured_stand_side_by_side(stored):
     lines = lines_of(stored)
     for line in (
         # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 0.5.
-        "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | 1 |",
-        "| `table2/inverted/invariant` | *0.94* | 4.50 ± 6.35 | 2 | 1 |",
-        "| `table3/relu/invariant` | *11.70* | not run |  |  |",
+        "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | "
+        "digits, 3 epochs | 1 |",
+        "| `table2/inverted/invariant` | *0.94* | 4.50 ± 6.35 | 2 | "
+        "digits, 3 epochs | 1 |",
+        "| `table3/relu/invariant` | *11.70* | not run |  |  |  |",
         "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
         "test; 3 epochs; seeds 0, 1; jax backend",
         "| Invariant dropout makes fewer errors than standard dropout, "
