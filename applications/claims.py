@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterable
 from collections.abc import Iterator
-from dataclasses import asdict
 from dataclasses import dataclass
-from typing import Any
 from typing import Literal
 
 import numpy as np
 
+from .measurements import measurements
 from .results import Result
 from .results import mean_and_interval
 from .tables import ROWS
@@ -52,9 +51,9 @@ class Finding:
         claim: The claim.
         results: All results that took part.
         unit: The unit of the difference, or `"r"` of a correlation.
-        values: The paired differences, one for each seed (and partition of
-            the splicing data), in favour of the claim if they are positive;
-            or the correlations.
+        values: The paired differences, one for each seed, or for each
+            partition of the splicing data their mean over seeds, in favour of
+            the claim if they are positive; or the correlations.
     """
 
     claim: Claim
@@ -64,14 +63,10 @@ class Finding:
 
     @property
     def conditions(self) -> str:
-        """On what, in words."""
+        """On what, in a few words."""
         first = self.results[0]
-        decay = max(r.recipe.get("beta_decay", 0) for r in self.results)
-        return (
-            f"{first.dataset}, {first.epochs} epochs"
-            + f", width {first.width:g}" * (first.width != 1)
-            + f", decay of beta {decay:g}" * (decay > 0)
-        )
+        (measured,) = measurements(ROWS[first.row], [first])
+        return measured.conditions
 
     @property
     def mean_and_interval(self) -> tuple[float, float]:
@@ -82,7 +77,9 @@ class Finding:
     def verdict(self) -> Verdict:
         """What the interval says; a single value leaves it undecided."""
         mean, half = self.mean_and_interval
-        if np.isnan(half):
+        # Figures of few test examples are often equal; that tells nothing of
+        # how far they vary.
+        if not half > 0:
             return "undecided"
         low, high = mean - half, mean + half
         if self.claim.kind == "negative":
@@ -233,28 +230,23 @@ Group = dict[str, dict[int, Result]]
 def _by_decay(results: list[Result]) -> Iterator[Group]:
     """For each decay of beta, its results and those that have no beta."""
     with_beta = [r for r in results if r.dropout.startswith("invariant")]
-    decays = {_recipe(r)["beta_decay"] for r in with_beta} or {0.0}
+    decays = {r.recipe["beta_decay"] for r in with_beta} or {0.0}
     for decay in sorted(decays):
         group: Group = {}
         for result in results:
-            if result in with_beta and _recipe(result)["beta_decay"] != decay:
+            if result in with_beta and result.recipe["beta_decay"] != decay:
                 continue
-            calibrated = CALIBRATED * _recipe(result)["calibrated"]
+            calibrated = CALIBRATED * result.recipe["calibrated"]
             group.setdefault(result.row + calibrated, {})[result.seed] = result
         yield group
 
 
-def _recipe(result: Result) -> dict[str, Any]:
-    """The recipe, with what there was not yet when it was written."""
-    return asdict(ROWS[result.row].recipe) | result.recipe
-
-
 def _conditions(result: Result) -> str:
     """What must be alike in trainings that are compared."""
-    conditions = result.conditions
-    recipe = _recipe(result)
+    conditions = {**result.conditions, "limit_train": result.limit_train}
+    recipe = dict(conditions["recipe"])
     del recipe["calibrated"], recipe["beta_decay"]
-    if result.row.startswith("table5/"):
+    if ROWS[result.row].partition is not None:
         # Partitions differ by an example.
         for name in [name for name in conditions if "examples" in name]:
             del conditions[name]
@@ -291,11 +283,17 @@ def _differences(
     claim: Claim, group: Group
 ) -> Iterator[tuple[float, list[Result]]]:
     for one, other in claim.pairs:
-        for seed, result in group.get(one, {}).items():
-            against = group.get(other, {}).get(seed)
-            if against is None:
-                continue
-            difference = result.test - against.test
-            # The lower error is the better one, and the higher code quality.
-            favour = -difference if result.unit == "%" else difference
-            yield favour, [result, against]
+        paired = [
+            (result, group[other][seed])
+            for seed, result in group.get(one, {}).items()
+            if seed in group.get(other, {})
+        ]
+        # The lower error is the better one, and the higher code quality.
+        sign = -1 if ROWS[one.removesuffix(CALIBRATED)].unit == "%" else 1
+        values = [sign * (a.test - b.test) for a, b in paired]
+        if len(claim.pairs) == 1:
+            for value, pair in zip(values, paired, strict=True):
+                yield value, [*pair]
+        elif values:
+            # Seeds of one partition have their examples in common.
+            yield float(np.mean(values)), [each for p in paired for each in p]

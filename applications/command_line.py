@@ -53,6 +53,7 @@ from .tables import rows
 from .task import build
 from .task import has_shift
 from .tuning import SPACE
+from .tuning import completed
 from .tuning import tune as search
 
 app = typer.Typer(
@@ -118,9 +119,11 @@ def check(jobs: Sequence[Job]) -> None:
     """Finds what cannot be trained before the data are loaded.
 
     Raises:
-        ValueError: If a row cannot be calibrated, or a network not be built.
+        ValueError: If a row cannot be calibrated, takes no such data, or its
+            network cannot be built.
     """
     for job in jobs:
+        job.check_data()
         if job.row.recipe.calibrated and not has_shift(job.row.method):
             raise invalid(
                 "row",
@@ -146,7 +149,11 @@ def do(
     except OSError as error:
         # Better said now than after the first epoch.
         raise OSError(f"{out} is not writable: {error.strerror}") from error
-    epochs = {job.title: job.row.recipe.epochs for job in jobs}
+    # A network that is trained anew takes as many again, at most.
+    epochs = {
+        job.title: job.row.recipe.epochs * (1 + job.row.recipe.retrain)
+        for job in jobs
+    }
     units = {job.title: job.row.unit for job in jobs}
     if scheduler is not None:
         cluster: Any = running_cluster(scheduler)
@@ -323,9 +330,9 @@ def tune(
         "dtype_policy": dtype_policy,
     }
     jobs = jobs_of(row, [seed], changes, width, activation, data, limit_train)
-    check(jobs)
     if len({job.row.unit for job in jobs}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
+    check(jobs)
     console = Console(stderr=True)
     study = search(
         jobs,
@@ -334,11 +341,10 @@ def tune(
         out,
         lambda trial: console.print(
             f"trial {trial.number}: {trial.params}: "
-            + ("given up" if trial.value is None else f"{trial.value:.2f}")
+            + (f"{trial.value:.2f}" if completed(trial) else "given up")
         ),
     )
-    ended = [trial for trial in study.trials if trial.value is not None]
-    if not ended:
+    if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")
     best = study.best_trial
     print(

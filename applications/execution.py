@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+from keras_invdrop.validation import invalid
+
 from .console import JobsTable
 from .fitting import Diverged
 from .jobs import IMAGE_DATA_FORMAT
@@ -21,8 +23,8 @@ from .results import Result
 # What workers of a cluster tell of their epochs.
 TOPIC = "keras-invdrop"
 
-# How often a job is begun again after the process that did it was killed. It
-# goes on from its backup each time.
+# How often a job is begun again on this machine after the process that did it
+# was killed. It goes on from its backup each time.
 RETRIES = 10
 
 
@@ -68,6 +70,7 @@ def run_on_cluster(
         OSError: If a file cannot be read or written.
         ValueError: If a job cannot be done.
     """
+    from distributed import CancelledError
     from distributed import KilledWorker
     from distributed import as_completed
 
@@ -81,7 +84,16 @@ def run_on_cluster(
         for job in jobs
     }
     for future in as_completed(futures):
-        job, error = futures[future], future.exception()
+        job = futures[future]
+        try:
+            error = future.exception()
+        except CancelledError:
+            error = None
+        if future.cancelled():
+            raise OSError(
+                "The Dask scheduler is gone. The same command goes on where "
+                "the trainings were stopped"
+            )
         if error is None:
             table.ended(job.title, future.result())
         elif isinstance(error, (Diverged, KilledWorker)):
@@ -95,6 +107,14 @@ def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
     from distributed import get_worker
 
     worker = get_worker()
+    if worker.state.nthreads > 1:
+        # Two trainings in one process would draw from one random generator.
+        raise invalid(
+            "--scheduler",
+            "a cluster whose workers have one thread each (dask worker "
+            "--nthreads 1)",
+            f"{worker.state.nthreads} threads",
+        )
     if workers is not None:
         _take_share_of_cores(worker.name, workers)
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)

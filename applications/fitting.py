@@ -106,10 +106,7 @@ def fit(
                 callbacks=[_AtTheBeginning(reseed)],
             ).history
         if not np.isfinite(logs["loss"]).all():
-            raise Diverged(
-                f"The loss of epoch {epoch + 1} is {logs['loss'][0]}: training "
-                "diverged. Take a smaller `learning_rate`."
-            )
+            raise _diverged(epoch, logs["loss"][0])
         for name, split in evaluated.items():
             values = model.evaluate(
                 split.x,
@@ -125,11 +122,21 @@ def fit(
         if figures is None or figures[-1] > max(figures[:-1], default=-np.inf):
             fitted.selected_epoch = epoch + 1
             fitted.selected = model.get_weights()
+            # The loss of an epoch was measured before its last step.
+            if not all(np.isfinite(each).all() for each in fitted.selected):
+                raise _diverged(epoch, float("nan"))
         fitted.seconds += time.perf_counter() - started
         if backup is not None:
             _back_up(model, fitted, backup)
         on_epoch(fitted)
     return fitted
+
+
+def _diverged(epoch: int, loss: float) -> Diverged:
+    return Diverged(
+        f"The loss of epoch {epoch + 1} is {loss}: training diverged. Take a "
+        "smaller `learning_rate`."
+    )
 
 
 class _AtTheBeginning(keras.callbacks.Callback):
@@ -167,7 +174,10 @@ def _reseed(model: keras.Model, seed: int, epoch: int) -> int:
 def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
     groups = {
         "weights": model.get_weights(),
-        "optimizer": [np.asarray(v) for v in _optimizer_values(model)],
+        "optimizer": [
+            keras.ops.convert_to_numpy(variable)
+            for variable in model.optimizer.variables
+        ],
         "selected": fitted.selected,
     }
     arrays: dict[str, Any] = {
@@ -180,13 +190,6 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
     )
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
-
-
-def _optimizer_values(model: keras.Model) -> list[np.ndarray]:
-    return [
-        keras.ops.convert_to_numpy(variable)
-        for variable in model.optimizer.variables
-    ]
 
 
 def _restored(model: keras.Model, path: Path) -> Fitted:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -29,8 +30,8 @@ IMAGE_DATA_FORMAT = (
     "channels_first" if keras.backend.backend() == "torch" else "channels_last"
 )
 
-# Jobs that follow one another have their examples in common.
-_load = functools.lru_cache(maxsize=1)(load)
+# Jobs that follow one another have their examples in common, on two encodings.
+_load = functools.lru_cache(maxsize=2)(load)
 _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 
 
@@ -70,8 +71,7 @@ class Job:
         settings = {
             "width": self.width,
             "activation": self.activation,
-            # Wherever it lies, and from wherever it is called.
-            "data": self.data and Path(self.data).name,
+            "data": self._digest_of_data(),
             "limit_train": self.limit_train,
             "backend": self.backend,
             "recipe": asdict(self.row.recipe),
@@ -80,37 +80,48 @@ class Job:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
 
+    def _digest_of_data(self) -> str | None:
+        """What tells apart files of data, wherever they lie."""
+        if self.row.partition is None or self.data is None:
+            return self.data
+        return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
+
     def finished(self, directory: Path) -> Result | None:
         """Its result, if it has been done."""
         path = directory / f"{self.name}.json"
         return read_result(path) if path.exists() else None
+
+    def check_data(self) -> None:
+        """Raises a `ValueError` if `data` is not what the row takes."""
+        if self.row.partition is None:
+            names = (None, "digits") if self.row.dataset == "mnist" else (None,)
+            if self.data not in names:
+                raise invalid(
+                    "--data",
+                    "'digits' for Table 2, a file for Table 5",
+                    self.data,
+                )
+        elif self.data is None:
+            raise invalid(
+                "--data",
+                "the file of the splicing data (.csv or .npz), which are not "
+                "public in one file; `keras-invdrop generate-splicing "
+                "FILE.npz` makes data of the same shape",
+                self.data,
+            )
 
     def dataset(self) -> Dataset:
         """Loads the examples.
 
         Raises:
             ValueError: If there are none as `data` says.
+            OSError: If they cannot be read.
         """
+        self.check_data()
         if self.row.partition is not None:
-            if self.data is None:
-                raise invalid(
-                    "--data",
-                    "the file of the splicing data (.csv or .npz), which are "
-                    "not public in one file; `keras-invdrop "
-                    "generate-splicing FILE.npz` makes data of the same shape",
-                    self.data,
-                )
-            splicing = _load_splicing(Path(self.data))
+            splicing = _load_splicing(Path(str(self.data)))
             return partition_of(splicing, self.row.partition, self.limit_train)
-        name = self.row.dataset
-        if self.data is not None:
-            if name != "mnist" or self.data != "digits":
-                raise invalid(
-                    "--data",
-                    "'digits' for Table 2, a file for Table 5",
-                    self.data,
-                )
-            name = self.data
+        name = self.data or self.row.dataset
         return _load(name, self.row.encoding, limit_train=self.limit_train)
 
 
@@ -154,7 +165,7 @@ def run(
             backup=backup,
             on_epoch=on_epoch,
         )
-        save(trained, directory, job.name)
-        result = trained.result
+        result = replace(trained.result, limit_train=job.limit_train)
+        save(replace(trained, result=result), directory, job.name)
     remove_backups(backup)
     return result

@@ -51,7 +51,10 @@ class Measurement:
     @property
     def conditions(self) -> str:
         """On what, in a few words."""
-        return f"{self.dataset}, {self._training()}"
+        return (
+            f"{self.dataset}, {self.training_examples:,} examples, "
+            f"{self._training()}, {self.backend}"
+        )
 
     @property
     def note(self) -> str:

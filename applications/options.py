@@ -100,9 +100,9 @@ Scheduler = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="A running Dask cluster, tcp://HOST:PORT, whose workers have this "
-        "package, the same KERAS_BACKEND and, at the same path, the "
-        "directory to write to.",
+        help="A running Dask cluster, tcp://HOST:PORT. Scheduler and workers "
+        "have this package; workers have one thread (--nthreads 1), the same "
+        "KERAS_BACKEND and, at the same path, the directory to write to.",
         show_default="this machine",
     ),
 ]

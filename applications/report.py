@@ -1,5 +1,6 @@
 """What was measured, beside what the paper prints, as Markdown and pictures."""
 
+import json
 from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,7 +179,8 @@ def claims(results: Iterable[Result]) -> list[str]:
         "and positive in favour of the claim. It holds if the 95 % interval "
         "of their mean leaves out 0 on that side, and does not if on the "
         "other; errors are as many if the interval holds 0 and is narrower "
-        "than 0.1 points. A single pair decides nothing.",
+        "than 0.1 points. A single pair decides nothing. In Table 5 a pair is "
+        "a partition, with the mean over seeds.",
         _table(header, lines),
     ]
 
@@ -190,14 +192,19 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         if ROWS[result.row].table == 2 and path.with_suffix(".csv").exists():
             groups.setdefault(_drawn_together(result), []).append(path)
     parts = []
-    for name, paths in groups.items():
+    for number, paths in enumerate(groups.values(), start=1):
         first = found[paths[0]]
-        dataset = load(
-            first.dataset,
-            first.encoding,
-            first.validation_examples,
-            first.training_examples,
-        )
+        name = f"{number}-{first.dataset}-{first.encoding}"
+        try:
+            dataset = load(
+                first.dataset,
+                first.encoding,
+                first.validation_examples,
+                first.training_examples,
+            )
+        except (ImportError, OSError) as error:
+            parts.append(f"Not drawn, {name}: {error}")
+            continue
         histories: dict[str, list[pd.DataFrame]] = {}
         model = None
         for path in paths:
@@ -219,9 +226,7 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
 
 
 def _drawn_together(result: Result) -> str:
-    """The name of the figure to which a training belongs."""
-    name = (
-        f"{result.dataset}-{result.training_examples}-{result.encoding}"
-        f"-{result.epochs}-epochs"
-    )
-    return name + f"-width{result.width:g}" * (result.width != 1)
+    """What trainings have in common that one figure shows."""
+    recipe = {**result.recipe, "calibrated": None}
+    common = {**result.conditions, "recipe": recipe, "of": result.encoding}
+    return json.dumps(common, sort_keys=True)

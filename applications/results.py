@@ -9,12 +9,15 @@ from contextlib import suppress
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import scipy.stats
+
+from .tables import rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Result:
     validation examples as well, they are among them. `correlations` are those
     of beta with the mean activity, by layer. `seconds` is the time of all
     epochs, with the validation after each. `commit` is that of this code, None
-    where it is not known.
+    where it is not known. `limit_train` is what was asked for, None for all
+    training examples.
     """
 
     row: str
@@ -57,6 +61,7 @@ class Result:
     recipe: dict[str, Any]
     correlations: dict[str, float | None] = field(default_factory=dict)
     commit: str | None = None
+    limit_train: int | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -114,13 +119,17 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """Reads what `write_result` wrote.
 
+    The recipe is that of the row, where a setting is newer than the result.
+
     Raises:
         ValueError: If it is not a result.
     """
     try:
-        return Result(**json.loads(path.read_text()))
+        result = Result(**json.loads(path.read_text()))
+        (row,) = rows(result.row)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a result: {error}") from error
+    return replace(result, recipe=asdict(row.recipe) | result.recipe)
 
 
 def read_results(directory: Path) -> list[Result]:
@@ -131,13 +140,15 @@ def read_results(directory: Path) -> list[Result]:
 def stored(directory: Path) -> dict[Path, Result]:
     """The results below a directory, by their files.
 
-    A training that is found twice counts once. History and model of a
-    training lie beside its result, with suffixes of their own.
+    Of a training that is found twice the last one counts, by the names of the
+    files. History and model of a training lie beside its result, with suffixes
+    of their own.
     """
     found = {}
     for path in sorted(directory.rglob("*.json")):
-        result = read_result(path)
-        found[result.identity] = path, result
+        if not path.name.startswith("."):  # not being written
+            result = read_result(path)
+            found[result.identity] = path, result
     return dict(found.values())
 
 

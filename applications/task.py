@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_invdrop import calibrate
 from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
 
 from .datasets import Dataset
@@ -24,6 +25,9 @@ from .fitting import fit
 from .metrics import CodeQuality
 from .networks import METHODS
 from .tables import Row
+
+# Those whose weights are float32: smaller steps would be lost in 16 bits.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def build(
@@ -39,7 +43,7 @@ def build(
 
     Raises:
         ValueError: If `width` leaves a layer empty, the network does not take
-            an activation function, or Keras has no such dtype policy.
+            an activation function, or there is no such dtype policy.
     """
     recipe = row.recipe
     if activation is not None:
@@ -66,6 +70,7 @@ def dtype_policy(name: str) -> Iterator[None]:
 
     The preparation of the data, outside of it, keeps Keras' own.
     """
+    check_choice("dtype_policy", name, DTYPE_POLICIES)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

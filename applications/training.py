@@ -1,6 +1,5 @@
 """Trains one row of the paper's tables with one seed."""
 
-import functools
 import importlib.metadata
 import subprocess
 from collections.abc import Callable
@@ -103,6 +102,7 @@ def train(
             not that of this training.
         OSError: If `backup` cannot be written.
     """
+    commit = _commit()  # now: it may be another one when the training ends
     task = Task(row, dataset, seed, width, activation)
     evaluated = {"val": dataset.validation}
     if test_curve:
@@ -153,7 +153,7 @@ def train(
         seconds=round(tested.seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
-        commit=_commit(),
+        commit=commit,
         command=command,
         recipe=asdict(row.recipe),
     )
@@ -261,7 +261,6 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-@functools.cache
 def _commit() -> str | None:
     """The commit of this code, if it runs from a clone of its repository."""
     root = Path(__file__).parents[1]

@@ -1,5 +1,6 @@
 """Selects settings of a recipe by the figures of the validation examples."""
 
+import hashlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -39,9 +40,10 @@ def tune(
     """Searches settings that serve several trainings, with Optuna.
 
     The figure of a trial is the mean, over the jobs, of that of the selected
-    epoch on the validation examples; the test set is not looked at. Trials
-    that are worse than most after as many epochs are given up. All are kept
-    in `directory` as they come: called again, the search goes on.
+    epoch on the validation examples; the test set is not looked at. A trial
+    that is worse than most after as many epochs of the first job is given up.
+    All are kept in `directory` as they come: called again, the search goes
+    on.
 
     Args:
         jobs: The trainings, which are of one unit.
@@ -55,7 +57,11 @@ def tune(
         The study (`optuna.Study`).
     """
     optuna = _optuna()
-    name = "-".join([jobs[0].name, str(len(jobs)), *settings])
+    for job in jobs:
+        job.dataset()  # What is not there is better said before a trial.
+    names = " ".join(job.name for job in jobs)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    name = "-".join([jobs[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal.JournalFileBackend(
         str(directory / f"trials-{name}.log")
@@ -63,7 +69,6 @@ def tune(
     study = optuna.create_study(
         study_name=name,
         storage=optuna.storages.JournalStorage(journal),
-        sampler=optuna.samplers.TPESampler(seed=jobs[0].seed),
         pruner=optuna.pruners.MedianPruner(),
         direction="maximize" if jobs[0].row.unit == "bits" else "minimize",
         load_if_exists=True,
@@ -78,11 +83,21 @@ def tune(
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(trial)
 
-    ended = [trial for trial in study.trials if trial.state.is_finished()]
-    study.optimize(
-        objective, n_trials=max(0, trials - len(ended)), callbacks=[done]
+    # A trial that was stopped does not count, one that was given up does.
+    states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    ended = len(study.get_trials(states=states))
+    # Where a search goes on, it does not draw what it began with again.
+    sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
+    study.sampler = optuna.samplers.TPESampler(
+        seed=int(sequence.generate_state(1)[0])
     )
+    study.optimize(objective, n_trials=max(0, trials - ended), callbacks=[done])
     return study
+
+
+def completed(trial: Any) -> bool:
+    """Whether a trial has come to its end, and was not given up."""
+    return trial.state.name == "COMPLETE"
 
 
 def _figure(
@@ -90,20 +105,16 @@ def _figure(
 ) -> float:
     optuna = _optuna()
     figures: list[float] = []
-    for job in jobs:
+    for number, job in enumerate(jobs):
         row = replace(job.row, recipe=replace(job.row.recipe, **changes))
         task = Task(row, job.dataset(), job.seed, job.width, job.activation)
         metric = f"val_{task.metric(from_logits=True).name}"
-        before = len(figures) * row.recipe.epochs
 
         def prune(
-            fitted: Fitted,
-            task: Task = task,
-            metric: str = metric,
-            before: int = before,
+            fitted: Fitted, task: Task = task, metric: str = metric
         ) -> None:
             figure = float(task.figures(fitted.logs[metric])[-1])
-            trial.report(figure, before + fitted.epochs)
+            trial.report(figure, fitted.epochs)
             if trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -113,7 +124,8 @@ def _figure(
                 task.dataset.train,
                 row.recipe.epochs,
                 {"val": task.dataset.validation},
-                on_epoch=prune,
+                # Figures of other rows are of another order.
+                on_epoch=prune if number == 0 else lambda fitted: None,
             )
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error

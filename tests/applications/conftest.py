@@ -1,9 +1,12 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from keras_invdrop.applications.datasets import Dataset
 from keras_invdrop.applications.datasets import Split
 from keras_invdrop.applications.results import Result
+from keras_invdrop.applications.tables import ROWS
 
 
 @pytest.fixture
@@ -57,5 +60,5 @@ def result():
         backend="jax",
         versions={},
         command="",
-        recipe={},
+        recipe=dataclasses.asdict(ROWS["table2/inverted/invariant"].recipe),
     )

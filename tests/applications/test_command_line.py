@@ -398,8 +398,8 @@ def test_report(command, tmp_path, result):
     ]
     for file in ("runs/report.md", "README.md"):
         row = (
-            "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, 3 "
-            "epochs | 1 |"
+            "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
+            "4,000 examples, 3 epochs, jax | 1 |"
         )
         assert row in (tmp_path / file).read_text()
     process = command("report", "elsewhere")

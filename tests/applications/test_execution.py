@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import dask
+import distributed
 import keras
 import pytest
 from keras_invdrop.applications import execution
@@ -145,6 +147,30 @@ def test_the_job_of_a_killed_worker_moves_and_goes_on(
         # last, nothing may have been told.
         assert done == sorted(set(done))
         assert len(done) >= EPOCHS - 1
+
+
+def test_a_worker_with_two_threads_is_refused(jobs, tmp_path):
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address=None,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        pytest.raises(ValueError, match="one thread each .*2 threads"),
+    ):
+        execution.run_on_cluster(jobs, tmp_path, Recorder(jobs), client)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_file_of_data_is_another_job(jobs, tmp_path):
+    (job, *_) = jobs
+    copy = tmp_path / "elsewhere.npz"
+    shutil.copy(job.data, copy)
+    assert dataclasses.replace(job, data=str(copy)).name == job.name
+    save_splicing(copy, generate_splicing(exons=60, features=10))
+    assert dataclasses.replace(job, data=str(copy)).name != job.name
 
 
 def test_what_ends_one_job_and_what_ends_all(jobs, tmp_path, monkeypatch):

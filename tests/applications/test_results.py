@@ -12,13 +12,23 @@ def test_round_trip(result, tmp_path):
     )
     results.write_result(path, result)
     assert results.read_result(path) == result
+    # A recipe from before a setting is the usual one.
+    recipe = dict(result.recipe)
+    del recipe["calibrated"], recipe["dtype_policy"]
+    results.write_result(path, dataclasses.replace(result, recipe=recipe))
+    assert results.read_result(path) == result
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}'])
-def test_a_file_that_is_no_result_is_named(text, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"seed": 1}', '{"surprise": 1}', "unknown row"]
+)
+def test_a_file_that_is_no_result_is_named(result, text, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(text)
+    if text == "unknown row":
+        other = dataclasses.replace(result, row="table9/standard")
+        results.write_result(path, other)
     with pytest.raises(ValueError, match="result.json is not a result: "):
         results.read_result(path)
     with pytest.raises(ValueError, match="result.json is not a result: "):
@@ -31,6 +41,7 @@ def test_reads_all_files_below_a_directory(result, tmp_path):
     results.write_result(tmp_path / "one.json", result)
     results.write_result(tmp_path / "a" / "b" / "other.json", other)
     (tmp_path / "history.csv").write_text("epoch\n")
+    (tmp_path / ".half-written.json").write_text('{"row"')
     # The same training in another file counts once.
     again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
     results.write_result(tmp_path / "a" / "copy.json", again)

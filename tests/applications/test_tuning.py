@@ -31,12 +31,14 @@ def test_the_search_is_kept_and_goes_on(jobs, tmp_path):
         assert 0.001 <= trial.params["learning_rate"] <= 0.3
         assert trial.params["beta_decay"] in (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
         assert 1 <= trial.params["max_norm"] <= 4
-        # Each epoch of both trainings.
-        assert len(trial.intermediate_values) == 8
+        # Each epoch of the first training.
+        assert list(trial.intermediate_values) == [1, 2, 3, 4]
     # As many as are asked for in all.
     again = tuning.tune(jobs, SETTINGS, 5, tmp_path, seen.append)
     assert [trial.number for trial in seen] == [0, 1, 2, 3, 4]
     assert [t.params for t in again.trials[:3]] == [t.params for t in first]
+    # It does not draw again what it began with.
+    assert len({t.params["learning_rate"] for t in again.trials}) == 5
     assert len(tuning.tune(jobs, SETTINGS, 5, tmp_path).trials) == 5
     log, table = sorted(tmp_path.iterdir(), key=lambda path: path.suffix)[::-1]
     assert (log.suffix, table.suffix) == (".log", ".csv")
@@ -59,6 +61,26 @@ def test_the_figure_is_the_mean_of_the_selected_epochs(jobs, blobs, tmp_path):
         )
         figures.append(task.figures(fitted.logs["val_accuracy"]).min())
     assert trial.value == pytest.approx(sum(figures) / 2)
+
+
+def test_another_search_has_trials_of_its_own(jobs, tmp_path):
+    tuning.tune(jobs, ["learning_rate"], 1, tmp_path)
+    for others in (jobs[:1], jobs[::-1]):
+        study = tuning.tune(others, ["learning_rate"], 1, tmp_path)
+        assert len(study.trials) == 1
+    assert len(list(tmp_path.glob("*.csv"))) == 3
+
+
+def test_a_trial_that_was_stopped_does_not_count(jobs, tmp_path, monkeypatch):
+    def stop(trial):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(tuning.SPACE, "max_norm", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tuning.tune(jobs, SETTINGS, 1, tmp_path)
+    study = tuning.tune(jobs, SETTINGS, 1, tmp_path)
+    assert [tuning.completed(trial) for trial in study.trials] == [False, True]
 
 
 def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
