@@ -188,7 +188,7 @@ def demo(
     """Train with standard and invariant dropout on two encodings of digits.
 
     The paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that come
-    with a package, about six minutes on two cores. Invariant dropout is
+    with a package, about five minutes on two cores. Invariant dropout is
     trained twice: as the paper does, with beta from 0, and calibrated, with
     beta from minus the mean activity. Writes the trained models (.keras),
     their histories (.csv), the results (.json) and the paper's figures 1 and 2

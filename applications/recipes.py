@@ -88,7 +88,7 @@ class Recipe:
 MNIST = Recipe()
 
 # The 5,000 digits of the demonstration: so many epochs that all of it ends in
-# about six minutes on two cores, and a learning rate selected for them.
+# about five minutes on two cores, and a learning rate selected for them.
 DEMO = Recipe(epochs=35, learning_rate=0.03)
 
 # Table 3, fully connected. Published: 128 images in a batch. Choice, not
