@@ -76,7 +76,8 @@ def write_summary(directory: Path, path: Path) -> None:
     Args:
         directory: Below it are the results (`.json`).
         path: A file with the lines of `MARKS`, of which what is between them
-            is replaced: by the rows that were measured, and what holds.
+            is replaced: by the rows that were measured, and what holds and
+            what does not.
 
     Raises:
         OSError: If there are no results, or the file cannot be written.
@@ -91,7 +92,12 @@ def write_summary(directory: Path, path: Path) -> None:
             f"{path} has no place for the results: the lines {MARKS[0]} and "
             f"{MARKS[1]}"
         )
-    parts = [begin, *tables(results, measured_only=True), *claims(results), end]
+    parts = [
+        begin,
+        *tables(results, measured_only=True),
+        *claims(results, decided_only=True),
+        end,
+    ]
     with replacing(path) as temporary:
         temporary.write_text(before + "\n\n".join(parts) + after)
 
@@ -154,10 +160,14 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def claims(results: Iterable[Result]) -> list[str]:
+def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
     """The claims of the paper of which something was measured."""
     lines = []
+    undecided = 0
     for found in findings(results):
+        if decided_only and found.verdict == "undecided":
+            undecided += 1
+            continue
         mean, half_width = found.mean_and_interval
         half = half_width if len(found.values) > 1 else None
         lines.append(
@@ -170,9 +180,10 @@ def claims(results: Iterable[Result]) -> list[str]:
                 found.verdict,
             )
         )
-    if not lines:
+    if not lines and not undecided:
         return []
     header = ("claim", "source", "difference", "pairs", "on", "")
+    left_out = f"Undecided, and left out here: {undecided}."
     return [
         "### What holds",
         "Differences are paired, the same seed with one and with the other, "
@@ -182,6 +193,7 @@ def claims(results: Iterable[Result]) -> list[str]:
         "than 0.1 points. A single pair decides nothing. In Table 5 a pair is "
         "a partition, with the mean over seeds.",
         _table(header, lines),
+        *[left_out] * bool(undecided),
     ]
 
 

@@ -127,6 +127,10 @@ def test_a_single_pair_decides_nothing(stored):
         for line in lines_of(stored)
         if "fewer errors than standard" in line
     )
+    readme = stored / "README.md"
+    readme.write_text("\n".join(report.MARKS))
+    report.write_summary(stored, readme)
+    assert "Undecided, and left out here: 1." in readme.read_text()
     assert line.endswith(
         "| Table 2 | 1.00 points | 1 | digits, 4,000 examples, 3 epochs, jax | "
         "undecided |"
@@ -147,6 +151,7 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
     assert "not run" not in text
     assert "| undecided |" not in text
     assert "| holds |" in text
+    assert "Undecided" not in text
     # Written again, it is the same.
     report.write_summary(stored, readme)
     assert readme.read_text() == text
