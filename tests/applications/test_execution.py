@@ -120,7 +120,7 @@ def cluster(tmp_path):
     processes += [start("worker", *one), start("worker", *one)]
     while not address.exists():
         time.sleep(0.1)
-    yield json.loads(address.read_text())["address"], processes[1:]
+    yield json.loads(address.read_text())["address"], *processes
     for process in processes:
         process.kill()
         process.wait()
@@ -129,7 +129,7 @@ def cluster(tmp_path):
 def test_the_job_of_a_killed_worker_moves_and_goes_on(
     jobs, one_by_one, tmp_path, cluster
 ):
-    address, (doomed, other) = cluster
+    address, _, doomed, other = cluster
     out = tmp_path / "out"
     with execution.running_cluster(address) as client:
         client.wait_for_workers(2)
@@ -147,6 +147,17 @@ def test_the_job_of_a_killed_worker_moves_and_goes_on(
         # last, nothing may have been told.
         assert done == sorted(set(done))
         assert len(done) >= EPOCHS - 1
+
+
+def test_a_scheduler_that_dies_is_said(jobs, tmp_path, cluster):
+    address, scheduler, *_ = cluster
+    table = Recorder(jobs, when_two=scheduler.kill)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        execution.running_cluster(address) as client,
+        pytest.raises(OSError, match="The Dask scheduler is gone. The same c"),
+    ):
+        execution.run_on_cluster(jobs, tmp_path / "out", table, client)
 
 
 def test_a_worker_with_two_threads_is_refused(jobs, tmp_path):
