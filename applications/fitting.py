@@ -37,6 +37,7 @@ class Fitted:
     """What a fit has led to so far.
 
     Attributes:
+        metric: Name of the metric that selects: the higher the better.
         logs: Name of a loss or metric -> its value in each epoch.
         selected_epoch: The epoch, counted from 1, with the highest value of
             the metric on the examples for validation, the first if several
@@ -45,6 +46,7 @@ class Fitted:
         seconds: What the epochs have taken, with the validation after each.
     """
 
+    metric: str
     logs: dict[str, list[float]] = field(default_factory=dict)
     selected_epoch: int = 0
     selected: list[np.ndarray] = field(default_factory=list)
@@ -54,6 +56,11 @@ class Fitted:
     def epochs(self) -> int:
         """The number of epochs done."""
         return len(self.logs.get("loss", ()))
+
+    @property
+    def validation(self) -> list[float]:
+        """The metric on the examples for validation; empty without any."""
+        return self.logs.get(f"val_{self.metric}", [])
 
 
 def fit(
@@ -90,9 +97,9 @@ def fit(
         ValueError: If `backup` is not that of this fit.
         OSError: If `backup` cannot be written; it is then what it was.
     """
-    fitted = Fitted()
+    fitted = Fitted(metric)
     if backup is not None and backup.exists():
-        fitted = _restored(model, backup)
+        fitted = _restored(model, metric, backup)
     for epoch in range(fitted.epochs, epochs):
         started = time.perf_counter()
         reseed = functools.partial(_reseed, model, seed, epoch)
@@ -118,8 +125,8 @@ def fit(
             logs |= {f"{name}_{key}": [value] for key, value in values.items()}
         for name, values in logs.items():
             fitted.logs.setdefault(name, []).extend(map(float, values))
-        figures = fitted.logs.get(f"val_{metric}")
-        if figures is None or figures[-1] > max(figures[:-1], default=-np.inf):
+        figures = fitted.validation
+        if not figures or figures[-1] > max(figures[:-1], default=-np.inf):
             fitted.selected_epoch = epoch + 1
             fitted.selected = model.get_weights()
             # The loss of an epoch was measured before its last step.
@@ -192,7 +199,7 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
         np.savez(temporary, **arrays)
 
 
-def _restored(model: keras.Model, path: Path) -> Fitted:
+def _restored(model: keras.Model, metric: str, path: Path) -> Fitted:
     """Sets the model and its optimiser to what was backed up."""
     try:
         with np.load(path) as file:
@@ -212,7 +219,8 @@ def _restored(model: keras.Model, path: Path) -> Fitted:
                 variables, group("optimizer"), strict=True
             ):
                 variable.assign(value)
-            return Fitted(logs, selected_epoch, group("selected"), seconds)
+            selected = group("selected")
+            return Fitted(metric, logs, selected_epoch, selected, seconds)
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not the backup of this training: {error}. Delete it to "

@@ -25,6 +25,13 @@ from .tables import Row
 # Between these lines of a file `write_summary` writes.
 MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 
+INTRODUCTION = (
+    "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "
+    "others were measured: the mean over seeds, with its 95 % confidence "
+    "interval (Student's t). The notes say on what. Where there were "
+    "examples for validation the epoch was selected on them."
+)
+
 TITLES = {
     2: "MNIST, test error in %",
     3: "CIFAR-10, test error in %",
@@ -49,7 +56,7 @@ def write_report(directory: Path) -> Path:
         ValueError: If a file is no result.
     """
     found = _results(directory)
-    parts = ["# Invariant dropout: the paper's tables, measured", *_intro()]
+    parts = ["# Invariant dropout: the paper's tables, measured", INTRODUCTION]
     parts += tables(found.values())
     parts += claims(found.values())
     figures = _figures(directory, found)
@@ -59,15 +66,6 @@ def write_report(directory: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return path
-
-
-def _intro() -> list[str]:
-    return [
-        "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "
-        "others were measured: the mean over seeds, with its 95 % confidence "
-        "interval (Student's t). The notes say on what. Where there were "
-        "examples for validation the epoch was selected on them.",
-    ]
 
 
 def write_summary(directory: Path, path: Path) -> None:

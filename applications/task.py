@@ -209,6 +209,15 @@ class Task:
         # Accuracies are float32: 0.982 is 0.98199999332.
         return np.round(100 * (1 - np.asarray(values)), 4)
 
+    def validation(self, fitted: Fitted, epoch: int) -> float | None:
+        """The figure of the validation examples after an epoch, from 1 on.
+
+        None where there are none.
+        """
+        if not fitted.validation:
+            return None
+        return float(self.figures([fitted.validation[epoch - 1]])[0])
+
     def test(self, network: keras.Model) -> float:
         """The figure of the test set, in the unit of the row."""
         test = self.dataset.test

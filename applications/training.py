@@ -109,7 +109,7 @@ def train(
         evaluated["test"] = dataset.test
 
     def told(fitted: Fitted) -> None:
-        on_epoch(fitted.epochs, _last(_history(task, fitted.logs), task))
+        on_epoch(fitted.epochs, task.validation(fitted, fitted.epochs))
 
     fitted = task.fit(
         task.model(),
@@ -119,7 +119,7 @@ def train(
         backup,
         told,
     )
-    history = _history(task, fitted.logs)
+    history = _history(task, fitted)
     selected = fitted.selected_epoch
     examples, tested = len(dataset.train), fitted
     if row.recipe.retrain and len(dataset.validation):
@@ -129,7 +129,6 @@ def train(
     network = task.network("softmax")
     network.set_weights(tested.selected)
     # Everything is chosen: from here on the test set may be seen.
-    validation = history.get(f"validation_{task.measure}")
     result = Result(
         row=row.id,
         dataset=dataset.name,
@@ -147,7 +146,7 @@ def train(
         epochs=row.recipe.epochs,
         selected_epoch=selected,
         unit=row.unit,
-        validation=None if validation is None else float(validation[selected]),
+        validation=task.validation(fitted, selected),
         test=task.test(network),
         correlations=_correlations(network, dataset),
         seconds=round(tested.seconds, 1),
@@ -160,9 +159,9 @@ def train(
     return Run(network, history, result)
 
 
-def _history(task: Task, logs: dict[str, list[float]]) -> pd.DataFrame:
+def _history(task: Task, fitted: Fitted) -> pd.DataFrame:
     """The losses and figures of each epoch."""
-    metric = task.metric(from_logits=True).name
+    metric, logs = fitted.metric, fitted.logs
     history = pd.DataFrame({"training_loss": logs["loss"]})
     for prefix, name in {
         "": "training",
@@ -175,11 +174,6 @@ def _history(task: Task, logs: dict[str, list[float]]) -> pd.DataFrame:
             )
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
-
-
-def _last(history: pd.DataFrame, task: Task) -> float | None:
-    figures = history.get(f"validation_{task.measure}")
-    return None if figures is None else float(figures.iloc[-1])
 
 
 def _trained_anew(

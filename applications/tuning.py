@@ -104,16 +104,13 @@ def _figure(
     jobs: Sequence[Job], changes: Mapping[str, Any], trial: Any
 ) -> float:
     optuna = _optuna()
-    figures: list[float] = []
+    figures: list[Any] = []
     for number, job in enumerate(jobs):
         row = replace(job.row, recipe=replace(job.row.recipe, **changes))
         task = Task(row, job.dataset(), job.seed, job.width, job.activation)
-        metric = f"val_{task.metric(from_logits=True).name}"
 
-        def prune(
-            fitted: Fitted, task: Task = task, metric: str = metric
-        ) -> None:
-            figure = float(task.figures(fitted.logs[metric])[-1])
+        def prune(fitted: Fitted, task: Task = task) -> None:
+            figure = task.validation(fitted, fitted.epochs)
             trial.report(figure, fitted.epochs)
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -129,8 +126,7 @@ def _figure(
             )
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
-        best = task.figures(fitted.logs[metric])[fitted.selected_epoch - 1]
-        figures.append(float(best))
+        figures.append(task.validation(fitted, fitted.selected_epoch))
     return float(np.mean(figures))
 
 
