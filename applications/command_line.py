@@ -6,7 +6,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +22,9 @@ from . import recipes
 from .console import JobsTable
 from .console import paper_table
 from .demo import run_demo
-from .execution import local_cluster
+from .execution import cluster
 from .execution import run_here
 from .execution import run_on_cluster
-from .execution import running_cluster
 from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .measurements import as_objects
@@ -42,6 +40,8 @@ from .options import MaxNorm
 from .options import Out
 from .options import RowArguments
 from .options import Scheduler
+from .options import StepsPerExecution
+from .options import Validation
 from .options import Width
 from .options import Workers
 from .report import write_report
@@ -93,6 +93,8 @@ def jobs_of(
     activation: str | None,
     data: str | None,
     limit_train: int | None,
+    steps_per_execution: int,
+    validation: int | None = None,
 ) -> list[Job]:
     """Each row with each seed, its recipe changed by what is not None."""
     given = {k: v for k, v in changes.items() if v is not None}
@@ -109,6 +111,8 @@ def jobs_of(
             data,
             limit_train,
             called(),
+            steps_per_execution=steps_per_execution,
+            validation=validation,
         )
         for seed in seeds
         for row in found.values()
@@ -155,11 +159,10 @@ def do(
         for job in jobs
     }
     units = {job.title: job.row.unit for job in jobs}
-    if scheduler is not None:
-        cluster: Any = running_cluster(scheduler)
-    else:
-        cluster = local_cluster(workers) if workers > 1 else nullcontext()
-    with cluster as client, JobsTable(epochs, units) as table:
+    with (
+        cluster(workers, scheduler) as client,
+        JobsTable(epochs, units) as table,
+    ):
         if client is None:
             run_here(jobs, out, table)
         else:
@@ -219,6 +222,7 @@ def train(
     width: Width = 1.0,
     epochs: Epochs = None,
     limit_train: LimitTrain = None,
+    validation: Validation = None,
     data: Data = None,
     activation: Activation = None,
     learning_rate: LearningRate = None,
@@ -226,6 +230,7 @@ def train(
     max_norm: MaxNorm = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
+    steps_per_execution: StepsPerExecution = 1,
     out: Out = Path("runs"),
 ):
     """Train rows of the paper's tables with one seed; see reproduce."""
@@ -235,6 +240,7 @@ def train(
         width,
         epochs,
         limit_train,
+        validation,
         data,
         activation,
         learning_rate,
@@ -242,6 +248,7 @@ def train(
         max_norm,
         calibrate,
         dtype_policy,
+        steps_per_execution,
         out,
     )
 
@@ -255,6 +262,7 @@ def reproduce(
     width: Width = 1.0,
     epochs: Epochs = None,
     limit_train: LimitTrain = None,
+    validation: Validation = None,
     data: Data = None,
     activation: Activation = None,
     learning_rate: LearningRate = None,
@@ -262,6 +270,7 @@ def reproduce(
     max_norm: MaxNorm = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
+    steps_per_execution: StepsPerExecution = 1,
     out: Out = Path("runs"),
     workers: Workers = 1,
     scheduler: Scheduler = None,
@@ -283,7 +292,15 @@ def reproduce(
         "dtype_policy": dtype_policy,
     }
     jobs = jobs_of(
-        row, seeds_of(seeds), changes, width, activation, data, limit_train
+        row,
+        seeds_of(seeds),
+        changes,
+        width,
+        activation,
+        data,
+        limit_train,
+        steps_per_execution,
+        validation,
     )
     do(jobs, out, workers, scheduler)
 
@@ -310,7 +327,10 @@ def tune(
     max_norm: MaxNorm = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
+    steps_per_execution: StepsPerExecution = 1,
     out: Out = Path("runs/tune"),
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
 ):
     """Search settings by the validation examples alone, with Optuna.
 
@@ -329,21 +349,33 @@ def tune(
         "calibrated": calibrate or None,
         "dtype_policy": dtype_policy,
     }
-    jobs = jobs_of(row, [seed], changes, width, activation, data, limit_train)
+    jobs = jobs_of(
+        row,
+        [seed],
+        changes,
+        width,
+        activation,
+        data,
+        limit_train,
+        steps_per_execution,
+    )
     if len({job.row.unit for job in jobs}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
     check(jobs)
     console = Console(stderr=True)
-    study = search(
-        jobs,
-        names,
-        trials,
-        out,
-        lambda trial: console.print(
-            f"trial {trial.number}: {trial.params}: "
-            + (f"{trial.value:.2f}" if completed(trial) else "given up")
-        ),
-    )
+    with cluster(workers, scheduler) as client:
+        study = search(
+            jobs,
+            names,
+            trials,
+            out.absolute(),
+            lambda trial: console.print(
+                f"trial {trial.number}: {trial.params}: "
+                + (f"{trial.value:.2f}" if completed(trial) else "given up")
+            ),
+            client,
+            workers if scheduler is None else None,
+        )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")
     best = study.best_trial

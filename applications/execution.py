@@ -3,6 +3,8 @@
 import functools
 import logging
 import os
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -90,10 +92,7 @@ def run_on_cluster(
         except CancelledError:
             error = None
         if future.cancelled():
-            raise OSError(
-                "The Dask scheduler is gone. The same command goes on where "
-                "the trainings were stopped"
-            )
+            raise _gone()
         if error is None:
             table.ended(job.title, future.result())
         elif isinstance(error, (Diverged, KilledWorker)):
@@ -103,7 +102,63 @@ def run_on_cluster(
             raise error
 
 
+def _gone() -> OSError:
+    return OSError(
+        "The Dask scheduler is gone. The same command goes on where the "
+        "trainings were stopped"
+    )
+
+
+def each_result(
+    function: Callable[[Any], Any],
+    arguments: Iterable[Any],
+    client: Any = None,
+    workers: int | None = None,
+) -> Iterator[Any]:
+    """What a function returns for each argument, as it comes.
+
+    Args:
+        function: What to call.
+        arguments: Of each call.
+        client: A `distributed.Client` of the cluster that makes the calls;
+            None for this process.
+        workers: As in `run_on_cluster`.
+    """
+    if client is None:
+        yield from map(function, arguments)
+        return
+    from distributed import CancelledError
+    from distributed import as_completed
+
+    futures = [
+        client.submit(_called_on_worker, function, each, workers, pure=False)
+        for each in arguments
+    ]
+    for future in as_completed(futures):
+        try:
+            yield future.result()
+        except CancelledError as error:
+            raise _gone() from error
+
+
+def _called_on_worker(
+    function: Callable[[Any], Any], argument: Any, workers: int | None
+) -> Any:
+    _prepared_worker(workers)
+    return function(argument)
+
+
 def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
+    worker = _prepared_worker(workers)
+
+    def told(done: int, validation: float | None) -> None:
+        worker.log_event(TOPIC, (job.title, done, validation))
+
+    return run(job, directory, told)
+
+
+def _prepared_worker(workers: int | None) -> Any:
+    """The worker in which this is called, ready to train."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -118,11 +173,7 @@ def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
     if workers is not None:
         _take_share_of_cores(worker.name, workers)
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
-
-    def told(done: int, validation: float | None) -> None:
-        worker.log_event(TOPIC, (job.title, done, validation))
-
-    return run(job, directory, told)
+    return worker
 
 
 @functools.cache
@@ -138,12 +189,31 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
 
 
 @contextmanager
+def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
+    """A client of the cluster that the options name, None for one process."""
+    if scheduler is not None:
+        with running_cluster(scheduler) as client:
+            yield client
+    elif workers > 1:
+        with local_cluster(workers) as client:
+            yield client
+    else:
+        yield None
+
+
+@contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
     """A client of a Dask cluster of so many processes on this machine."""
     dask, distributed = _dask()
     cores = max(1, _cores() // workers)
+    environment = {
+        "OMP_NUM_THREADS": cores,
+        # They share a GPU: none takes all of its memory.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
     settings = {
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores},
+        "distributed.nanny.pre-spawn-environ": environment,
         "distributed.scheduler.allowed-failures": RETRIES,
     }
     with (

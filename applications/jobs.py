@@ -47,8 +47,11 @@ class Job:
         data: For Table 2, `"digits"` in place of MNIST; for Table 5, the file
             of the splicing data; else None.
         limit_train: Number of training examples; None for all.
+        validation: Number of examples to set aside for validation; None for
+            as many as in the paper.
         command: What was called, for the result.
         backend: Keras' backend.
+        steps_per_execution: Training steps in one call of the backend.
     """
 
     row: Row
@@ -59,6 +62,8 @@ class Job:
     limit_train: int | None = None
     command: str = ""
     backend: str = field(default_factory=keras.backend.backend)
+    steps_per_execution: int = 1
+    validation: int | None = None
 
     @property
     def title(self) -> str:
@@ -76,6 +81,8 @@ class Job:
             "backend": self.backend,
             "recipe": asdict(self.row.recipe),
         }
+        if self.validation is not None:
+            settings["validation"] = self.validation
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
@@ -101,6 +108,12 @@ class Job:
                     "'digits' for Table 2, a file for Table 5",
                     self.data,
                 )
+        elif self.validation is not None:
+            raise invalid(
+                "--validation",
+                "nothing for Table 5, whose partitions say what is set aside",
+                self.validation,
+            )
         elif self.data is None:
             raise invalid(
                 "--data",
@@ -122,7 +135,7 @@ class Job:
             splicing = _load_splicing(Path(str(self.data)))
             return partition_of(splicing, self.row.partition, self.limit_train)
         name = self.data or self.row.dataset
-        return _load(name, self.row.encoding, limit_train=self.limit_train)
+        return _load(name, self.row.encoding, self.validation, self.limit_train)
 
 
 def run(
@@ -162,6 +175,7 @@ def run(
             job.width,
             job.activation,
             command=job.command,
+            steps_per_execution=job.steps_per_execution,
             backup=backup,
             on_epoch=on_epoch,
         )

@@ -85,6 +85,23 @@ DtypePolicy = Annotated[
         show_default="float32",
     ),
 ]
+Validation = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Examples to set aside for validation. With 0 the network is "
+        "trained on all, and that of the last epoch is tested.",
+        show_default="as in the paper",
+    ),
+]
+StepsPerExecution = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Training steps in one call of the backend: on a GPU, 100 save "
+        "most of the time of a small network.",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(file_okay=False, help="Directory to write to."),

@@ -97,6 +97,7 @@ class Task:
         seed: Of initial weights, masks and the order of the examples.
         width: Multiplier of the units of the network's layers.
         activation: Activation function of the hidden units, or None.
+        steps_per_execution: Training steps in one call of the backend.
     """
 
     row: Row
@@ -104,6 +105,7 @@ class Task:
     seed: int
     width: float = 1.0
     activation: str | None = None
+    steps_per_execution: int = 1
 
     @property
     def measure(self) -> str:
@@ -189,7 +191,12 @@ class Task:
             if self.row.unit == "bits"
             else losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=[metric],
+            steps_per_execution=self.steps_per_execution,
         )
+        if self.steps_per_execution > 1 and keras.backend.backend() == "jax":
+            from .scanning import scan_steps
+
+            scan_steps(model)
         return fit(
             model,
             examples,

@@ -61,6 +61,7 @@ def train(
     activation: str | None = None,
     test_curve: bool = False,
     command: str = "",
+    steps_per_execution: int = 1,
     backup: Path | None = None,
     on_epoch: OnEpoch = lambda done, validation: None,
 ) -> Run:
@@ -86,6 +87,7 @@ def train(
             network's own. For the fully connected networks.
         test_curve: Whether to measure the test set after every epoch, too.
         command: What was called, for the result.
+        steps_per_execution: Training steps in one call of the backend.
         backup: File (`.npz`) to write to after each epoch, from which a
             training that was stopped goes on, to the same weights. It and
             that of training anew, `-anew.npz`, are left: see
@@ -103,7 +105,7 @@ def train(
         OSError: If `backup` cannot be written.
     """
     commit = _commit()  # now: it may be another one when the training ends
-    task = Task(row, dataset, seed, width, activation)
+    task = Task(row, dataset, seed, width, activation, steps_per_execution)
     evaluated = {"val": dataset.validation}
     if test_curve:
         evaluated["test"] = dataset.test

@@ -1,5 +1,6 @@
 """Selects settings of a recipe by the figures of the validation examples."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .execution import each_result
 from .fitting import Diverged
 from .fitting import Fitted
 from .jobs import Job
@@ -36,6 +38,8 @@ def tune(
     trials: int,
     directory: Path,
     on_trial: Callable[[Any], None] = lambda trial: None,
+    client: Any = None,
+    workers: int | None = None,
 ) -> Any:
     """Searches settings that serve several trainings, with Optuna.
 
@@ -52,6 +56,9 @@ def tune(
         directory: Where to write `trials-<name>.log`, Optuna's journal, and
             `trials-<name>.csv`.
         on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
+        client: A `distributed.Client` of the cluster that makes the trials,
+            several at once; None for this process.
+        workers: As in `run_on_cluster`.
 
     Returns:
         The study (`optuna.Study`).
@@ -63,36 +70,63 @@ def tune(
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
     name = "-".join([jobs[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(
-        str(directory / f"trials-{name}.log")
-    )
+    journal = directory / f"trials-{name}.log"
     study = optuna.create_study(
         study_name=name,
-        storage=optuna.storages.JournalStorage(journal),
-        pruner=optuna.pruners.MedianPruner(),
+        storage=_storage(journal),
         direction="maximize" if jobs[0].row.unit == "bits" else "minimize",
         load_if_exists=True,
     )
-
-    def objective(trial: Any) -> float:
-        changes = {setting: SPACE[setting](trial) for setting in settings}
-        return _figure(jobs, changes, trial)
-
-    def done(study: Any, trial: Any) -> None:
-        with replacing(directory / f"trials-{name}.csv") as temporary:
-            study.trials_dataframe().to_csv(temporary, index=False)
-        on_trial(trial)
 
     # A trial that was stopped does not count, one that was given up does.
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     ended = len(study.get_trials(states=states))
     # Where a search goes on, it does not draw what it began with again.
     sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
-    study.sampler = optuna.samplers.TPESampler(
-        seed=int(sequence.generate_state(1)[0])
-    )
-    study.optimize(objective, n_trials=max(0, trials - ended), callbacks=[done])
+    seeds = map(int, sequence.generate_state(max(0, trials - ended)))
+    make = functools.partial(_make_trial, jobs, settings, journal, name)
+    for number in each_result(make, seeds, client, workers):
+        with replacing(journal.with_suffix(".csv")) as temporary:
+            study.trials_dataframe().to_csv(temporary, index=False)
+        on_trial(study.trials[number])
     return study
+
+
+def _storage(journal: Path) -> Any:
+    """Where all processes of a search keep its trials."""
+    storages = _optuna().storages
+    backend = storages.journal.JournalFileBackend(str(journal))
+    return storages.JournalStorage(backend)
+
+
+def _make_trial(
+    jobs: Sequence[Job],
+    settings: Sequence[str],
+    journal: Path,
+    name: str,
+    seed: int,
+) -> int:
+    """Makes one trial, and gives its number."""
+    optuna = _optuna()
+    study = optuna.load_study(
+        study_name=name,
+        storage=_storage(journal),
+        # What others are at work on is not tried beside them.
+        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        # A high learning rate looks worse than it is until it has fallen.
+        pruner=optuna.pruners.MedianPruner(
+            n_warmup_steps=jobs[0].row.recipe.epochs // 2
+        ),
+    )
+    numbers: list[int] = []
+
+    def objective(trial: Any) -> float:
+        numbers.append(trial.number)
+        changes = {setting: SPACE[setting](trial) for setting in settings}
+        return _figure(jobs, changes, trial)
+
+    study.optimize(objective, n_trials=1)
+    return numbers[0]
 
 
 def completed(trial: Any) -> bool:
@@ -107,7 +141,14 @@ def _figure(
     figures: list[Any] = []
     for number, job in enumerate(jobs):
         row = replace(job.row, recipe=replace(job.row.recipe, **changes))
-        task = Task(row, job.dataset(), job.seed, job.width, job.activation)
+        task = Task(
+            row,
+            job.dataset(),
+            job.seed,
+            job.width,
+            job.activation,
+            job.steps_per_execution,
+        )
 
         def prune(fitted: Fitted, task: Task = task) -> None:
             figure = task.validation(fitted, fitted.epochs)
