@@ -98,13 +98,14 @@ def jobs_of(
 ) -> list[Job]:
     """Each row with each seed, its recipe changed by what is not None."""
     given = {k: v for k, v in changes.items() if v is not None}
+    calibrated = given.get("calibrated", False)
     found = {each.id: each for name in names for each in rows(name)}
     if data not in (None, "digits"):
         # Wherever the process is that reads it.
         data = str(Path(data).absolute())
     return [
         Job(
-            replace(row, recipe=replace(row.recipe, **given)),
+            replace(row, recipe=replace(row.trained(calibrated), **given)),
             seed,
             width,
             activation,

@@ -92,3 +92,19 @@ def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
     )
     study = tuning.tune(jobs, ["learning_rate", "max_norm"], 2, tmp_path)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
+
+
+def test_nothing_is_given_up_before_half_of_its_epochs(
+    jobs, tmp_path, monkeypatch
+):
+    # Each trial is worse than all before, and looks so from the start.
+    rates = [0.01, 0.01, 0.01, 0.01, 0.01, 1e-6, 1e-6]
+    monkeypatch.setitem(
+        tuning.SPACE, "learning_rate", lambda trial: rates[trial.number]
+    )
+    study = tuning.tune(jobs, ["learning_rate"], len(rates), tmp_path)
+    for trial in study.trials[:5]:
+        assert tuning.completed(trial)
+    for trial in study.trials[5:]:
+        assert trial.state.name == "PRUNED"
+        assert list(trial.intermediate_values) == [1, 2]
