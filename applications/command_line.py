@@ -125,8 +125,14 @@ def check(jobs: Sequence[Job]) -> None:
 
     Raises:
         ValueError: If a row cannot be calibrated, takes no such data, or its
-            network cannot be built.
+            network cannot be built; if the backend makes no several steps.
     """
+    if keras.backend.backend() == "torch" and jobs[0].steps_per_execution > 1:
+        raise invalid(
+            "--steps-per-execution",
+            "1 on PyTorch, whose steps Keras makes one by one",
+            jobs[0].steps_per_execution,
+        )
     for job in jobs:
         job.check_data()
         if job.row.recipe.calibrated and not has_shift(job.row.method):

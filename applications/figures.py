@@ -32,7 +32,7 @@ def figure_1(
 
     The curves are those of the training error and of the test error, or of
     the validation error where that of the test set was not measured after
-    each epoch.
+    each epoch, if there was one.
 
     Args:
         dataset: The data set on which the networks were trained.
@@ -48,10 +48,15 @@ def figure_1(
         width_ratios=(1.5, 1, 1)[:panels],
         layout="constrained",
     )
-    with_test = all(
-        "test_error" in run for runs in histories.values() for run in runs
-    )
-    measured = "test" if with_test else "validation"
+    everywhere = [
+        which
+        for which in ("training", "test", "validation")
+        if all(
+            f"{which}_error" in run
+            for runs in histories.values()
+            for run in runs
+        )
+    ]
     seeds = {len(runs) for runs in histories.values()}
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
@@ -61,7 +66,7 @@ def figure_1(
         {
             f"{method}, {which}": [run[f"{which}_error"] for run in runs]
             for method, runs in histories.items()
-            for which in ("training", measured)
+            for which in everywhere[:2]
         },
         curves,
         f"Mean over {max(seeds)} seeds, and their range "

@@ -362,7 +362,13 @@ def test_a_training_that_diverges_does_not_keep_back_the_others(
 
 def test_training_on_all_examples(command, tmp_path):
     arguments = ("train", DIGITS, "--data=digits", "--epochs=1")
-    small = "--width=0.02", "--steps-per-execution=10"
+    several = "--steps-per-execution=10"
+    small = ("--width=0.02", several)
+    if keras.backend.backend() == "torch":
+        process = command(*arguments, several)
+        assert process.returncode == 1
+        assert "Expected 1 on PyTorch" in process.stderr
+        small = ("--width=0.02",)
     process = command(*arguments, *small, "--validation=0")
     assert process.returncode == 0, process.stderr
     (result,) = read_results(tmp_path / "runs")

@@ -97,14 +97,21 @@ def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
 def test_nothing_is_given_up_before_half_of_its_epochs(
     jobs, tmp_path, monkeypatch
 ):
-    # Each trial is worse than all before, and looks so from the start.
-    rates = [0.01, 0.01, 0.01, 0.01, 0.01, 1e-6, 1e-6]
+    rates = [0.1] * 5 + [0.01] * 2
     monkeypatch.setitem(
         tuning.SPACE, "learning_rate", lambda trial: rates[trial.number]
+    )
+    # The last two look worse from the start.
+    monkeypatch.setattr(
+        Task,
+        "validation",
+        lambda task, fitted, epoch: 5.0 - 20 * task.row.recipe.learning_rate,
     )
     study = tuning.tune(jobs, ["learning_rate"], len(rates), tmp_path)
     for trial in study.trials[:5]:
         assert tuning.completed(trial)
+        assert trial.value == 3
     for trial in study.trials[5:]:
         assert trial.state.name == "PRUNED"
+        # Two of four.
         assert list(trial.intermediate_values) == [1, 2]
