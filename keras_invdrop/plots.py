@@ -154,12 +154,12 @@ def plot_errors(errors, ax=None, title=None):
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If `errors` is not such a dict.
     """
+    curves = _curves(errors)
     ax = ax or plt.subplots()[1]
-    curves = {
-        label: mean_and_interval(np.atleast_2d(values))
-        for label, values in errors.items()
-    }
     looks = cycle(zip(COLOURS, MARKERS, strict=True))
     methods = dict(zip(dict.fromkeys(map(_method, errors)), looks))  # noqa: B905
     for label, curve in curves.items():
@@ -174,6 +174,23 @@ def plot_errors(errors, ax=None, title=None):
     ax.grid(alpha=0.3, which="both")
     ax.legend(title="mean, 95 % interval" if ax.collections else None)
     return ax
+
+
+def _curves(errors):
+    """The mean over seeds and half the width of its interval, by label."""
+    expected = "a dict from labels to arrays of shape (seeds, epochs)"
+    if not isinstance(errors, dict) or not errors:
+        raise invalid("errors", expected, errors)
+    curves = {}
+    for label, values in errors.items():
+        try:
+            array = np.atleast_2d(np.asarray(values, dtype="float64"))
+        except ValueError as error:  # seeds with different numbers of epochs
+            raise invalid("errors", expected, errors) from error
+        if array.ndim != 2 or not array.size:
+            raise invalid("errors", expected, errors)
+        curves[label] = mean_and_interval(array)
+    return curves
 
 
 def _method(label):
@@ -219,14 +236,24 @@ def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
     The correlation coefficient is printed on it.
 
     Args:
-        mean_activity: Array of shape `(units,)`.
-        shift: Array of shape `(units,)`. The learned beta.
+        mean_activity: Array of shape `(units,)`, or of that of beta.
+        shift: Array of as many elements. The learned beta.
         ax: Axes to draw into.
         title: Title of the picture.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If they have not as many elements.
     """
+    mean_activity, shift = np.ravel(mean_activity), np.ravel(shift)
+    if mean_activity.size != shift.size:
+        raise ValueError(
+            "Invalid value received for argument `shift`. Expected a value "
+            f"for each of {mean_activity.size} mean activities. Received: "
+            f"{shift.size} values"
+        )
     ax = ax or plt.subplots()[1]
     ax.scatter(
         mean_activity, shift, s=8, alpha=0.5, linewidths=0, color=COLOURS[0]

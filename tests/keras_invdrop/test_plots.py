@@ -154,6 +154,14 @@ def test_errors_are_means_with_their_intervals(ax):
     assert "%" in ax.get_ylabel()
 
 
+@pytest.mark.parametrize(
+    "errors", [{}, [1.0], {"a": [[1.0, 2.0], [3.0]]}, {"a": []}]
+)
+def test_what_are_no_errors(errors):
+    with pytest.raises(ValueError, match="`errors`. Expected a dict from lab"):
+        plots.plot_errors(errors)
+
+
 def test_a_single_seed_has_no_interval(ax):
     plots.plot_errors({"invariant": [4.0, 2.0]}, ax)
     assert not ax.collections
@@ -189,6 +197,11 @@ def test_mean_against_shift_prints_the_correlation(ax):
 def test_a_constant_beta_has_no_correlation(ax):
     plots.plot_mean_against_shift([0.0, 1.0], [0.0, 0.0], ax)
     assert ax.texts[0].get_text() == "r undefined"
+
+
+def test_a_mean_for_each_shift():
+    with pytest.raises(ValueError, match="`shift`.*each of 2 mean.*3 values"):
+        plots.plot_mean_against_shift([0.0, 1.0], [0.0, 1.0, 2.0])
 
 
 def test_variance_report_has_three_bars_for_each_layer(ax):
