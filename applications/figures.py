@@ -53,7 +53,7 @@ def figure_1(
         "test_error" in run for runs in histories.values() for run in runs
     )
     measured = "test" if with_test else "validation"
-    seeds = {len(runs) for runs in histories.values()}
+    seeds = max(len(runs) for runs in histories.values())
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
@@ -65,7 +65,7 @@ def figure_1(
             for which in ("training", measured)
         },
         curves,
-        f"{max(seeds)} seeds (training error with dropout)",
+        f"{seeds} seed{'s' * (seeds > 1)} (training error with dropout)",
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")

@@ -200,6 +200,9 @@ def _method(label):
 def _plot_curve(ax, label, mean, half_width, colour, marker):
     """A curve, and a band about it where there is a `half_width`."""
     epochs = np.arange(1, len(mean) + 1)
+    every = max(1, len(mean) // 8)
+    # Not where others have theirs, for two curves may be one.
+    first = MARKERS.index(marker) * every // 3 % every
     ax.plot(
         epochs,
         mean,
@@ -207,7 +210,7 @@ def _plot_curve(ax, label, mean, half_width, colour, marker):
         color=colour,
         marker=marker,
         markersize=4,
-        markevery=max(1, len(mean) // 8),
+        markevery=(first, every),
         label=label,
     )
     if not np.isnan(half_width).all():
