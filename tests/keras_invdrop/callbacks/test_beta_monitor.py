@@ -262,6 +262,24 @@ def test_other_callbacks_see_the_figures(tmp_path):
     assert norms == history["drop/beta_norm"]
 
 
+def test_mixed_precision_and_integers():
+    drop = InvariantDropout(0.5, name="drop", dtype="mixed_bfloat16")
+    hidden = layers.Dense(4, "relu", dtype="mixed_bfloat16")
+    last = InvariantDropout(0.5, name="last", dtype="mixed_bfloat16")
+    model = sequential(drop, hidden, last, layers.Dense(2))
+    drop.beta.assign([-2.0, -1.0, 1.0])
+    last.beta.assign([-1.0, 0.5, 0.25, 0.0])
+    report = {row.layer: row for row in variance_report(model, X)}
+    history = fit(model, BetaMonitor(X.astype("uint8")))
+    for name, row in report.items():
+        (saved,) = history[f"{name}/variance_saved"]
+        # The activities have 8 bits, in both; those of the input are exact.
+        expected = 1 - row.at_present / row.at_zero
+        assert saved == pytest.approx(expected, rel=1e-4)
+    # Beta itself is in single precision.
+    assert history["drop/beta_mean"] == [pytest.approx(-2 / 3, rel=1e-6)]
+
+
 def test_a_sample_of_the_examples():
     x = np.arange(1000.0, dtype="float32")[:, None]
     one, other = BetaMonitor(x, examples=10), BetaMonitor(x, examples=10)
