@@ -14,6 +14,7 @@ import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from keras_invdrop.models.dropout_sites import dropout_sites  # noqa: E402
+from keras_invdrop.plots import plot_beta  # noqa: E402
 from keras_invdrop.plots import plot_errors  # noqa: E402
 from keras_invdrop.plots import plot_image  # noqa: E402
 from keras_invdrop.plots import plot_mean_against_shift  # noqa: E402
@@ -57,7 +58,7 @@ def figure_1(
             for run in runs
         )
     ]
-    seeds = {len(runs) for runs in histories.values()}
+    seeds = max(len(runs) for runs in histories.values())
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
@@ -69,15 +70,17 @@ def figure_1(
             for which in everywhere[:2]
         },
         curves,
-        f"Mean over {max(seeds)} seeds, and their range "
-        "(training error with dropout)",
+        f"{seeds} seed{'s' * (seeds > 1)} (training error with dropout)",
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
     if model is not None:
-        learned = model.get_layer("input_dropout").beta
-        learned = keras.ops.convert_to_numpy(learned).reshape(28, 28)
-        plot_image(learned, beta[0], "Learned beta of the input", True)
+        plot_beta(
+            model.get_layer("input_dropout"),
+            beta[0],
+            "Learned beta of the input",
+            shape=(28, 28),
+        )
     return fig
 
 

@@ -13,6 +13,7 @@ BACKEND = keras.backend.backend()
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NETWORK = ["--width", "0.02", "--batch", "4"]
 SMALL = {
+    "beta_monitor": ["--width", "0.02", "--steps", "2"],
     "export_latency": ["--width", "0.05", "--batches", "2"],
     "growth": ["--smallest"],
     "image_data_format": NETWORK,
