@@ -58,7 +58,10 @@ def figure_1(
             for run in runs
         )
     ]
-    seeds = max(len(runs) for runs in histories.values())
+    counts = {len(runs) for runs in histories.values()}
+    seeds = " to ".join(
+        str(count) for count in sorted({min(counts), max(counts)})
+    )
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
@@ -70,7 +73,7 @@ def figure_1(
             for which in everywhere[:2]
         },
         curves,
-        f"{seeds} seed{'s' * (seeds > 1)} (training error with dropout)",
+        f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
