@@ -21,14 +21,14 @@ def as_google(text: str) -> str:
     shapes and references are text.
     """
     text = re.sub(
-        r"(?m)^Call arguments:$", "Other Parameters: Call arguments", text
+        r"(?m)^Call arguments:$", "Other Parameters: Call arguments:", text
     )
     text = SHAPE.sub(
         lambda found: f"**{found[1]}:**\n\n{textwrap.dedent(found[2])}", text
     )
     text = EXAMPLE.sub(
         lambda found: (
-            "Examples: Example\n"
+            "Examples: Example:\n"
             + textwrap.indent(found[1].strip(), "    ")
             + "\n\n"
         ),
@@ -56,6 +56,8 @@ class KerasDocstrings(Extension):
                 path.read_text(),
                 extensions=loader.extensions,
                 parent=parent,
+                docstring_parser=loader.docstring_parser,
+                docstring_options=loader.docstring_options,
                 lines_collection=loader.lines_collection,
                 modules_collection=loader.modules_collection,
             )

@@ -49,6 +49,9 @@ def test_every_docstring_is_in_the_reference(site):
     for docstring in docstrings:
         first, *_ = docstring.splitlines()
         assert first.replace("`", "") in reference
+    # Sections are read as such, and examples as code.
+    assert "Parameters: " in reference
+    assert "Args: " not in reference
 
 
 def test_pages_link_each_other_as_the_files_do(site):
