@@ -7,12 +7,12 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 import typer
 from keras_invdrop.applications.command_line import app
 from keras_invdrop.applications.tables import rows
 from markdown_it import MarkdownIt
+from typer.exceptions import TyperException
 
 import keras_invdrop
 from keras_invdrop import applications
@@ -130,7 +130,7 @@ def test_commands_exist(page, monkeypatch):
             elif name == "pip":
                 for several in re.findall(r"\[(.+?)\]", " ".join(command)):
                     assert set(several.split(",")) <= set(extras)
-        except (KeyError, ValueError, click.ClickException) as error:
+        except (KeyError, ValueError, TyperException) as error:
             pytest.fail(f"{page}: {name} {shlex.join(command)}: {error}")
 
 
