@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BACKENDS := jax tensorflow torch
 BENCHMARKS := training_step plain_pytorch growth peak_memory image_data_format \
-	maxout locally_connected2d export_latency
+	maxout locally_connected2d export_latency beta_monitor
 export KERAS_BACKEND ?= jax
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # What is no warning of the build, but news of the theme's successor.

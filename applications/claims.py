@@ -19,6 +19,10 @@ SAME_WITHIN = 0.1
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 
+# What may be selected for each row, and then does not keep rows from being
+# compared.
+SELECTED = ("learning_rate", "max_norm")
+
 # Where beta starts calibrated, which is ours and not the paper's.
 CALIBRATED = "+calibrated"
 
@@ -205,9 +209,9 @@ def findings(results: Iterable[Result]) -> list[Finding]:
     """What results say of the claims.
 
     Compared are trainings with the same seed, under the same conditions but
-    for the method, the encoding and how beta starts and decays. A claim of
-    which nothing was measured is left out; one that was measured under several
-    conditions is there several times.
+    for the method, the encoding, how beta starts and decays, and what was
+    selected for each row. A claim of which nothing was measured is left out;
+    one that was measured under several conditions is there several times.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -245,6 +249,9 @@ def _conditions(result: Result) -> str:
     """What must be alike in trainings that are compared."""
     conditions = {**result.conditions, "limit_train": result.limit_train}
     recipe = dict(conditions["recipe"])
+    own = ROWS[result.row].trained(recipe["calibrated"])
+    if all(recipe[name] == getattr(own, name) for name in SELECTED):
+        recipe |= dict.fromkeys(SELECTED, "the row's own")
     del recipe["calibrated"], recipe["beta_decay"]
     if ROWS[result.row].partition is not None:
         # Partitions differ by an example.

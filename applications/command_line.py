@@ -98,13 +98,14 @@ def jobs_of(
 ) -> list[Job]:
     """Each row with each seed, its recipe changed by what is not None."""
     given = {k: v for k, v in changes.items() if v is not None}
+    calibrated = given.get("calibrated", False)
     found = {each.id: each for name in names for each in rows(name)}
     if data not in (None, "digits"):
         # Wherever the process is that reads it.
         data = str(Path(data).absolute())
     return [
         Job(
-            replace(row, recipe=replace(row.recipe, **given)),
+            replace(row, recipe=replace(row.trained(calibrated), **given)),
             seed,
             width,
             activation,
@@ -124,8 +125,14 @@ def check(jobs: Sequence[Job]) -> None:
 
     Raises:
         ValueError: If a row cannot be calibrated, takes no such data, or its
-            network cannot be built.
+            network cannot be built; if the backend makes no several steps.
     """
+    if keras.backend.backend() == "torch" and jobs[0].steps_per_execution > 1:
+        raise invalid(
+            "--steps-per-execution",
+            "1 on PyTorch, whose steps Keras makes one by one",
+            jobs[0].steps_per_execution,
+        )
     for job in jobs:
         job.check_data()
         if job.row.recipe.calibrated and not has_shift(job.row.method):

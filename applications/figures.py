@@ -14,6 +14,7 @@ import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from keras_invdrop.models.dropout_sites import dropout_sites  # noqa: E402
+from keras_invdrop.plots import plot_beta  # noqa: E402
 from keras_invdrop.plots import plot_errors  # noqa: E402
 from keras_invdrop.plots import plot_image  # noqa: E402
 from keras_invdrop.plots import plot_mean_against_shift  # noqa: E402
@@ -32,7 +33,7 @@ def figure_1(
 
     The curves are those of the training error and of the test error, or of
     the validation error where that of the test set was not measured after
-    each epoch.
+    each epoch, if there was one.
 
     Args:
         dataset: The data set on which the networks were trained.
@@ -48,11 +49,19 @@ def figure_1(
         width_ratios=(1.5, 1, 1)[:panels],
         layout="constrained",
     )
-    with_test = all(
-        "test_error" in run for runs in histories.values() for run in runs
+    everywhere = [
+        which
+        for which in ("training", "test", "validation")
+        if all(
+            f"{which}_error" in run
+            for runs in histories.values()
+            for run in runs
+        )
+    ]
+    counts = {len(runs) for runs in histories.values()}
+    seeds = " to ".join(
+        str(count) for count in sorted({min(counts), max(counts)})
     )
-    measured = "test" if with_test else "validation"
-    seeds = {len(runs) for runs in histories.values()}
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
@@ -61,18 +70,20 @@ def figure_1(
         {
             f"{method}, {which}": [run[f"{which}_error"] for run in runs]
             for method, runs in histories.items()
-            for which in ("training", measured)
+            for which in everywhere[:2]
         },
         curves,
-        f"Mean over {max(seeds)} seeds, and their range "
-        "(training error with dropout)",
+        f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
     )
     images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
     if model is not None:
-        learned = model.get_layer("input_dropout").beta
-        learned = keras.ops.convert_to_numpy(learned).reshape(28, 28)
-        plot_image(learned, beta[0], "Learned beta of the input", True)
+        plot_beta(
+            model.get_layer("input_dropout"),
+            beta[0],
+            "Learned beta of the input",
+            shape=(28, 28),
+        )
     return fig
 
 

@@ -132,7 +132,9 @@ def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 def _conditions(row: Row, result: Result) -> dict[str, Any]:
     conditions = result.conditions
-    recipe, usual = conditions.pop("recipe"), asdict(row.recipe)
+    recipe = conditions.pop("recipe")
+    usual = asdict(row.trained(recipe["calibrated"]))
+    usual["calibrated"] = False  # said where it is not so
     settings = {
         name: value
         for name, value in recipe.items()

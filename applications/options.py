@@ -98,8 +98,8 @@ StepsPerExecution = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Training steps in one call of the backend: on a GPU, 100 save "
-        "most of the time of a small network.",
+        help="Training steps in one call of the backend, on JAX and "
+        "TensorFlow: on a GPU, 100 save most of the time of a small network.",
     ),
 ]
 Out = Annotated[

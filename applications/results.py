@@ -1,21 +1,16 @@
 """Results of trainings: records, files and statistics over seeds."""
 
 import json
-import os
 from collections.abc import Iterable
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
-import scipy.stats
+from keras_invdrop.files import replacing as replacing
+from keras_invdrop.statistics import mean_and_interval as over_seeds
 
 from .tables import rows
 
@@ -86,30 +81,6 @@ class Result:
         )
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `path` at the end.
-
-    If the block fails, `path` is what it was before. The path that is given
-    has the same suffix, and is no other process's, on any machine.
-
-    Raises:
-        OSError: If the block raises one; it says what could not be written.
-    """
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written: {error.strerror or error}"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def write_result(path: Path, result: Result) -> None:
     """Writes `result` as JSON, in place of what `path` held."""
     with replacing(path) as temporary:
@@ -158,8 +129,5 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     Student's t over the values, which are taken as independent and normal;
     the half width of a single value is NaN.
     """
-    array = np.asarray(list(values), dtype="float64")
-    if len(array) < 2:
-        return float(array.mean()), float("nan")
-    quantile = scipy.stats.t.ppf(0.975, df=len(array) - 1)
-    return float(array.mean()), float(quantile * scipy.stats.sem(array))
+    mean, half_width = over_seeds(list(values))
+    return float(mean), float(half_width)

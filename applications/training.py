@@ -13,6 +13,7 @@ import pandas as pd
 
 from keras_invdrop.layers.shifted_dropout import ShiftedDropout
 from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop.statistics import correlation
 
 from .datasets import Dataset
 from .datasets import Split
@@ -221,10 +222,8 @@ def _correlations(
         activities = site.activities(examples.x[:OBSERVED])
         mean = activities.mean(axis=site.shift_axes(activities.ndim))
         shift = keras.ops.convert_to_numpy(site.layer.shift)
-        both = np.stack([mean.ravel(), shift.ravel()]).astype("float64")
-        constant = not both.std(axis=1).all()
-        r = None if constant else round(float(np.corrcoef(both)[0, 1]), 4)
-        correlations[site.layer.name] = r
+        r = correlation(mean, shift)
+        correlations[site.layer.name] = None if np.isnan(r) else round(r, 4)
     return correlations
 
 

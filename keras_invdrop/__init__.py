@@ -1,9 +1,11 @@
 """Invariant dropout (Ba, Xiong and Frey, 2014) for Keras 3."""
 
 from . import backend as backend  # first: it says which one is missing
+from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
+from .callbacks import BetaMonitor as BetaMonitor
 from .layers import GlobalContrastNormalization as GlobalContrastNormalization
 from .layers import InvariantDropout as InvariantDropout
 from .layers import LocallyConnected2D as LocallyConnected2D

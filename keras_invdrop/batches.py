@@ -31,7 +31,7 @@ def batches(data, batch_size, inputs=1):
         numbers = itertools.count() if size is None else range(size)
         found = map(data.__getitem__, numbers)
     elif _is_arrays(data, inputs):
-        found = ((part,) for part in _parts(data, batch_size))
+        found = ((part,) for part in parts(data, batch_size))
     elif hasattr(data, "__iter__"):
         found = iter(data)
     else:
@@ -43,15 +43,35 @@ def batches(data, batch_size, inputs=1):
         yield tree.map_structure(keras.ops.convert_to_numpy, examples)
 
 
+def count_examples(x):
+    """How many examples the arrays `x` have, at least one.
+
+    Args:
+        x: Array, or structure of arrays, of shape `(examples, ...)`.
+    """
+    shapes: list[tuple[int, ...]] = [
+        getattr(array, "shape", ()) for array in tree.flatten(x)
+    ]
+    sizes = {shape[0] if len(shape) else 0 for shape in shapes}
+    if len(sizes) != 1 or sizes == {0}:
+        raise ValueError(
+            "Invalid value received for argument `x`. Expected arrays with "
+            "the same number of examples, at least one. Received: shapes "
+            + ", ".join(str(tuple(shape)) for shape in shapes)
+        )
+    return sizes.pop()
+
+
+def parts(arrays, size):
+    """Batches of `size` examples of the arrays, the last one of the rest."""
+    examples = max(array.shape[0] for array in tree.flatten(arrays))
+    for start in range(0, examples, size):
+        part = slice(start, start + size)
+        yield tree.map_structure(lambda array: array[part], arrays)  # noqa: B023
+
+
 def _is_arrays(data, count):
     arrays = tree.flatten(data)
     return len(arrays) == count and all(
         hasattr(array, "shape") for array in arrays
     )
-
-
-def _parts(arrays, size):
-    examples = max(array.shape[0] for array in tree.flatten(arrays))
-    for start in range(0, examples, size):
-        part = slice(start, start + size)
-        yield tree.map_structure(lambda array: array[part], arrays)  # noqa: B023

@@ -1,12 +1,45 @@
 """Pictures of what invariant dropout learns.
 
 Each function draws into the axes `ax`, or into new ones, and returns them.
-Needs matplotlib.
+What a picture says it does not say by colour alone, and its colours are told
+apart by the colour-blind.
+
+Needs matplotlib and scipy: pip install keras-invdrop[plots]
 """
 
+from itertools import cycle
+
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from keras import ops
+from matplotlib.colors import ListedColormap
 from matplotlib.ticker import LogLocator
+
+from .layers.shifted_dropout import ShiftedDropout
+from .models.dropout_sites import channel_axis
+from .models.variance_report import InjectedVariance
+from .random import dropout_mask
+from .random import mask_shape
+from .statistics import correlation
+from .statistics import mean_and_interval
+from .validation import check_broadcast
+from .validation import check_fraction
+from .validation import check_noise_shape
+from .validation import check_seed
+from .validation import invalid
+from .validation import is_integer
+
+# Okabe and Ito's, without the yellow that is hard to see on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vP"
+# From light to dark, for grey printers, and hatched.
+BARS = {
+    "shift at zero": {"color": "#F0E442", "hatch": "//"},
+    "now": {"color": "#56B4E9", "hatch": ""},
+    "at minus the mean activity": {"color": "#0072B2", "hatch": ".."},
+}
+DROPPED, KEPT = "0.25", "0.95"
 
 
 def plot_image(values, ax=None, title=None, symmetric=False):
@@ -21,10 +54,19 @@ def plot_image(values, ax=None, title=None, symmetric=False):
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If `values` has not two axes.
     """
+    values = np.asarray(values, dtype="float64")
+    if values.ndim != 2 or not values.size:
+        raise ValueError(
+            "Invalid value received for argument `values`. Expected an array "
+            f"of shape (height, width). Received: shape {values.shape}"
+        )
     ax = ax or plt.subplots()[1]
-    values = np.asarray(values)
-    limit = np.abs(values).max()
+    # Zeros alone are in the middle of the scale, too.
+    limit = np.nanmax(np.abs(values), initial=0) or 1.0
     image = ax.imshow(
         values,
         cmap="RdBu_r" if symmetric else "gray",
@@ -36,8 +78,73 @@ def plot_image(values, ax=None, title=None, symmetric=False):
     return ax
 
 
+def plot_beta(layer, ax=None, title=None, shape=None):
+    """Draws the beta of a layer as an image, red above zero and blue below.
+
+    Of several channels it is the mean.
+
+    Args:
+        layer: A dropout layer of this library that has been built, with a beta
+            for each pixel.
+        ax: Axes to draw into.
+        title: Title of the picture.
+        shape: Tuple of integers, `(height, width)` or with the channels, such
+            as `(28, 28)`, for a layer whose input is flat. By default it is
+            that of the input.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If `layer` is not such a layer, or `shape` does not hold as
+            many elements as beta.
+    """
+    return plot_image(_image_of(layer, shape), ax, title, symmetric=True)
+
+
+def _image_of(layer, shape):
+    """The beta of a layer, of shape `(height, width)`."""
+    if not isinstance(layer, ShiftedDropout) or not layer.built:
+        raise invalid(
+            "layer",
+            "a dropout layer of this library, such as `InvariantDropout`, "
+            "that has been built",
+            layer,
+        )
+    beta = ops.convert_to_numpy(layer.shift).astype("float64")
+    if shape is None:
+        shape = beta.shape
+    expected = (
+        "(height, width), or with the channels, for a beta of shape "
+        f"{beta.shape}"
+    )
+    if (
+        not isinstance(shape, (list, tuple))
+        or len(shape) not in (2, 3)
+        or not all(is_integer(size) and size > 0 for size in shape)
+        or np.prod(shape) != beta.size
+    ):
+        raise invalid("shape", expected, shape)
+    image = beta.reshape(shape)
+    if image.ndim == 3:
+        channels = channel_axis(getattr(layer, "data_format", None), 4) - 1
+        image = image.mean(axis=channels)
+    if image.size == 1 < beta.size:
+        raise ValueError(
+            "Invalid value received for argument `layer`. Expected one with a "
+            f"beta for each pixel. Received: layer '{layer.name}' with one for "
+            f"each feature map, of shape {beta.shape}"
+        )
+    return image
+
+
 def plot_errors(errors, ax=None, title=None):
-    """Draws errors per epoch, each the mean over seeds within its range.
+    """Draws errors per epoch: the mean over seeds, and how sure it is.
+
+    The band is the 95 % confidence interval of the mean, Student's t over the
+    seeds, where there are two or more. What has the same label up to a comma,
+    as `"invariant, test"` and `"invariant, training"`, has the same colour,
+    and what has "training" in it is dashed.
 
     Args:
         errors: Dict from a label to an array of shape `(seeds, epochs)`, in
@@ -47,30 +154,83 @@ def plot_errors(errors, ax=None, title=None):
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If `errors` is not such a dict.
     """
+    curves = _curves(errors)
     ax = ax or plt.subplots()[1]
-    for label, values in errors.items():
-        values = np.atleast_2d(values)
-        epochs = np.arange(1, values.shape[1] + 1)
-        style = "--" if "training" in label else "-"
-        (line,) = ax.plot(epochs, values.mean(axis=0), style, label=label)
-        ax.fill_between(
-            epochs,
-            values.min(axis=0),
-            values.max(axis=0),
-            color=line.get_color(),
-            alpha=0.2,
-            linewidth=0,
-        )
+    looks = cycle(zip(COLOURS, MARKERS, strict=True))
+    methods = dict(zip(dict.fromkeys(map(_method, errors)), looks))  # noqa: B905
+    for label, curve in curves.items():
+        _plot_curve(ax, label, *curve, *methods[_method(label)])
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
+    _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter("{x:g}")
     # No more labels than have room over two decades.
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
-    ax.legend()
+    ax.legend(title="mean, 95 % interval" if ax.collections else None)
     return ax
+
+
+def _curves(errors):
+    """The mean over seeds and half the width of its interval, by label."""
+    expected = "a dict from labels to arrays of shape (seeds, epochs)"
+    if not isinstance(errors, dict) or not errors:
+        raise invalid("errors", expected, errors)
+    curves = {}
+    for label, values in errors.items():
+        try:
+            array = np.atleast_2d(np.asarray(values, dtype="float64"))
+        except ValueError as error:  # seeds with different numbers of epochs
+            raise invalid("errors", expected, errors) from error
+        if array.ndim != 2 or not array.size:
+            raise invalid("errors", expected, errors)
+        curves[label] = mean_and_interval(array)
+    return curves
+
+
+def _method(label):
+    return label.partition(",")[0]
+
+
+def _plot_curve(ax, label, mean, half_width, colour, marker):
+    """A curve, and a band about it where there is a `half_width`."""
+    epochs = np.arange(1, len(mean) + 1)
+    every = max(1, len(mean) // 8)
+    # Not where others have theirs, for two curves may be one.
+    first = MARKERS.index(marker) * every // 3 % every
+    ax.plot(
+        epochs,
+        mean,
+        "--" if "training" in label else "-",
+        color=colour,
+        marker=marker,
+        markersize=4,
+        markevery=(first, every),
+        label=label,
+    )
+    if not np.isnan(half_width).all():
+        ax.fill_between(
+            epochs,
+            mean - half_width,
+            mean + half_width,
+            color=colour,
+            alpha=0.2,
+            linewidth=0,
+        )
+
+
+def _limit_below(ax, *curves):
+    """Keeps a logarithmic axis from following a band that nears zero."""
+    means = np.concatenate([mean for mean, _ in curves])
+    bands = np.concatenate([mean - half for mean, half in curves])
+    lowest = np.min(means, where=means > 0, initial=np.inf)
+    if (bands < lowest / 2).any():
+        ax.set_ylim(bottom=lowest / 2)
 
 
 def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
@@ -79,19 +239,133 @@ def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
     The correlation coefficient is printed on it.
 
     Args:
-        mean_activity: Array of shape `(units,)`.
-        shift: Array of shape `(units,)`. The learned beta.
+        mean_activity: Array of shape `(units,)`, or of that of beta.
+        shift: Array of as many elements. The learned beta.
         ax: Axes to draw into.
         title: Title of the picture.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If they have not as many elements.
     """
+    mean_activity, shift = np.ravel(mean_activity), np.ravel(shift)
+    if mean_activity.size != shift.size:
+        raise ValueError(
+            "Invalid value received for argument `shift`. Expected a value "
+            f"for each of {mean_activity.size} mean activities. Received: "
+            f"{shift.size} values"
+        )
     ax = ax or plt.subplots()[1]
-    ax.scatter(mean_activity, shift, s=6, alpha=0.5, linewidths=0)
-    r = np.corrcoef(mean_activity, shift)[0, 1]
-    ax.text(0.97, 0.95, f"r = {r:.2f}", transform=ax.transAxes, ha="right",
-            va="top", bbox={"facecolor": "white", "alpha": 0.8})  # fmt: skip
+    ax.scatter(
+        mean_activity, shift, s=8, alpha=0.5, linewidths=0, color=COLOURS[0]
+    )
+    r = correlation(mean_activity, shift)
+    text = "r undefined" if np.isnan(r) else f"r = {r:.2f}"
+    ax.text(0.97, 0.95, text, transform=ax.transAxes, ha="right", va="top",
+            bbox={"facecolor": "white", "alpha": 0.8})  # fmt: skip
     ax.set(title=title, xlabel="mean activity", ylabel="learned beta")
     ax.grid(alpha=0.3)
     return ax
+
+
+def plot_variance_report(report, ax=None, title=None):
+    """Draws how much variance each dropout layer injects, and could.
+
+    Three bars for each line of the report: with the shift at zero, as it is
+    now, and at minus the mean activity, each with its figure.
+
+    Args:
+        report: What `keras_invdrop.variance_report` returns.
+        ax: Axes to draw into.
+        title: Title of the picture.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If `report` is not a report, or has no lines.
+    """
+    if (
+        not isinstance(report, (list, tuple))
+        or not report
+        or not all(isinstance(row, InjectedVariance) for row in report)
+    ):
+        raise invalid("report", "what `variance_report` returns", report)
+    if ax is None:
+        width = max(6.4, 1.5 + 1.8 * len(report))
+        ax = plt.subplots(figsize=(width, 4.8), layout="constrained")[1]
+    places = np.arange(len(report))
+    heights = (
+        [row.at_zero for row in report],
+        [row.at_present for row in report],
+        [row.at_best for row in report],
+    )
+    for i, (label, style) in enumerate(BARS.items()):
+        bars = ax.bar(
+            places + 0.27 * (i - 1),
+            heights[i],
+            width=0.25,
+            label=label,
+            edgecolor="black",
+            linewidth=0.6,
+            **style,
+        )
+        ax.bar_label(bars, fmt="{:.3g}", padding=2, fontsize="x-small")
+    ax.set_xticks(places, [_place(row) for row in report])
+    ax.margins(y=0.2)  # room for the legend
+    ax.set(title=title, ylabel="injected variance (Eq. 10)")
+    ax.grid(alpha=0.3, axis="y")
+    ax.set_axisbelow(True)
+    ax.legend(loc="upper center", ncols=len(BARS), fontsize="small")
+    return ax
+
+
+def _place(row):
+    return f"{row.layer}\n\N{RIGHTWARDS ARROW} {row.next_layer or 'output'}"
+
+
+def plot_mask(rate, shape, ax=None, title=None, noise_shape=None, seed=0):
+    """Draws a sample of the mask that the layers draw, dark where it drops.
+
+    Args:
+        rate: Float between 0 and 1. Fraction of the activities to drop.
+        shape: Tuple of two integers, `(rows, columns)`: of an image, or the
+            examples and the units.
+        ax: Axes to draw into.
+        title: Title of the picture.
+        noise_shape: Tuple of two integers or `None`. Shape of the mask, as in
+            `InvariantDropout`: 1 uses one draw for the whole axis.
+        seed: Integer to use as random seed, or None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+    kept = _mask(check_fraction("rate", rate), shape, noise_shape, seed)
+    ax = ax or plt.subplots()[1]
+    ax.imshow(kept, ListedColormap([DROPPED, KEPT]), vmin=0, vmax=1)
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.set_xlabel(f"rate {rate:g}: {1 - kept.mean():.1%} dropped (dark)")
+    return ax
+
+
+def _mask(rate, shape, noise_shape, seed):
+    """An array of shape `shape`, 1 where an activity is kept and else 0."""
+    if (
+        not isinstance(shape, (list, tuple))
+        or len(shape) != 2
+        or not all(is_integer(size) and size > 0 for size in shape)
+    ):
+        raise invalid("shape", "two positive integers, (rows, columns)", shape)
+    noise_shape = check_noise_shape(noise_shape)
+    check_broadcast(noise_shape, shape)
+    check_seed(seed)
+    if rate in (0, 1):  # which takes no draw
+        return np.full(shape, 1.0 - rate)
+    generator = keras.random.SeedGenerator(seed)
+    mask = dropout_mask(mask_shape(noise_shape, tuple(shape)), rate, generator)
+    return np.broadcast_to(ops.convert_to_numpy(mask), shape).astype("float64")

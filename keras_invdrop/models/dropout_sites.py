@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 from keras import ops
+from keras.src.models.functional import operation_fn
 
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import mask_shape
@@ -19,6 +20,7 @@ from .graph import check_model
 from .graph import graph_layers
 from .graph import graph_of
 from .graph import nodes
+from .graph import run_through
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -98,6 +100,29 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     graph = graph_of(check_model(model))
     warn_of_hidden_dropout(model)
     return list(_sites(graph, reach=lambda x: x))
+
+
+def all_activities(model: keras.Model, x: Any) -> list[np.ndarray]:
+    """The activities that reach each site, all from one pass.
+
+    Args:
+        model: A model that `dropout_sites` takes.
+        x: A batch of its input.
+
+    Returns:
+        For each of `dropout_sites(model)` what its `activities(x)` are.
+    """
+    graph = graph_of(check_model(model))
+    found = []
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, DROPOUT):
+            inputs = args[0] if args else kwargs["inputs"]
+            found.append(ops.convert_to_numpy(inputs))
+        return operation_fn(layer, training=False)(*args, **kwargs)
+
+    run_through(graph, graph._standardize_inputs(x), call)
+    return found
 
 
 def warn_of_hidden_dropout(model, seen=DROPOUT):

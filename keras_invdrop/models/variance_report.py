@@ -1,14 +1,19 @@
 import math
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers
 from keras import ops
 
+from ..batches import count_examples
+from ..batches import parts
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import keep_probability
@@ -62,9 +67,7 @@ class InjectedVariance:
     @property
     def saving(self) -> float:
         """The fraction of today's variance that the best shift takes away."""
-        if self.at_present == 0:
-            return 0.0
-        return 1 - self.at_best / self.at_present
+        return fraction_saved(self.at_present, self.at_best)
 
     def __str__(self):
         return (
@@ -74,6 +77,11 @@ class InjectedVariance:
             f"activity ({abs(self.saving):.0%} "
             f"{'less' if self.saving >= 0 else 'more'} than now)"
         )
+
+
+def fraction_saved(before: float, after: float) -> float:
+    """The fraction of a variance that is gone; 0 where there was none."""
+    return 1 - after / before if before else 0.0
 
 
 def variance_report(
@@ -149,55 +157,97 @@ def variance_report(
             "Invalid value received for argument `model`. Expected a model "
             f"with a dropout layer. Received: model={model}"
         )
-    shapes: list[tuple[int, ...]] = [
-        getattr(array, "shape", ()) for array in keras.tree.flatten(x)
-    ]
-    sizes = {shape[0] if len(shape) else 0 for shape in shapes}
-    if len(sizes) != 1 or sizes == {0}:
-        raise ValueError(
-            "Invalid value received for argument `x`. Expected arrays with "
-            "the same number of examples, at least one. Received: shapes "
-            + ", ".join(str(tuple(shape)) for shape in shapes)
+    count_examples(x)
+
+    # Anew at each call, so that they are never all in memory.
+    def activities(site):
+        return map(site.activities, parts(x, batch_size))
+
+    return [
+        row
+        for site in sites
+        for row in injected_variances(
+            site,
+            linear_parts(site),
+            moments_of(activities(site)),
+            partial(activities, site),
         )
-    examples = sizes.pop()
-
-    def batches():
-        for start in range(0, examples, batch_size):
-            stop = start + batch_size
-            yield keras.tree.map_structure(lambda a: a[start:stop], x)  # noqa: B023
-
-    return [row for site in sites for row in _site_report(site, batches)]
+    ]
 
 
-def _site_report(
-    site: DropoutSite, batches: Callable[[], Iterator[Any]]
-) -> Iterator[InjectedVariance]:
-    def activities():
-        for batch in batches():
-            yield site.activities(batch).astype("float64")
+class Moments(NamedTuple):
+    """What Eq. 10 needs of the activities, but where they share a mask.
 
-    total, examples = 0.0, 0
-    for a in activities():
-        total, examples = total + a.sum(axis=0), examples + len(a)
-    mean = np.asarray(total / examples)
+    Attributes:
+        mean: The mean of each activity over the examples.
+        square: The mean of its square.
+        examples: Over how many.
+    """
+
+    mean: np.ndarray
+    square: np.ndarray
+    examples: int
+
+
+def moments_of(batches: Iterable[np.ndarray]) -> Moments:
+    """The moments of batches of activities of shape `(batch, ...)`."""
+    total, square, examples = np.zeros(()), np.zeros(()), 0
+    for batch in batches:
+        a = batch.astype("float64")
+        total = total + a.sum(axis=0)
+        square = square + np.einsum("n...,n...->...", a, a)
+        examples += len(a)
+    return Moments(total / examples, square / examples, examples)
+
+
+def mean_for_each_shift(site: DropoutSite, mean: np.ndarray) -> np.ndarray:
+    """The mean activity along the axes that share a shift, of size 1 then."""
     shared = tuple(axis - 1 for axis in site.shift_axes(mean.ndim + 1)[1:])
-    present = 0.0
+    return mean.mean(axis=shared, keepdims=True)
+
+
+def present_shift(site: DropoutSite) -> np.ndarray:
+    """What the layer adds to each activity; 0 where it adds nothing."""
     if isinstance(site.layer, ShiftedDropout):
-        present = ops.convert_to_numpy(site.layer.shift).astype("float64")
-    shifts = (0.0, present, -mean.mean(axis=shared, keepdims=True))
-    for between, next_layer in site.next_layers or [([], None)]:
-        linear = _linear_part(between, next_layer)
-        variances = np.zeros(len(shifts))
-        for a in activities():
-            variances += [
-                _sum_over_masks(linear, a + shift, site.mask_shape(a.shape))
-                * len(a)
-                / examples
-                for shift in shifts
-            ]
+        return ops.convert_to_numpy(site.layer.shift).astype("float64")
+    return np.zeros(())
+
+
+def injected_variances(
+    site: DropoutSite,
+    linear: list[tuple[str | None, Callable]],
+    moments: Moments,
+    activities: Callable[[], Iterable[np.ndarray]],
+) -> Iterator[InjectedVariance]:
+    """The lines of the report for one site.
+
+    Args:
+        site: The site.
+        linear: `linear_parts(site)`.
+        moments: The moments of the activities.
+        activities: Function that returns the batches of activities. Only
+            where activities share a mask are they needed.
+    """
+    best = -mean_for_each_shift(site, moments.mean)
+    shifts = (np.zeros(()), present_shift(site), best)
+    shape = moments.mean.shape
+    mask_shape = site.mask_shape((1, *shape))
+    groups = math.prod(mask_shape[1:])
+    for next_layer, layer in linear:
+        if groups == math.prod(shape):
+            variances = _of_single_activities(layer, moments, shifts)
+        else:
+            variances = np.zeros(len(shifts))
+            for a in activities():
+                variances += [
+                    _of_groups(layer, a + shift, mask_shape)
+                    * len(a)
+                    / moments.examples
+                    for shift in shifts
+                ]
         yield InjectedVariance(
             site.layer.name,
-            next_layer.name if next_layer is not None else None,
+            next_layer,
             site.layer.rate,
             *(_mask_variance(site.layer) * variances).tolist(),
         )
@@ -213,18 +263,27 @@ def _mask_variance(layer):
     return (1 - keep) / keep if keep > 0 else 0.0
 
 
-def _sum_over_masks(linear, y, mask_shape):
-    """Eq. 10 without the variance of the mask, averaged.
+def _of_single_activities(linear, moments, shifts):
+    """Eq. 10 without the variance of the mask, averaged, for each shift.
 
-    `y` are shifted activities `(batch, ...)`. With the activities in a group
-    `g` sharing an element of the mask, it is the mean over examples and units
-    of `sum_g (sum_{i in g} w_i y_i)^2`.
+    `sum_i w_i^2 y_i^2`, with the shifted activities `y`, is the layer's own
+    operation on squared activities with a squared kernel; and as that is
+    linear, its mean over the examples is what it makes of their mean.
+    """
+    mean, square, _ = moments
+    squares = [square + 2 * shift * mean + shift**2 for shift in shifts]
+    # A sum that ought to be 0 may come out below it.
+    of_shifts = linear(np.maximum(squares, 0), squared=True)
+    return of_shifts.reshape((len(shifts), -1)).mean(axis=1, dtype="float64")
+
+
+def _of_groups(linear, y, mask_shape):
+    """The same for shifted activities `y`, of shape `(batch, ...)`.
+
+    With the activities in a group `g` sharing an element of the mask, it is
+    the mean over examples and units of `sum_g (sum_{i in g} w_i y_i)^2`.
     """
     groups = math.prod(mask_shape[1:])
-    if groups == math.prod(y.shape[1:]):
-        # Each activity is a group: sum_i w_i^2 y_i^2 is the layer's own
-        # operation on squared activities with a squared kernel.
-        return linear(y**2, squared=True).mean()
     group = np.arange(groups).reshape((1, *mask_shape[1:]))
     group = np.broadcast_to(group, (1, *y.shape[1:]))
     return sum(
@@ -232,12 +291,22 @@ def _sum_over_masks(linear, y, mask_shape):
     )
 
 
-def _linear_part(between, layer):
-    """What follows a dropout layer, without bias and activation function.
+def linear_parts(site: DropoutSite) -> list[tuple[str | None, Callable]]:
+    """What follows a site: the names of the next layers, and what they do.
 
-    Returns a function of the dropped activities and of whether to square the
-    kernel, which returns the array that `layer` would put out, in float32.
+    Each is without bias and activation function, and has the weights that the
+    layer has when it is called: a function of the dropped activities and of
+    whether to square the kernel, which returns an array.
     """
+    if not site.next_layers:
+        return [(None, _linear_part([], None))]
+    return [
+        (layer.name, _linear_part(between, layer))
+        for between, layer in site.next_layers
+    ]
+
+
+def _linear_part(between, layer):
     layer = core_of(layer)
     # Not a subclass, which may do anything.
     if type(layer) not in LINEAR:
@@ -248,14 +317,16 @@ def _linear_part(between, layer):
             f"whose weights are not quantized. Received: layer '{layer.name}' "
             f"with quantization_mode={layer.quantization_mode!r}"
         )
-    twin = without_bias(layer, dtype="float32")
-    kernel = ops.convert_to_numpy(layer.kernel).astype("float32")
+    # Zeros take no random numbers from anyone.
+    zeros = {x: "zeros" for x in layer.get_config() if "_initializer" in x}
+    twin = without_bias(layer, dtype="float32", **zeros)
 
     def linear(y, squared=False):
         for rearrange in between:
             y = rearrange(y)
         if not twin.built:
             twin.build(y.shape)
+        kernel = ops.convert_to_numpy(layer.kernel).astype("float32")
         twin.set_weights([kernel**2 if squared else kernel])
         return ops.convert_to_numpy(twin(y))
 

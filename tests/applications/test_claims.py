@@ -208,3 +208,24 @@ def test_more_code_quality_is_better_over_all_partitions(made):
     # Fewer examples are another condition.
     few = [dataclasses.replace(each, limit_train=50) for each in results[:3]]
     assert len(found([*results, *few], invariant.claim.text)) == 2
+
+
+def test_settings_selected_for_a_row_do_not_keep_it_from_being_compared(made):
+    claim = "Standard dropout makes more errors on the inverted encoding"
+    ids = [f"table2/{name}/standard" for name in ("original", "inverted")]
+    assert len({ROWS[row].recipe.learning_rate for row in ids}) == 2
+    own = [
+        made(row, seed, test + seed)
+        for row, test in zip(ids, (1.0, 2.5), strict=True)
+        for seed in (0, 1)
+    ]
+    (finding,) = found(own, claim)
+    assert finding.values == [1.5, 1.5]
+    # Other settings are compared with the same ones only.
+    other = made(ids[0], 2, 1.0, {"max_norm": 3.0})
+    (finding,) = found([*own, other, made(ids[1], 2, 9.0)], claim)
+    assert finding.values == [1.5, 1.5]
+    same = made(ids[1], 2, 9.0, {"max_norm": 3.0})
+    same.recipe["learning_rate"] = other.recipe["learning_rate"]
+    _, finding = found([*own, other, same], claim)
+    assert finding.values == [8.0]

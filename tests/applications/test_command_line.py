@@ -360,6 +360,30 @@ def test_a_training_that_diverges_does_not_keep_back_the_others(
     assert sorted(each.seed for each in results) == [0, 2]
 
 
+def test_training_on_all_examples(command, tmp_path):
+    arguments = ("train", DIGITS, "--data=digits", "--epochs=1")
+    several = "--steps-per-execution=10"
+    small = ("--width=0.02", several)
+    if keras.backend.backend() == "torch":
+        process = command(*arguments, several)
+        assert process.returncode == 1
+        assert "Expected 1 on PyTorch" in process.stderr
+        small = ("--width=0.02",)
+    process = command(*arguments, *small, "--validation=0")
+    assert process.returncode == 0, process.stderr
+    (result,) = read_results(tmp_path / "runs")
+    assert result.training_examples == 4000
+    assert result.validation_examples == 0
+    assert result.validation is None
+    # Another number of examples is another training.
+    process = command(*arguments, *small, "--validation=100")
+    results = read_results(tmp_path / "runs")
+    assert sorted(r.training_examples for r in results) == [3900, 4000]
+    process = command("train", "table5/1/none", "--validation=0", "--data=x")
+    assert process.returncode == 1
+    assert "`--validation`. Expected nothing for Table 5" in process.stderr
+
+
 def test_tune(command, tmp_path):
     arguments = (
         "tune",

@@ -12,8 +12,10 @@ import time
 import dask
 import distributed
 import keras
+import pandas as pd
 import pytest
 from keras_invdrop.applications import execution
+from keras_invdrop.applications import tuning
 from keras_invdrop.applications.console import JobsTable
 from keras_invdrop.applications.fitting import Diverged
 from keras_invdrop.applications.jobs import Job
@@ -220,3 +222,21 @@ def test_no_scheduler_at_the_address():
         execution.running_cluster("tcp://127.0.0.1:9"),
     ):
         pass
+
+
+def test_trials_on_workers(jobs, tmp_path):
+    seen = []
+    settings = ["learning_rate", "max_norm"]
+    search = jobs[:1], settings, 4, tmp_path, seen.append
+    with execution.local_cluster(2) as client:
+        study = tuning.tune(*search, client, 2)
+    assert sorted(trial.number for trial in seen) == [0, 1, 2, 3]
+    assert len({trial.params["learning_rate"] for trial in seen}) == 4
+    (table,) = tmp_path.glob("*.csv")
+    trials = pd.read_csv(table)
+    assert set(trials.state) <= {"COMPLETE", "PRUNED"}
+    assert trials.value.max() == study.best_value
+    # Two processes were at work at a time, and this one goes on.
+    starts, ends = trials.datetime_start, trials.datetime_complete
+    assert starts[1] < ends[0]
+    assert len(tuning.tune(*search).trials) == 4

@@ -50,6 +50,23 @@ def test_figure_1(blobs, network):
     plt.close(figure)
 
 
+def test_figure_1_of_trainings_on_all_examples(blobs):
+    history = pd.DataFrame({"training_error": [9.0, 3.0]})
+    figure = figures.figure_1(blobs, {"invariant": [history]})
+    (line,) = figure.axes[0].lines
+    assert line.get_label() == "invariant, training"
+    assert figure.axes[0].get_title().startswith("1 seed (")
+    plt.close(figure)
+
+
+def test_figure_1_of_methods_with_more_seeds_than_others(blobs):
+    history = pd.DataFrame({"training_error": [9.0, 3.0]})
+    histories = {"standard": [history] * 10, "invariant": [history] * 3}
+    figure = figures.figure_1(blobs, histories)
+    assert figure.axes[0].get_title().startswith("3 to 10 seeds (")
+    plt.close(figure)
+
+
 def test_figure_2(blobs, network):
     inverted = dataclasses.replace(blobs, encoding="inverted")
     figure = figures.figure_2([(blobs, network), (inverted, network)])

@@ -18,17 +18,23 @@ from keras_invdrop.applications.task import Task
 
 EPOCHS = 4
 
+several_steps = pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras makes the steps of PyTorch one by one",
+)
+BLOBS = "table2/original/invariant"
+
 
 class Stopped(Exception):
     pass
 
 
-def task_of(row, dataset, seed=3, **changes):
+def task_of(row, dataset, seed=3, steps=1, **changes):
     row = ROWS[row]
     changes = {"batch_size": 25, "epochs": EPOCHS, **changes}
     recipe = dataclasses.replace(row.recipe, **changes)
     row = dataclasses.replace(row, recipe=recipe)
-    return Task(row, dataset, seed, 1 / 16)
+    return Task(row, dataset, seed, 1 / 16, steps_per_execution=steps)
 
 
 def fitted(task, backup=None, stop_after=None):
@@ -102,6 +108,7 @@ def exons():
         ),
         ("table3/stochastic_pooling/standard", "images", {}),
         ("table5/2/invariant", "exons", {"beta_decay": 0.1}),
+        pytest.param(BLOBS, "blobs", {"steps": 2}, marks=several_steps),
     ],
 )
 def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
@@ -200,3 +207,37 @@ def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
         fitted(task, backup)
     assert backup.read_bytes() == before
     assert list(tmp_path.iterdir()) == [backup]
+
+
+@several_steps
+@pytest.mark.parametrize("steps", [2, 4, 100])
+def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
+    # 60 examples are seven batches of eight, and one of four.
+    one, expected = fitted(task_of(BLOBS, blobs, batch_size=8))
+    several, found = fitted(task_of(BLOBS, blobs, steps=steps, batch_size=8))
+    assert several.optimizer.iterations == 8 * EPOCHS
+    for name, values in expected.logs.items():
+        # Up to the order in which a sum is taken.
+        np.testing.assert_allclose(found.logs[name], values, rtol=1e-4)
+    for weight, other in zip(one.weights, several.weights, strict=True):
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(other),
+            keras.ops.convert_to_numpy(weight),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="the other backends have several steps per execution of Keras' own",
+)
+def test_on_jax_the_steps_are_one_program(blobs):
+    task = task_of(BLOBS, blobs, steps=3, batch_size=10)
+    model, _ = fitted(task)
+    calls = []
+    train = model.train_function
+    batches = blobs.train.batches(10, 0)
+    model.train_function = lambda *given: calls.append(1) or train(*given)
+    model.fit(batches, verbose=0)
+    assert len(calls) == 2  # six batches

@@ -68,32 +68,6 @@ def test_identity_tells_apart_what_is_kept_apart(result):
     assert again.identity == result.identity
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("before")
-    with pytest.raises(RuntimeError), results.replacing(path) as temporary:
-        assert temporary.suffix == ".txt"
-        temporary.write_text("half of i")
-        raise RuntimeError
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-    with (
-        pytest.raises(OSError, match="file.txt could not be written: is full"),
-        results.replacing(path),
-    ):
-        raise OSError(28, "is full")
-    assert path.read_text() == "before"
-
-
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
-    path = tmp_path / "file.txt"
-    with results.replacing(path) as one, results.replacing(path) as other:
-        one.write_text("one")
-        other.write_text("other")
-    assert path.read_text() == "one"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_mean_and_interval():
     # Student's t with 2 degrees of freedom: 4.3027; s = 1.
     mean, half_width = results.mean_and_interval([1.0, 2.0, 3.0])

@@ -1,8 +1,10 @@
 import collections
+import dataclasses
 import statistics
 
 import pytest
 from keras_invdrop.applications import METHODS
+from keras_invdrop.applications import recipes
 from keras_invdrop.applications.tables import ROWS
 from keras_invdrop.applications.tables import rows
 
@@ -103,3 +105,19 @@ def test_the_nearest_names_are_suggested():
         rows("table3/relu/invarient")
     with pytest.raises(ValueError, match=r"lists them\). Received: row='q'"):
         rows("q")
+
+
+def test_settings_are_selected_for_what_trains_alike():
+    table = {row.id: row for row in rows("table2")}
+    # Dropped to zero, the input of the inverted encoding is another one.
+    own = {"standard", "invariant_input", "invariant_hidden", "invariant"}
+    for row in table.values():
+        inverted = row.encoding == "inverted" and row.method in own
+        expected = recipes.MNIST_INVERTED if inverted else recipes.MNIST
+        assert row.trained(calibrated=False) == expected
+    # Calibrated, it is the same.
+    for encoding in ("original", "inverted"):
+        recipe = table[f"table2/{encoding}/invariant"].trained(calibrated=True)
+        assert recipe == dataclasses.replace(recipes.MNIST, calibrated=True)
+    cnn = ROWS["table3/relu/invariant"]
+    assert cnn.trained(True) == dataclasses.replace(cnn.recipe, calibrated=True)

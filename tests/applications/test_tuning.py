@@ -92,3 +92,26 @@ def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
     )
     study = tuning.tune(jobs, ["learning_rate", "max_norm"], 2, tmp_path)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
+
+
+def test_nothing_is_given_up_before_half_of_its_epochs(
+    jobs, tmp_path, monkeypatch
+):
+    rates = [0.1] * 5 + [0.01] * 2
+    monkeypatch.setitem(
+        tuning.SPACE, "learning_rate", lambda trial: rates[trial.number]
+    )
+    # The last two look worse from the start.
+    monkeypatch.setattr(
+        Task,
+        "validation",
+        lambda task, fitted, epoch: 5.0 - 20 * task.row.recipe.learning_rate,
+    )
+    study = tuning.tune(jobs, ["learning_rate"], len(rates), tmp_path)
+    for trial in study.trials[:5]:
+        assert tuning.completed(trial)
+        assert trial.value == 3
+    for trial in study.trials[5:]:
+        assert trial.state.name == "PRUNED"
+        # Two of four.
+        assert list(trial.intermediate_values) == [1, 2]

@@ -1,6 +1,7 @@
 """Every benchmark runs, at a small size. Nothing is timed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ BACKEND = keras.backend.backend()
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NETWORK = ["--width", "0.02", "--batch", "4"]
 SMALL = {
+    "beta_monitor": ["--width", "0.02", "--steps", "2"],
     "export_latency": ["--width", "0.05", "--batches", "2"],
     "growth": ["--smallest"],
     "image_data_format": NETWORK,
@@ -19,6 +21,7 @@ SMALL = {
     "maxout": ["--batch", "4"],
     "peak_memory": [*NETWORK, "--network", "mnist", "--steps", "1"],
     "plain_pytorch": NETWORK,
+    "profile_step": [*NETWORK, "--steps", "1", "--top", "1000"],
     "training_step": NETWORK,
     "zca_whitening": ["--examples", "50", "--size", "20", "--rounds", "1"],
 }
@@ -39,7 +42,10 @@ def test_each_is_tried_here():
     assert scripts - {"turns", "table", "plot"} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"zca_whitening"}))
+OTHERS = {"profile_step", "zca_whitening"}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - OTHERS))
 def test_by_turns(name, tmp_path):
     out = tmp_path / "results.jsonl"
     quick = ["--rounds", "2", "--seconds", "0", "--out", out]
@@ -51,6 +57,18 @@ def test_by_turns(name, tmp_path):
         assert 0 < low <= result["ratio"] <= high
         line = f"{result['what']}, {result['name']}: "
         assert any(text.startswith(line) for text in printed)
+
+
+def test_profile_step():
+    printed = run("profile_step", *SMALL["profile_step"])
+    for kind in ("Dropout", "invariant"):
+        part = printed.partition(f", mnist, {kind}:\n")[2]
+        lines = re.match(r"( +[\d.]+ ms  .+\n)+", part)[0].splitlines()
+        *times, total = [float(line.split()[0]) for line in lines]
+        assert len(times) > 10
+        assert times == sorted(times, reverse=True)
+        # Each is printed to a hundredth.
+        assert sum(times) == pytest.approx(total, abs=0.005 * len(times) + 0.01)
 
 
 def test_plot(tmp_path):
@@ -66,6 +84,6 @@ def test_zca_whitening():
 def test_the_page_has_the_tables_of_the_results():
     tables = run("table", FOLDER / "results.jsonl").split("\n\n")
     page = (FOLDER / "README.md").read_text()
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert table.strip() in page

@@ -22,8 +22,9 @@ EXAMPLES = {
 
 def test_all_public_names_are_here():
     # Eleven layers, five functions of models, Monte-Carlo dropout, a
-    # regularizer, five networks, what one of them is made of, and a metric.
-    assert len(EXAMPLES) == 11 + 5 + 1 + 1 + 5 + 1 + 1
+    # regularizer, a callback, five networks, what one of them is made of, and
+    # a metric.
+    assert len(EXAMPLES) == 11 + 5 + 1 + 1 + 1 + 5 + 1 + 1
     layers = {name for name in vars(keras_invdrop.layers) if name[0].isupper()}
     assert layers <= set(EXAMPLES)
     assert {"variance_report", "Variance", "relu_cnn"} <= set(EXAMPLES)

@@ -8,6 +8,7 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop.models.dropout_sites import all_activities
 from keras_invdrop.models.dropout_sites import dropout_sites
 
 
@@ -214,3 +215,30 @@ def test_dropout_that_is_not_seen_is_named():
     model = keras.Model(inputs, Subclassed()(x))
     with pytest.warns(UserWarning, match="not seen.*hidden_drop"):
         assert names(dropout_sites(model)) == ["seen"]
+
+
+def test_all_activities_are_those_of_each_site():
+    keras.utils.set_random_seed(0)
+    inner = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dropout(0.5),
+            layers.Dense(4),
+            InvariantDropout(0.5, beta_initializer="ones"),
+        ]
+    )
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    shared = layers.Dropout(0.5)
+    left = layers.Dense(4)(shared(a, training=True))
+    x = layers.Add()([inner(left), inner(shared(inputs=b))])
+    x = layers.BatchNormalization()(x)
+    model = keras.Model({"a": a, "b": b}, InvariantDropout(0.5)(x))
+    rng = np.random.default_rng(0)
+    batch = {"a": rng.normal(size=(5, 4)), "b": rng.normal(size=(5, 4))}
+    sites = dropout_sites(model)
+    found = all_activities(model, batch)
+    assert len(found) == len(sites) == 7
+    for activities, site in zip(found, sites, strict=True):
+        np.testing.assert_allclose(
+            activities, site.activities(batch), rtol=1e-5, atol=1e-6
+        )

@@ -1,0 +1,1 @@
+from .beta_monitor import BetaMonitor as BetaMonitor

@@ -1,0 +1,319 @@
+import csv
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from ..batches import count_examples
+from ..batches import parts
+from ..files import replacing
+from ..layers.shifted_dropout import ShiftedDropout
+from ..models.dropout_sites import DropoutSite
+from ..models.dropout_sites import all_activities
+from ..models.dropout_sites import dropout_sites
+from ..models.graph import Names
+from ..models.variance_report import InjectedVariance
+from ..models.variance_report import fraction_saved
+from ..models.variance_report import injected_variances
+from ..models.variance_report import linear_parts
+from ..models.variance_report import mean_for_each_shift
+from ..models.variance_report import moments_of
+from ..models.variance_report import present_shift
+from ..statistics import correlation
+from ..validation import check_positive_integer
+from ..validation import invalid
+
+
+@dataclass(frozen=True)
+class BetaFigures:
+    """What `BetaMonitor` says of a layer; see there."""
+
+    beta_mean: float
+    beta_std: float
+    beta_norm: float
+    correlation: float
+    variance_saved: float
+
+
+COLUMNS = ["epoch", "layer", *(field.name for field in fields(BetaFigures))]
+
+
+class BetaMonitor(keras.callbacks.Callback):
+    """Callback that follows each layer's beta, in CSV and TensorBoard.
+
+    Is beta on its way to minus the mean activity, and what is gained by it?
+    At the end of an epoch, for each dropout layer of this library:
+
+    - `beta_mean`, `beta_std`: mean and standard deviation of the elements of
+      beta,
+    - `beta_norm`: the Euclidean norm of beta,
+    - `correlation`: that of beta with the mean activity that arrives, which
+      the paper finds to be negative (Figure 2); NaN where all elements are
+      equal, as in a beta of zeros,
+    - `variance_saved`: how much less variance the layer injects into what
+      comes next than with beta at zero (Eq. 10), as a fraction; negative where
+      it is more.
+
+    They are put into the `logs` of the epoch as `"layer/figure"`, for
+    `History`, the progress bar, and callbacks that come after this one in the
+    list, such as `EarlyStopping`. For `RunningAverageDropout` beta is minus the
+    average.
+
+    Activities are those of inference, on a sample of `x`. That takes a forward
+    pass of the sample and, for each layer, that of two or three examples in
+    the next one. Only where activities share a mask, as in
+    `SpatialInvariantDropout`, it takes one of the sample for each feature map:
+    a few `examples` have to do there, or a larger `freq`.
+
+    Args:
+        x: Array, or the list or dict of arrays that the model takes. Examples
+            on which activities are measured, such as those of training.
+        filename: Filename of a CSV file, with a row for each epoch and layer:
+            epochs count from 0, as in `keras.callbacks.CSVLogger`. It is
+            replaced as a whole after each epoch, so that it is never found
+            half-written. Rows of epochs before the first one of a training,
+            which goes on with `initial_epoch` or
+            `keras.callbacks.BackupAndRestore`, stay. By default none is
+            written.
+        log_dir: The path of the directory for TensorBoard. It may be that of
+            `keras.callbacks.TensorBoard`. Needs the package tensorboardX, but
+            not TensorFlow. By default nothing is written.
+        freq: Positive integer. Frequency in epochs: the figures are those of
+            the epochs 0, `freq`, `2 * freq` and so on.
+        examples: Positive integer. How many of `x` are used, at most. They
+            are drawn once, always the same.
+        batch_size: Positive integer. Examples per forward pass.
+
+    Raises:
+        ImportError: If `log_dir` is given and tensorboardX is missing.
+        ValueError: If `x` has no examples, another argument is not of the kind
+            described, or the file is there and not one that this callback
+            wrote; and when training begins, if the model has no graph of
+            layers or no layer with beta, or does not take `x`.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((2,)),
+    ...         keras_invdrop.InvariantDropout(0.5, name="drop"),
+    ...         keras.layers.Dense(1),
+    ...     ]
+    ... )
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[1.0], [2.0]])
+    >>> monitor = keras_invdrop.BetaMonitor(x)
+    >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[monitor])
+    >>> len(history.history["drop/beta_norm"])
+    3
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 4, Figure 2 and Eq. 10
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        filename: str | os.PathLike | None = None,
+        log_dir: str | os.PathLike | None = None,
+        freq: int = 1,
+        examples: int = 256,
+        batch_size: int = 128,
+    ):
+        super().__init__()
+        self.examples = check_positive_integer("examples", examples)
+        self.x = _sample(x, self.examples)
+        self.filename = _check_path("filename", filename)
+        self.log_dir = _check_path("log_dir", log_dir)
+        self.freq = check_positive_integer("freq", freq)
+        self.batch_size = check_positive_integer("batch_size", batch_size)
+        if self.filename is not None:
+            _read_rows(self.filename)
+        if self.log_dir is not None:
+            _check_tensorboard()
+        self._sites: list[tuple[DropoutSite, list]] = []
+        self._writer: Any = None
+
+    def on_train_begin(self, logs=None):
+        self._close()  # that of a training that failed
+        sites = dropout_sites(self.model)
+        self._sites = [(site, linear_parts(site)) for site in sites]
+        if not any(isinstance(site.layer, ShiftedDropout) for site in sites):
+            raise invalid(
+                "model",
+                "a model with a dropout layer that has a beta, such as "
+                "`InvariantDropout`",
+                self.model,
+            )
+        self._check_x()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch % self.freq:
+            return
+        # It is the loss that tells of a training that diverges.
+        with np.errstate(invalid="ignore", over="ignore"):
+            measured = dict(self._measure())
+        for layer, figures in measured.items():
+            for name, value in asdict(figures).items():
+                if logs is not None:
+                    logs[f"{layer}/{name}"] = value
+        if self.filename is not None:
+            self._write_rows(epoch, measured)
+        if self.log_dir is not None:
+            self._write_events(epoch, measured)
+
+    def on_train_end(self, logs=None):
+        self._close()
+
+    def _close(self):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _check_x(self):
+        """Raises if the model does not take `x`, before an epoch is lost."""
+        try:
+            all_activities(self.model, next(parts(self.x, self.batch_size)))
+        except (TypeError, ValueError) as error:
+            shapes = [array.shape for array in tree.flatten(self.x)]
+            raise ValueError(
+                "Invalid value received for argument `x`. Expected examples "
+                f"that model '{self.model.name}' takes. Received: shapes "
+                + ", ".join(map(str, shapes))
+            ) from error
+
+    def _measure(self) -> Iterator[tuple[str, BetaFigures]]:
+        """The figures of each layer, by its name."""
+        arrived = [
+            all_activities(self.model, part)
+            for part in parts(self.x, self.batch_size)
+        ]
+        calls: dict[keras.Layer, list] = {}
+        for i, (site, linear) in enumerate(self._sites):
+            if isinstance(site.layer, ShiftedDropout):
+                batches = [activities[i] for activities in arrived]
+                calls.setdefault(site.layer, []).append((site, linear, batches))
+        names = Names()
+        for layer, of_layer in calls.items():
+            yield names.unique(layer.name), _figures(of_layer)
+
+    def _write_rows(self, epoch, measured):
+        """Adds rows to the file, in place of those from `epoch` on."""
+        kept = [
+            row
+            for row in _read_rows(self.filename)
+            if int(row["epoch"]) < epoch
+        ]
+        added = [
+            {"epoch": epoch, "layer": layer, **asdict(figures)}
+            for layer, figures in measured.items()
+        ]
+        with (
+            replacing(self.filename) as temporary,
+            temporary.open("w", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept + added)
+
+    def _write_events(self, epoch, measured):
+        if self._writer is None:
+            # Here, for the package need not be there.
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(self.log_dir),
+                # What an earlier training wrote from here on is not shown.
+                purge_step=epoch,
+                # Two trainings may begin within a second, which is all that
+                # the name tells apart.
+                filename_suffix=f".{epoch}",
+            )
+        for layer, figures in measured.items():
+            for name, value in asdict(figures).items():
+                self._writer.add_scalar(f"{layer}/{name}", value, epoch)
+        self._writer.flush()
+
+
+def _figures(calls):
+    """The figures of a layer from all its calls, as if they were one.
+
+    Args:
+        calls: For each call the site, its `linear_parts` and the batches of
+            activities that arrive.
+    """
+    means: list[np.ndarray] = []
+    variances: list[InjectedVariance] = []
+    for site, linear, batches in calls:
+        moments = moments_of(batches)
+        means.append(mean_for_each_shift(site, moments.mean))
+        variances += injected_variances(
+            site, linear, moments, partial(iter, batches)
+        )
+    beta = present_shift(site)
+    return BetaFigures(
+        beta_mean=float(beta.mean()),
+        beta_std=float(beta.std()),
+        beta_norm=float(np.linalg.norm(beta)),
+        correlation=correlation(np.mean(means, axis=0), beta),
+        variance_saved=fraction_saved(
+            sum(row.at_zero for row in variances),
+            sum(row.at_present for row in variances),
+        ),
+    )
+
+
+def _sample(x, size):
+    """At most `size` examples of `x`, always the same."""
+    count = count_examples(x)
+    arrays = tree.map_structure(keras.ops.convert_to_numpy, x)
+    if count <= size:
+        return arrays
+    which = np.random.default_rng(0).choice(count, size, replace=False)
+    which.sort()
+    return tree.map_structure(lambda array: array[which], arrays)
+
+
+def _check_path(argument, path):
+    """Returns `path` as a `Path`, or None."""
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise invalid(argument, "a path or None", path)
+    return Path(path)
+
+
+def _check_tensorboard():
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ImportError(
+            "Argument `log_dir` needs the package `tensorboardX`: "
+            "pip install keras-invdrop[tensorboard]"
+        )
+
+
+def _read_rows(path):
+    """The rows of a file that the callback wrote; none if there is no file."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except FileNotFoundError:
+        return []
+    if reader.fieldnames not in (None, COLUMNS):
+        raise ValueError(
+            "Invalid value received for argument `filename`. Expected a new "
+            "file or one that `BetaMonitor` wrote, with the columns "
+            f"{','.join(COLUMNS)}. Received: {path} with the columns "
+            f"{','.join(reader.fieldnames)}"
+        )
+    return rows
