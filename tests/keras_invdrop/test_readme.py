@@ -26,7 +26,7 @@ PAGES = (
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
 )
 # What stands for something else in the commands of results/README.md.
-PLACEHOLDERS = {"E": "original", "D": "standard", "S": "0"}
+PLACEHOLDERS = {"E": "original", "D": "standard", "S": "0", "V": "0.1"}
 MARKDOWN = MarkdownIt().enable("table")
 
 
@@ -41,7 +41,8 @@ def blocks(page):
 
 def commands(page):
     """The words of each command, in blocks of code and in the text."""
-    lines = [line for _, text in blocks(page) for line in text.splitlines()]
+    texts = [text.replace("\\\n", " ") for _, text in blocks(page)]
+    lines = [line for text in texts for line in text.splitlines()]
     for token in MARKDOWN.parse((ROOT / page).read_text()):
         for part in token.children or ():
             if part.type == "code_inline":
@@ -104,7 +105,7 @@ def test_pages_have_code():
 def arguments_of(command):
     """What the command line makes of the words of a command, not called."""
     name, *given = [
-        re.sub(r"\b[EDS]\b", lambda found: PLACEHOLDERS[found[0]], word)
+        re.sub(r"\b[EDSV]\b", lambda found: PLACEHOLDERS[found[0]], word)
         for word in command
     ]
     called = typer.main.get_command(app).commands[name]
