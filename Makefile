@@ -1,5 +1,6 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
 # make test   set up .venv, run everything that must pass
+# make docs   set up .venv, build the documentation: build/site/index.html
 # make bench  set up .venv, measure: adds to runs/bench.jsonl
 # make clean  remove .venv and what is built
 
@@ -10,10 +11,12 @@ BENCHMARKS := training_step plain_pytorch growth peak_memory image_data_format \
 	maxout locally_connected2d export_latency beta_monitor
 export KERAS_BACKEND ?= jax
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# What is no warning of the build, but news of the theme's successor.
+export NO_MKDOCS_2_WARNING ?= 1
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
@@ -25,6 +28,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict
 
 # The tests, on one backend: make test-jax
 test-%: .venv/dev
@@ -42,7 +48,7 @@ bench-%: .venv/dev
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(install) ".[dev,export,jax,reproduce,tensorflow,torch]"
+	$(install) ".[dev,docs,export,jax,reproduce,tensorflow,torch]"
 	touch $@ $(BACKENDS:%=.venv/%)
 
 .venv/%: pyproject.toml constraints.txt

@@ -1,5 +1,7 @@
 """The measure of Table 5."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -60,10 +62,10 @@ class CodeQuality(keras.metrics.Sum):
 
     def __init__(
         self,
-        naive_guess,
-        name="code_quality",
-        dtype=None,
-        from_logits=False,
+        naive_guess: Any,
+        name: str = "code_quality",
+        dtype: Any = None,
+        from_logits: bool = False,
     ):
         super().__init__(name=name, dtype=dtype)
         self.naive_guess = _check_naive_guess(naive_guess)
@@ -71,7 +73,9 @@ class CodeQuality(keras.metrics.Sum):
         # As in Keras' accuracies: callbacks with mode="auto" look for it.
         self._direction = "up"
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> None:
         target = ops.convert_to_tensor(y_true, dtype=self.dtype)
         prediction = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         shape = self.naive_guess.shape
@@ -85,7 +89,7 @@ class CodeQuality(keras.metrics.Sum):
         bits = ops.sum(target * gain, axis=-1)
         super().update_state(bits, sample_weight)
 
-    def result(self):
+    def result(self) -> Any:
         # Keras' sum may be the variable itself, on PyTorch: in a log of
         # training it would turn into the sum over the validation set.
         return ops.copy(super().result())

@@ -1,6 +1,7 @@
 """The paper's optimiser."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -46,14 +47,14 @@ class RampedSGD(keras.optimizers.SGD):
 
     def __init__(
         self,
-        learning_rate=0.01,
-        momentum=0.99,
-        momentum_start=0.5,
-        ramp_steps=1,
-        nesterov=True,
-        learning_rate_factors=None,
-        name="ramped_sgd",
-        **kwargs,
+        learning_rate: Any = 0.01,
+        momentum: float = 0.99,
+        momentum_start: float = 0.5,
+        ramp_steps: int = 1,
+        nesterov: bool = True,
+        learning_rate_factors: dict[str, float] | None = None,
+        name: str = "ramped_sgd",
+        **kwargs: Any,
     ):
         if check_fraction("momentum", momentum) == 0:
             raise invalid("momentum", "a float above 0", momentum)

@@ -1,5 +1,6 @@
 """Invariant dropout (Ba, Xiong and Frey, 2014) for Keras 3."""
 
+from . import backend as backend  # first: it says which one is missing
 from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models

@@ -1,6 +1,8 @@
 """Dropout masks and their scale. The only file that may name a backend."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +25,7 @@ WORD = 64 if BACKEND == "tensorflow" else 32
 BITS = (8, 16) if BACKEND == "tensorflow" else (1, 8, 16)
 
 
-def mask_shape(noise_shape, shape):
+def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
     """The shape of the mask for activities of shape `shape`.
 
     It is `noise_shape`, with the size of the activities where that is None.
@@ -36,7 +38,7 @@ def mask_shape(noise_shape, shape):
     )
 
 
-def keep_probability(rate):
+def keep_probability(rate: float) -> float:
     """The probability with which `dropout_mask` keeps an activity.
 
     It is `1 - rate`, exactly where `rate` is a multiple of 1/256, such as 0.5
@@ -47,7 +49,7 @@ def keep_probability(rate):
     return 1 - dropped / 2**bits
 
 
-def _resolution(rate):
+def _resolution(rate: float) -> tuple[int, int]:
     """The bits that decide on an activity, and how many values drop it."""
     for bits in BITS:
         if (2**bits * rate).is_integer():
@@ -55,7 +57,9 @@ def _resolution(rate):
     return bits, min(max(round(2**bits * rate), 1), 2**bits - 1)
 
 
-def dropout_mask(shape, rate, seed):
+def dropout_mask(
+    shape: Sequence, rate: float, seed: keras.random.SeedGenerator
+) -> Any:
     """Samples which activities are kept.
 
     An activity takes 8 bits of a random word where `rate` is a multiple of
@@ -91,7 +95,7 @@ def dropout_mask(shape, rate, seed):
     return ops.reshape(kept, shape)
 
 
-def scaled_sum(x, shift, scale):
+def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
     """`scale * (x + shift)`, in one pass over `x` where the backend allows.
 
     Args:
@@ -108,7 +112,7 @@ def scaled_sum(x, shift, scale):
     return (x + shift) * scale
 
 
-def selected(mask, x):
+def selected(mask: Any, x: Any) -> Any:
     """`x` where `mask` is true, else 0, whatever `x` is there.
 
     Args:

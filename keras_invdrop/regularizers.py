@@ -1,6 +1,7 @@
 """Priors on beta."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -37,14 +38,14 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
     - Ba, Xiong and Frey, 2014, section 2.1
     """
 
-    def __init__(self, factor=0.01):
+    def __init__(self, factor: float = 0.01):
         if not is_number(factor) or not math.isfinite(factor) or factor < 0:
             raise invalid("factor", "a finite float of at least 0", factor)
         self.factor = float(factor)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Any:
         x = ops.convert_to_tensor(x)
         return self.factor * ops.sum(ops.square(x - ops.mean(x)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"factor": self.factor}

@@ -22,7 +22,7 @@ from .methods import spatial_axes
 class Convolution(NamedTuple):
     """A maxout convolution, and the max pooling with stride 2 after it.
 
-    Args:
+    Attributes:
         filters: Number of feature maps.
         kernel_size: Height and width of the convolution window.
         zero_padding: Zeros on each side of the image.

@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 from keras.src.layers.preprocessing.data_layer import DataLayer
 
@@ -55,11 +57,11 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
 
     def __init__(
         self,
-        scale=1.0,
-        subtract_mean=True,
-        use_std=False,
-        epsilon=1e-8,
-        **kwargs,
+        scale: float = 1.0,
+        subtract_mean: bool = True,
+        use_std: bool = False,
+        epsilon: float = 1e-8,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.scale = check_positive_number("scale", scale)

@@ -1,6 +1,14 @@
+from typing import Any
+
 import keras
 from keras import ops
 
+from ..arguments import Axes
+from ..arguments import Constraint
+from ..arguments import Initializer
+from ..arguments import NoiseShape
+from ..arguments import Regularizer
+from ..arguments import Scaling
 from ..random import keep_probability
 from ..validation import check_choice
 from .shifted_dropout import ShiftedDropout
@@ -99,15 +107,15 @@ class InvariantDropout(ShiftedDropout):
 
     def __init__(
         self,
-        rate,
-        shared_axes=None,
-        noise_shape=None,
-        scaling="train",
-        beta_initializer="zeros",
-        beta_regularizer=None,
-        beta_constraint=None,
-        seed=None,
-        **kwargs,
+        rate: float,
+        shared_axes: Axes | None = None,
+        noise_shape: NoiseShape | None = None,
+        scaling: Scaling = "train",
+        beta_initializer: Initializer = "zeros",
+        beta_regularizer: Regularizer | None = None,
+        beta_constraint: Constraint | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(
             rate,
@@ -122,10 +130,10 @@ class InvariantDropout(ShiftedDropout):
         self.beta_constraint = keras.constraints.get(beta_constraint)
 
     @property
-    def shift(self):
+    def shift(self) -> Any:
         return self.beta
 
-    def set_shift(self, value):
+    def set_shift(self, value: Any) -> None:
         self.beta.assign(value)
 
     def build(self, input_shape):

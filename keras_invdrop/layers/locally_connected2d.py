@@ -1,6 +1,15 @@
+from typing import Any
+
 import keras
 from keras import ops
 
+from ..arguments import Activation
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Initializer
+from ..arguments import Padding
+from ..arguments import Pair
+from ..arguments import Regularizer
 from ..validation import StrictConfig
 from ..validation import check_boolean
 from ..validation import check_data_format
@@ -73,21 +82,21 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=(1, 1),
-        padding="valid",
-        data_format=None,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
+        filters: int,
+        kernel_size: Pair,
+        strides: Pair = (1, 1),
+        padding: Padding = "valid",
+        data_format: DataFormat | None = None,
+        activation: Activation | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer | None = None,
+        bias_regularizer: Regularizer | None = None,
+        activity_regularizer: Regularizer | None = None,
+        kernel_constraint: Constraint | None = None,
+        bias_constraint: Constraint | None = None,
+        **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.filters = check_positive_integer("filters", filters)

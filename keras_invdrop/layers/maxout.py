@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -47,7 +49,7 @@ class Maxout(StrictConfig, keras.Layer):
     - [Goodfellow et al., 2013](https://arxiv.org/abs/1302.4389)
     """
 
-    def __init__(self, pieces, axis=-1, **kwargs):
+    def __init__(self, pieces: int, axis: int = -1, **kwargs: Any):
         super().__init__(**kwargs)
         self.pieces = check_positive_integer("pieces", pieces)
         if not is_integer(axis) or axis == 0:

@@ -1,5 +1,11 @@
+from typing import Any
+
 import keras
 
+from ..arguments import Activation
+from ..arguments import Constraint
+from ..arguments import Initializer
+from ..arguments import Regularizer
 from ..validation import StrictConfig
 from ..validation import check_boolean
 from ..validation import check_positive_integer
@@ -61,18 +67,18 @@ class MaxoutDense(StrictConfig, keras.Layer):
 
     def __init__(
         self,
-        units,
-        pieces,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
+        units: int,
+        pieces: int,
+        activation: Activation | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer | None = None,
+        bias_regularizer: Regularizer | None = None,
+        activity_regularizer: Regularizer | None = None,
+        kernel_constraint: Constraint | None = None,
+        bias_constraint: Constraint | None = None,
+        **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = check_positive_integer("units", units)
@@ -94,11 +100,11 @@ class MaxoutDense(StrictConfig, keras.Layer):
         self.supports_masking = True
 
     @property
-    def kernel(self):
+    def kernel(self) -> keras.Variable:
         return self.dense.kernel
 
     @property
-    def bias(self):
+    def bias(self) -> keras.Variable | None:
         return self.dense.bias
 
     def build(self, input_shape):

@@ -1,6 +1,10 @@
+from typing import Any
+
 import keras
 from keras import ops
 
+from ..arguments import Axes
+from ..arguments import NoiseShape
 from ..validation import check_fraction
 from .shifted_dropout import ShiftedDropout
 
@@ -64,12 +68,12 @@ class RunningAverageDropout(ShiftedDropout):
 
     def __init__(
         self,
-        rate,
-        momentum=0.99,
-        shared_axes=None,
-        noise_shape=None,
-        seed=None,
-        **kwargs,
+        rate: float,
+        momentum: float = 0.99,
+        shared_axes: Axes | None = None,
+        noise_shape: NoiseShape | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(
             rate,
@@ -81,10 +85,10 @@ class RunningAverageDropout(ShiftedDropout):
         self.momentum = check_fraction("momentum", momentum)
 
     @property
-    def shift(self):
+    def shift(self) -> Any:
         return -self.average
 
-    def set_shift(self, value):
+    def set_shift(self, value: Any) -> None:
         self.average.assign(-value)
 
     def build(self, input_shape):
@@ -107,7 +111,7 @@ class RunningAverageDropout(ShiftedDropout):
             self.update_average(ops.stop_gradient(x), mask)
         return self.drop(x, shift)
 
-    def update_average(self, x, mask=None):
+    def update_average(self, x: Any, mask: Any = None) -> None:
         """Moves the average towards the mean of the batch `x`."""
         x = ops.cast(x, self.average.dtype)
         axes = [0] + [

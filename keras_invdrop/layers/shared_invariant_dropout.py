@@ -1,5 +1,13 @@
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Initializer
+from ..arguments import Regularizer
+from ..arguments import Scaling
 from ..validation import check_data_format
 from .invariant_dropout import InvariantDropout
 
@@ -56,14 +64,14 @@ class SharedInvariantDropout(InvariantDropout):
 
     def __init__(
         self,
-        rate,
-        data_format=None,
-        scaling="train",
-        beta_initializer="zeros",
-        beta_regularizer=None,
-        beta_constraint=None,
-        seed=None,
-        **kwargs,
+        rate: float,
+        data_format: DataFormat | None = None,
+        scaling: Scaling = "train",
+        beta_initializer: Initializer = "zeros",
+        beta_regularizer: Regularizer | None = None,
+        beta_constraint: Constraint | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         for argument in {"shared_axes", "noise_shape"} & set(kwargs):
             raise ValueError(
@@ -83,7 +91,7 @@ class SharedInvariantDropout(InvariantDropout):
         )
         self.data_format = check_data_format(data_format)
 
-    def spatial_axes(self, input_shape):
+    def spatial_axes(self, input_shape: Sequence[int | None]) -> list[int]:
         """The axes of space and time: all but batch and channels."""
         rank = len(input_shape)
         if rank not in (3, 4, 5):

@@ -1,6 +1,11 @@
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from ..arguments import Axes
+from ..arguments import NoiseShape
 from ..random import dropout_mask
 from ..random import keep_probability
 from ..random import mask_shape
@@ -31,7 +36,12 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     """
 
     def __init__(
-        self, rate, shared_axes=None, noise_shape=None, seed=None, **kwargs
+        self,
+        rate: float,
+        shared_axes: Axes | None = None,
+        noise_shape: NoiseShape | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.rate = check_fraction("rate", rate)
@@ -43,11 +53,11 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         self.supports_masking = True
 
     @property
-    def shift(self):
+    def shift(self) -> Any:
         """What is added to each activity, of shape `x.shape[1:]` or 1s."""
         raise NotImplementedError
 
-    def set_shift(self, value):
+    def set_shift(self, value: Any) -> None:
         """Makes `value` what is added to each activity."""
         raise NotImplementedError
 
@@ -70,10 +80,10 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             },
         )
 
-    def shift_shape(self, input_shape):
+    def shift_shape(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
         """`input_shape[1:]`, with 1 on every shared axis."""
         shared = resolve_axes(self.shared_axes, input_shape)
-        shape = tuple(
+        shape: tuple[Any, ...] = tuple(
             1 if axis in shared else input_shape[axis]
             for axis in range(1, len(input_shape))
         )
@@ -88,7 +98,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             )
         return shape
 
-    def drop(self, x, shift, scale=True):
+    def drop(self, x: Any, shift: Any, scale: bool = True) -> Any:
         """Returns `mask * (x + shift)`, with a new mask (Eq. 8).
 
         With `scale` it is divided by the probability of keeping an activity.

@@ -1,6 +1,11 @@
+from typing import Any
+
 import keras
 from keras import ops
 
+from ..arguments import DataFormat
+from ..arguments import Padding
+from ..arguments import Pair
 from ..validation import StrictConfig
 from ..validation import check_data_format
 from ..validation import check_seed
@@ -62,12 +67,12 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     def __init__(
         self,
-        pool_size,
-        strides=None,
-        padding="valid",
-        data_format=None,
-        seed=None,
-        **kwargs,
+        pool_size: Pair,
+        strides: Pair | None = None,
+        padding: Padding = "valid",
+        data_format: DataFormat | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.pool_size = check_pair("pool_size", pool_size)
@@ -95,14 +100,14 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
             pooled = ops.transpose(pooled, (0, 3, 1, 2))
         return pooled
 
-    def average(self, a):
+    def average(self, a: Any) -> Any:
         """The mean of each window's activities, weighted by themselves."""
         total = ops.sum(a, axis=-1)
         # The sum of a window of zeros may be anything but zero.
         divisor = ops.where(total > 0, total, 1)
         return ops.sum(a * a, axis=-1) / divisor
 
-    def draw(self, a):
+    def draw(self, a: Any) -> Any:
         """The activity of one location of each window, drawn."""
         # In float32: the sum of a few bfloat16s has no bits for small ones.
         weights = ops.stop_gradient(ops.cast(a, "float32"))

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,7 +65,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
     - [Goodfellow et al., 2013](https://arxiv.org/abs/1302.4389)
     """
 
-    def __init__(self, epsilon=0.1, **kwargs):
+    def __init__(self, epsilon: float = 0.1, **kwargs: Any):
         super().__init__(**kwargs)
         if not is_number(epsilon) or not 0 <= epsilon < math.inf:
             raise invalid("epsilon", "a finite float of at least 0", epsilon)
@@ -92,7 +93,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
             axes=dict(enumerate(input_shape[1:], start=1)),
         )
 
-    def adapt(self, data):
+    def adapt(self, data: Any) -> None:
         """Learns the whitening of a data set, in one pass.
 
         Products of 5,000 or more examples are summed in float32, their sums in

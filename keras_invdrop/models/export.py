@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from ..validation import check_positive_number
 from ..validation import invalid
 from .fold import fold
 
+Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
 # The formats, and the package of the engine that runs each.
 ENGINES = {
     "tf_saved_model": "tensorflow",
@@ -66,7 +68,7 @@ class Exported:
 def export(
     model: keras.Model,
     path: str | os.PathLike,
-    format: str,
+    format: Format,
     tolerance: float = 1e-4,
 ) -> Exported:
     """Writes a model, without its dropout, for an engine other than Keras.

@@ -1,7 +1,11 @@
 import warnings
+from typing import Literal
 
 import keras
 
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Regularizer
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ..validation import check_choice
@@ -20,11 +24,11 @@ CONVERTED = (keras.layers.Dropout, *SPATIAL_DROPOUT)
 
 def invariantize(
     model: keras.Model,
-    shared: str = "auto",
+    shared: Literal["auto", "none"] = "auto",
     layers: list[str] | None = None,
-    data_format: str | None = None,
-    beta_regularizer=None,
-    beta_constraint=None,
+    data_format: DataFormat | None = None,
+    beta_regularizer: Regularizer | None = None,
+    beta_constraint: Constraint | None = None,
 ) -> keras.Model:
     """Turns the dropout of a model into invariant dropout.
 

@@ -1,19 +1,151 @@
-"""The Python code of the README is run, one block after the other."""
+"""The code in README and documentation is run, and what it names is there."""
 
+import inspect
 import re
+import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+import pytest
+import typer
+from keras_invdrop.applications.command_line import app
+from keras_invdrop.applications.tables import rows
+from markdown_it import MarkdownIt
+from typer.exceptions import TyperException
+
+import keras_invdrop
+from keras_invdrop import applications
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "results/README.md",
+    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
+)
+# What stands for something else in the commands of results/README.md.
+PLACEHOLDERS = {"E": "original", "D": "standard", "S": "0", "V": "0.1"}
+MARKDOWN = MarkdownIt().enable("table")
 
 
-def test_code_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(page):
+    """The language and the text of each block of code, in order."""
+    return [
+        (token.info, token.content)
+        for token in MARKDOWN.parse((ROOT / page).read_text())
+        if token.type in ("fence", "code_block")
+    ]
+
+
+def commands(page):
+    """The words of each command, in blocks of code and in the text."""
+    texts = [text.replace("\\\n", " ") for _, text in blocks(page)]
+    lines = [line for text in texts for line in text.splitlines()]
+    for token in MARKDOWN.parse((ROOT / page).read_text()):
+        for part in token.children or ():
+            if part.type == "code_inline":
+                lines.append(part.content)
+    pattern = r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(keras-invdrop|make|pip)( .*|)"
+    for line in lines:
+        if found := re.fullmatch(pattern, line):
+            yield shlex.split(found[1] + found[2], comments=True)
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs(page, tmp_path, monkeypatch, capsys):
+    """One block after the other, and what the page says it prints."""
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for block in blocks:
-        exec(block, names)
-    assert len(blocks) == 4
-    # The report has a line for each dropout layer of the first block.
+    printed = None
+    for language, text in blocks(page):
+        # A language of which this test knows nothing is run by nobody.
+        assert language in ("", "python", "text")
+        if language == "python":
+            exec(text, names)
+            printed = capsys.readouterr().out
+        elif language == "text" and printed is not None:
+            assert words(text) == words(printed)
+            printed = None
+    if page == "README.md":
+        assert names["model"].compiled
+
+
+def test_report_of_readme(capsys):
+    first, second, *_ = [
+        text for language, text in blocks("README.md") if language == "python"
+    ]
+    exec(first + second, {})
+    # It has a line for each dropout layer of the first block.
     report = capsys.readouterr().out.splitlines()
     assert len(report) == 2
     assert all("-> dense" in line for line in report)
-    assert names["model"].compiled
+
+
+def test_pages_have_code():
+    """What the tests above and below find, so that they find something."""
+    count = {
+        page: sum(language == "python" for language, _ in blocks(page))
+        for page in PAGES
+    }
+    assert count["README.md"] == 4
+    assert count["docs/quick_start.md"] >= 5
+    assert count["docs/guides/errors.md"] >= 4
+    found = [command[0] for page in PAGES for command in commands(page)]
+    assert found.count("keras-invdrop") > 20
+    assert found.count("make") > 5
+    assert found.count("pip") > 5
+
+
+def arguments_of(command):
+    """What the command line makes of the words of a command, not called."""
+    name, *given = [
+        re.sub(r"\b[EDSV]\b", lambda found: PLACEHOLDERS[found[0]], word)
+        for word in command
+    ]
+    called = typer.main.get_command(app).commands[name]
+    if given in ([], ["--help"]):
+        return {}
+    return called.make_context(name, given).params
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name, *command in commands(page):
+        try:
+            if name == "keras-invdrop" and command:
+                named = arguments_of(command).get("row", [])
+                for row in [named] if isinstance(named, str) else named:
+                    assert rows(row)
+            elif name == "make":
+                subprocess.run(["make", "--dry-run", *command], check=True)
+            elif name == "pip":
+                for several in re.findall(r"\[(.+?)\]", " ".join(command)):
+                    assert set(several.split(",")) <= set(extras)
+        except (KeyError, ValueError, TyperException) as error:
+            pytest.fail(f"{page}: {name} {shlex.join(command)}: {error}")
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = {
+        name
+        for page in PAGES
+        for name in re.findall(r"^::: (\S+)", (ROOT / page).read_text(), re.M)
+    }
+    public = {
+        f"{module.__name__}.{name}"
+        for module in (keras_invdrop, applications)
+        for name, value in vars(module).items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    }
+    assert len(public) > 20
+    assert public <= reference

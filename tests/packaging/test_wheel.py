@@ -3,35 +3,54 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import keras_invdrop
+
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command, cwd):
+def run(*command, cwd, code=0, **environment):
+    """What a command prints, with Keras on JAX unless told otherwise."""
     process = subprocess.run(
         command,
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "KERAS_BACKEND": "jax", **environment},
     )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
+    assert process.returncode == code, process.stdout + process.stderr
+    return process.stdout if code == 0 else process.stderr
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "-o", out, ROOT, cwd=out)
-    (path,) = out.glob("*.whl")
-    return path
+def built(tmp_path_factory):
+    """A source distribution, and the wheel that was built of it."""
+    out = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "-o", out, ROOT, cwd=out)
+    (source,) = out.glob("*.tar.gz")
+    (wheel,) = out.glob("*.whl")
+    return source, wheel
 
 
-def test_content(wheel):
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """The interpreter of a new environment, with the wheel and JAX."""
+    path = tmp_path_factory.mktemp("new")
+    run(sys.executable, "-m", "venv", "new", cwd=path)
+    interpreter = path / "new" / "bin" / "python"
+    install = (interpreter, "-m", "pip", "install", "--quiet")
+    constraints = ("--constraint", ROOT / "constraints.txt")
+    run(*install, *constraints, f"{built[1]}[jax]", cwd=path)
+    return interpreter
+
+
+def test_content(built):
+    source, wheel = built
     names = zipfile.ZipFile(wheel).namelist()
     folders = {name.split("/")[0] for name in names}
     assert {f for f in folders if not f.endswith(".dist-info")} == {
@@ -49,7 +68,27 @@ def test_content(wheel):
     }
     assert in_wheel == in_tree
     assert "keras_invdrop/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 200_000
+    with tarfile.open(source) as archive:
+        in_source = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE"} <= in_source
+
+
+def test_one_version(built):
+    """It is written in `keras_invdrop/__init__.py`, and nowhere else."""
+    assert [path.name.split("-")[1] for path in built] == [
+        f"{keras_invdrop.__version__}.tar.gz",
+        keras_invdrop.__version__,
+    ]
+    assert "version:" not in (ROOT / "CITATION.cff").read_text().replace(
+        "cff-version:", ""
+    )
+
+
+def test_metadata_are_those_of_the_index(built):
+    """Strict: a warning, such as of a README that is not rendered, fails."""
+    run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=ROOT)
 
 
 IMPORTS = """
@@ -68,29 +107,112 @@ else:
 """
 
 
-def test_imports_are_those_of_the_source_tree(wheel, tmp_path):
-    run(sys.executable, "-m", "venv", "new", cwd=tmp_path)
-    python = tmp_path / "new" / "bin" / "python"
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        ROOT / "constraints.txt",
-        f"{wheel}[jax]",
-        cwd=tmp_path,
-    )
+def test_imports_are_those_of_the_source_tree(python, tmp_path):
     # Nothing but Keras, NumPy and a backend is needed for it.
     packages = run(python, "-m", "pip", "list", cwd=tmp_path)
     assert "keras-invdrop" in packages
     assert "matplotlib" not in packages
     assert "pandas" not in packages
     file, *installed = run(python, "-c", IMPORTS, cwd=tmp_path).split()
-    assert Path(file).is_relative_to(tmp_path)
+    assert Path(file).is_relative_to(python.parents[1])
     file, *editable = run(sys.executable, "-c", IMPORTS, cwd=tmp_path).split()
     assert Path(file).is_relative_to(ROOT)
     assert installed == editable
     assert "InvariantDropout" in installed
     assert "mnist_mlp" in installed
+
+
+IMPORT_TIME = """
+import time
+import keras
+start = time.process_time()
+import keras_invdrop
+print(time.process_time() - start)
+"""
+
+
+def test_import_takes_no_time(python, tmp_path):
+    """At most 0.1 s more than that of Keras, of a processor's time."""
+    times = [
+        float(run(python, "-c", IMPORT_TIME, cwd=tmp_path)) for _ in range(3)
+    ]
+    assert min(times) < 0.1
+
+
+def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
+    """Keras does, unless told otherwise; here JAX is what is installed."""
+    home = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": ""}
+    error = run(
+        python, "-c", "import keras_invdrop", cwd=tmp_path, code=1, **home
+    )
+    assert error.splitlines()[-1] == (
+        "ModuleNotFoundError: Keras is set to the backend 'tensorflow', which "
+        "is not installed: set the environment variable KERAS_BACKEND=jax, "
+        "which is installed, or `pip install "
+        '"keras-invdrop[tensorflow]"`.'
+    )
+
+
+def test_command_without_its_packages(python, tmp_path):
+    command = python.parent / "keras-invdrop"
+    assert run(command, "demo", cwd=tmp_path, code=1) == (
+        "keras-invdrop: No module named 'typer', which the command needs: "
+        '`pip install "keras-invdrop[applications]"`\n'
+    )
+
+
+# A line that is marked has this error, and no other line has any.
+PROGRAM = """
+from typing import assert_type
+
+import keras
+import numpy as np
+
+import keras_invdrop
+from keras_invdrop import InvariantDropout
+from keras_invdrop import MonteCarlo
+from keras_invdrop.models.export import Exported
+from keras_invdrop.regularizers import Variance
+
+layer = InvariantDropout(
+    0.5,
+    shared_axes=[1, 2],
+    noise_shape=(None, 1, 1, None),
+    scaling="test",
+    beta_initializer="ones",
+    beta_regularizer=Variance(0.1),
+    beta_constraint=keras.constraints.NonNeg(),
+    name="drop",
+)
+InvariantDropout("half")  # type: ignore[arg-type]
+InvariantDropout()  # type: ignore[call-arg]
+InvariantDropout(0.5, scaling="inference")  # type: ignore[arg-type]
+InvariantDropout(0.5, shared_axes=1.5)  # type: ignore[arg-type]
+keras_invdrop.SharedInvariantDropout(0.5, "last")  # type: ignore[arg-type]
+keras_invdrop.MaxoutDense(10, pieces="two")  # type: ignore[arg-type]
+
+x = np.ones((8, 4))
+model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(2)])
+model = keras_invdrop.calibrate(keras_invdrop.invariantize(model), x)
+keras_invdrop.calibrate(model)  # type: ignore[call-arg]
+for row in keras_invdrop.variance_report(model, x):
+    assert_type(row.saving, float)
+    row.savings  # type: ignore[attr-defined]
+MonteCarlo(model, samples=0.5)  # type: ignore[arg-type]
+exported = keras_invdrop.export(keras_invdrop.fold(model), "net.onnx", "onnx")
+assert_type(exported, Exported)
+keras_invdrop.export(model, "net.pdf", "pdf")  # type: ignore[arg-type]
+"""
+
+
+def test_types_of_a_user_program(python, tmp_path):
+    """Every argument has a type, as mypy sees them in what is installed."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    run(
+        *(sys.executable, "-m", "mypy", "--strict"),
+        *("--python-executable", python),
+        "--ignore-missing-imports",  # of Keras, which has no types
+        *("--cache-dir", tmp_path / "cache"),
+        "program.py",
+        cwd=tmp_path,
+    )

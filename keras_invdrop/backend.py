@@ -1,0 +1,34 @@
+"""Imports Keras, and says what to install where its backend is missing."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def missing_backend(name: str, installed: Sequence[str]) -> str:
+    """What to do where Keras is set to the backend `name`, not installed."""
+    said = f"Keras is set to the backend '{name}', which is not installed: "
+    install = f'`pip install "keras-invdrop[{name}]"`'
+    if installed:
+        return (
+            f"{said}set the environment variable KERAS_BACKEND="
+            f"{installed[0]}, which is installed, or {install}."
+        )
+    others = " or ".join(f"[{each}]" for each in BACKENDS if each != name)
+    return (
+        f"{said}{install}, or with {others} in its place and the environment "
+        "variable KERAS_BACKEND set to that name."
+    )
+
+
+try:
+    import keras as keras
+except ModuleNotFoundError as error:
+    if error.name not in BACKENDS:
+        raise
+    installed = [name for name in BACKENDS if find_spec(name) is not None]
+    # Without the dozen lines of Keras' own imports above it.
+    raise ModuleNotFoundError(
+        missing_backend(error.name, installed), name=error.name
+    ) from None

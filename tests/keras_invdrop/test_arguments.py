@@ -1,0 +1,71 @@
+"""Editors see the types of all that is public."""
+
+import inspect
+
+import keras
+import pytest
+
+import keras_invdrop
+from keras_invdrop import applications
+
+PUBLIC = {
+    f"{module.__name__}.{name}": value
+    for module in (keras_invdrop, keras_invdrop.regularizers, applications)
+    for name, value in vars(module).items()
+    if (inspect.isclass(value) or inspect.isfunction(value))
+    and value.__module__.startswith("keras_invdrop")
+    and value.__name__ not in ("StrictConfig", "invalid", "is_number")
+}
+
+
+def untyped(function):
+    """The parameters that have no annotation."""
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation is parameter.empty and name != "self"
+    ]
+
+
+def methods(value):
+    """Those of a class that are ours, and no form of one of Keras' own."""
+    of_keras = {
+        name
+        for kind in (
+            keras.Layer,
+            keras.callbacks.Callback,
+            keras.metrics.Metric,
+        )
+        for name in dir(kind)
+    }
+    for name in set(dir(value)) - of_keras:
+        method = inspect.getattr_static(value, name)
+        method = method.fget if isinstance(method, property) else method
+        if (
+            inspect.isfunction(method)
+            and not name.startswith("_")
+            and method.__module__.startswith("keras_invdrop")
+        ):
+            yield method
+
+
+def test_something_is_public():
+    assert {"keras_invdrop.InvariantDropout", "keras_invdrop.fold"} <= set(
+        PUBLIC
+    )
+    assert len(PUBLIC) == 26
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_types_are_there(name):
+    value = PUBLIC[name]
+    assert untyped(value) == []
+    if inspect.isfunction(value):
+        assert inspect.signature(value).return_annotation is not (
+            inspect.Signature.empty
+        )
+        return
+    for method in methods(value):
+        assert untyped(method) == [], method
+        returned = inspect.signature(method).return_annotation
+        assert returned is not inspect.Signature.empty, method

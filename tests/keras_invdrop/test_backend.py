@@ -1,0 +1,65 @@
+"""The import says in one sentence what to install."""
+
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_invdrop.backend import BACKENDS
+from keras_invdrop.backend import missing_backend
+
+BACKEND = keras.backend.backend()
+# A process that does not find the packages of its arguments.
+IMPORT = """
+import sys
+
+class Finder:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *args):
+        if name not in sys.argv[1:]:
+            return self.finder.find_spec(name, *args)
+
+sys.meta_path = [Finder(each) for each in sys.meta_path]
+import keras_invdrop
+"""
+
+
+def test_says_what_to_install():
+    assert missing_backend("tensorflow", []) == (
+        "Keras is set to the backend 'tensorflow', which is not installed: "
+        '`pip install "keras-invdrop[tensorflow]"`, or with [jax] or [torch] '
+        "in its place and the environment variable KERAS_BACKEND set to that "
+        "name."
+    )
+
+
+def test_says_which_one_is_there():
+    assert missing_backend("tensorflow", ["jax", "torch"]) == (
+        "Keras is set to the backend 'tensorflow', which is not installed: "
+        "set the environment variable KERAS_BACKEND=jax, which is installed, "
+        'or `pip install "keras-invdrop[tensorflow]"`.'
+    )
+
+
+@pytest.mark.parametrize("absent", [(BACKEND,), BACKENDS])
+def test_import_without_the_backend(absent):
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORT, *absent], capture_output=True, text=True
+    )
+    there = [name for name in BACKENDS if name not in absent]
+    assert process.returncode != 0
+    *_, last = process.stderr.splitlines()
+    assert last == f"ModuleNotFoundError: {missing_backend(BACKEND, there)}"
+    # Of the import of Keras, in which it came up, nothing is shown.
+    assert "site-packages/keras" not in process.stderr
+
+
+def test_what_else_is_missing_is_said_as_it_is():
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORT, "absl"], capture_output=True, text=True
+    )
+    assert "absl" in process.stderr.splitlines()[-1]
+    assert "KERAS_BACKEND" not in process.stderr

@@ -1,0 +1,76 @@
+"""The documentation builds without a warning, and says what there is."""
+
+import html
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_invdrop
+from keras_invdrop import applications
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    process = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "WARNING" not in process.stdout + process.stderr
+    return folder
+
+
+def text_of(page):
+    """What a reader of a page sees, in one line."""
+    page = re.sub(r"<[^>]+>", "", page.read_text())
+    return " ".join(html.unescape(page).split())
+
+
+def test_every_docstring_is_in_the_reference(site):
+    reference = " ".join(map(text_of, site.glob("docs/api/*/index.html")))
+    docstrings = [
+        inspect.getdoc(value)
+        for module in (keras_invdrop, applications)
+        for value in vars(module).values()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    ]
+    assert len(docstrings) > 20
+    for docstring in docstrings:
+        first, *_ = docstring.splitlines()
+        assert first.replace("`", "") in reference
+    # Sections are read as such, and examples as code.
+    assert "Parameters: " in reference
+    assert "Args: " not in reference
+
+
+def test_pages_link_each_other_as_the_files_do(site):
+    """Pages of the repository are in their places, and what they show."""
+    for path in (
+        "index.html",
+        "benchmarks/index.html",
+        "benchmarks/growth.png",
+        "docs/export/index.html",
+        "results/report/index.html",
+        "results/demo/figure1.png",
+        "applications/tables.py",
+    ):
+        assert (site / path).exists()
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        found = re.findall(
+            r'<(?:script|link|img)[^>]*"https?://', page.read_text()
+        )
+        assert found == []
