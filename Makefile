@@ -2,6 +2,7 @@
 # make test   set up .venv, run everything that must pass
 # make docs   set up .venv, build the documentation: build/site/index.html
 # make bench  set up .venv, measure: adds to runs/bench.jsonl
+# make notebooks  set up .venv, run the notebooks: what they show is kept in them
 # make clean  remove .venv and what is built
 
 PYTHON ?= python3
@@ -16,13 +17,13 @@ export NO_MKDOCS_2_WARNING ?= 1
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench notebooks clean
 
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
 
 test: .venv/dev check $(BACKENDS:%=test-%)
-	$(BIN)/pytest --numprocesses 2 tests/packaging tests/benchmarks
+	$(BIN)/pytest --numprocesses 2 tests/packaging tests/benchmarks tests/notebooks
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
@@ -44,6 +45,10 @@ bench-%: .venv/dev
 	for name in $(BENCHMARKS); do \
 		KERAS_BACKEND=$* $(BIN)/python benchmarks/$$name.py --out runs/bench.jsonl || exit; \
 	done
+
+# At their full size; the tests run them small.
+notebooks: .venv/dev
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt

@@ -1,0 +1,293 @@
+"""Each notebook is run at a small size, and what it says is checked."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from keras_invdrop.applications.report import claims
+from keras_invdrop.applications.report import tables
+from keras_invdrop.applications.results import read_results
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+GENERATED_IMAGES = Path(__file__).with_name("generated_images.py")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown(notebook, kind):
+    """All outputs of a kind, such as `"image/png"`."""
+    return [
+        output.data[kind]
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if kind in output.get("data", ())
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a notebook with other settings.
+
+    Gives the notebook, and the values that expressions have at its end.
+    """
+
+    def run(number, settings, expressions, before=""):
+        notebook = nbformat.read(PATHS[number - 1], as_version=4)
+        (place,) = (
+            i
+            for i, cell in enumerate(notebook.cells)
+            if "parameters" in cell.metadata.get("tags", ())
+        )
+        lines = [f"{name} = {value!r}" for name, value in settings.items()]
+        cell = nbformat.v4.new_code_cell("\n".join([*lines, before]))
+        notebook.cells.insert(place + 1, cell)
+        path = tmp_path / "values"
+        last = (
+            "import pickle\n"
+            f"with open({str(path)!r}, 'wb') as file:\n"
+            f"    pickle.dump([{', '.join(expressions)}], file)\n"
+        )
+        notebook.cells.append(nbformat.v4.new_code_cell(last))
+        NotebookClient(
+            notebook,
+            timeout=120,
+            resources={"metadata": {"path": str(PATHS[0].parent)}},
+        ).execute()
+        return notebook, *pickle.loads(path.read_bytes())
+
+    return run
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def committed(path):
+    return nbformat.read(path, as_version=4)
+
+
+def test_outputs_are_those_of_one_run_from_top_to_bottom(committed):
+    cells = code_cells(committed)
+    counts = [cell.execution_count for cell in cells]
+    assert counts == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+    assert shown(committed, "image/png")
+
+
+def test_file_is_small_and_says_nothing_of_the_machine(path, committed):
+    assert path.stat().st_size < 500_000
+    assert set(committed.metadata) <= {
+        "accelerator",
+        "kernelspec",
+        "language_info",
+    }
+    assert committed.metadata.language_info == {"name": "python"}
+    for cell in committed.cells:
+        assert set(cell.metadata) <= {"tags"}
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            texts = {
+                kind: text
+                for kind, text in output.get("data", {}).items()
+                if kind != "image/png"
+            }
+            text = json.dumps([texts, output.get("text")])
+            assert not re.search(r"(?<![\w.<:/])/\w+/", text), text
+
+
+def test_opens_in_colab_and_installs_before_keras_is_imported(path, committed):
+    badge = committed.cells[0].source
+    repository = "keras-invdrop/keras-invdrop"
+    assert f"/github/{repository}/blob/main/notebooks/{path.name})" in badge
+    first, *others = (cell.source for cell in code_cells(committed))
+    assert '%pip install --quiet "keras-invdrop[' in first
+    assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in first
+    assert not re.search("^(import|from) keras", first, re.MULTILINE)
+    assert any(re.search("^import|^from", other) for other in others)
+
+
+def test_links_lead_to_other_notebooks(path, committed):
+    text = "\n".join(cell.source for cell in committed.cells)
+    links = re.findall(r"\]\(([^):]*\.ipynb)\)", text)
+    assert set(links) <= {other.name for other in PATHS} - {path.name}
+
+
+def test_five_minutes(run):
+    settings = {"examples": 1000, "units": 100, "epochs": 8}
+    notebook, errors, classes, betas, means, picture = run(
+        1,
+        settings,
+        [
+            "{name: values[-1] for name, values in errors.items()}",
+            "{name: type(m.layers[0]).__name__ for name, m in models.items()}",
+            "{name: keras.ops.convert_to_numpy(model.layers[0].beta)"
+            " for name, model in models.items() if 'standard' not in name}",
+            "{e: d.train.x.mean(axis=0) for e, d in digits.items()}",
+            "pictures",
+        ],
+    )
+    assert classes["standard, inverted"] == "Dropout"
+    assert classes["calibrated, inverted"] == "InvariantDropout"
+    # Standard dropout does worse on the inverted encoding; calibrated,
+    # invariant dropout does not.
+    assert errors["standard, inverted"] > errors["standard, original"] + 2
+    assert errors["calibrated, inverted"] < errors["standard, original"] + 2
+    # The invariant network, calibrated or not, learned its shifts.
+    for encoding, mean in means.items():
+        learned = betas[f"calibrated, {encoding}"]
+        assert np.any(learned != -mean)
+        np.testing.assert_allclose(learned, -mean, atol=0.2)
+    assert np.any(betas["invariant, original"] != 0)
+    # Half the pixels of the picture are left, the others are their means.
+    left = picture["... by invariant dropout"]
+    kept = np.isclose(left, picture["inverted"], atol=1e-6)
+    assert kept.mean() > 0.4
+    np.testing.assert_allclose(
+        left.ravel()[~kept.ravel()], means["inverted"][~kept.ravel()], atol=1e-5
+    )
+    assert len(shown(notebook, "image/png")) == 4
+
+
+def test_convert_your_model(run):
+    settings = {"examples": 500, "width": 0.25, "epochs": 2}
+    _, same, classes, fold_difference, onnx_difference, error, report = run(
+        2,
+        settings,
+        [
+            "same_to_the_last_bit",
+            "[type(layer).__name__ for layer in network.layers]",
+            "fold_difference",
+            "onnx_difference",
+            "(errors['invariant'], onnx_error)",
+            "report",
+        ],
+    )
+    assert same
+    # No dropout layer is left.
+    assert set(classes) == {
+        "InputLayer",
+        "Conv2D",
+        "Rescaling",
+        "Activation",
+        "Flatten",
+        "Dense",
+    }
+    assert fold_difference < 1e-5
+    assert onnx_difference < 1e-5
+    # Both are of 1,000 digits; one at the edge may fall to another class.
+    assert error[0] == pytest.approx(error[1], abs=0.15)
+    # On the input most of the noise went.
+    assert report[0].layer == "drop_input"
+    assert report[0].at_present < 0.3 * report[0].at_zero
+
+
+def in_the_report():
+    """The tables, the notes and the claims, as notebook 3 has to show them."""
+    results = read_results(ROOT / "results")
+    *with_titles, notes = tables(results)
+    pairs = zip(with_titles[::2], with_titles[1::2], strict=True)
+    return [*map("\n\n".join, pairs), notes, "\n\n".join(claims(results))]
+
+
+def test_the_papers_tables(run):
+    settings = {"examples": 200, "width": 0.02, "epochs": 2}
+    notebook, errors, verdicts = run(
+        3,
+        settings,
+        [
+            "{name: each.result.test for name, each in runs.items()}",
+            "verdicts.verdict.value_counts().to_dict()",
+        ],
+    )
+    assert shown(notebook, "text/markdown") == in_the_report()
+    claimed = in_the_report()[-1]
+    for verdict, count in verdicts.items():
+        assert claimed.count(f"| {verdict} |") == count
+    assert set(errors) == {"standard", "invariant"}
+    # As printed by the notebook.
+    printed = "".join(
+        output.get("text", "")
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )
+    for name, error in errors.items():
+        assert f"{name}: {error:.1f} % test error" in printed
+
+
+def test_the_committed_tables_are_those_of_the_results():
+    committed = nbformat.read(PATHS[2], as_version=4)
+    assert shown(committed, "text/markdown") == in_the_report()
+
+
+def test_how_sure_is_it(run):
+    settings = {
+        "examples": 1000,
+        "width": 0.2,
+        "epochs": 15,
+        "samples": 20,
+        "rotated_digits": 100,
+    }
+    _, unlike, rotated, abstaining = run(
+        4, settings, ["unlike", "rotated", "abstaining"]
+    )
+    entropy = unlike["entropy, ensemble"]
+    for kind in ("noise", "shuffled digits", "inverted digits"):
+        assert entropy[kind] > entropy["test digits"] + 0.3
+        assert unlike["AUROC, ensemble"][kind] > 0.8
+    assert rotated["entropy"][80] > rotated["entropy"][0] + 0.3
+    assert rotated["test error (%)"][80] > rotated["test error (%)"][0] + 30
+    error = abstaining["test error (%)"]
+    assert error.is_monotonic_decreasing
+    assert error.iloc[-1] < 0.6 * error.iloc[0]
+
+
+def test_cifar10_and_svhn(run):
+    settings = {
+        "examples": 100,
+        "validation": 60,
+        "width": 0.05,
+        "epochs": 1,
+        "svhn": True,
+    }
+    _, results, parameters, dtypes, shape, neighbours = run(
+        5,
+        settings,
+        [
+            "{name: each.result for name, each in runs.items()}",
+            "parameters",
+            "[(each.compute_dtype, each.variable_dtype)"
+            " for each in runs['invariant'].model.layers]",
+            "shape",
+            "house_numbers.train.batches(50, 0).take(1).get_single_element()",
+        ],
+        before=f"import runpy\nrunpy.run_path({str(GENERATED_IMAGES)!r})",
+    )
+    assert shape == (8, 8, 3)
+    # As the networks' docstrings have them.
+    assert parameters.parameters["ReLU"] == 2_888_194
+    assert parameters.parameters["maxout, CIFAR-10"] == 16_247_830
+    # 3 colours, 3 x 128 feature maps and 1,000 hidden units.
+    assert parameters["and shifts"]["ReLU"] == 1387
+    assert ("bfloat16", "float32") in dtypes
+    # The softmax.
+    assert dtypes[-1] == ("float32", "float32")
+    rows = {name: (each.row, each.dataset) for name, each in results.items()}
+    assert rows["standard"] == ("table3/relu/standard", "cifar10")
+    assert rows["maxout"] == ("table6/cifar10/invariant", "cifar10")
+    assert rows["svhn"] == ("table4/relu/invariant", "svhn_cropped")
+    for name, result in results.items():
+        wanted = "float32" if name == "float32" else "mixed_bfloat16"
+        assert result.recipe["dtype_policy"] == wanted
