@@ -23,7 +23,7 @@ from keras_invdrop.validation import invalid
 # longer than a person waits; a network that is gone for some seconds is borne.
 HEARTBEAT = 30
 
-# What a loss or metric is called -> its mean over the examples.
+# What a loss or metric is called -> its value for all examples.
 Logs = dict[str, float]
 
 
@@ -206,16 +206,15 @@ class Devices:
         """
         callbacks = [at_the_beginning]
 
-        def fit(parts: keras.utils.PyDataset) -> Logs:
-            history = model.fit(
+        def fit(parts: keras.utils.PyDataset) -> None:
+            model.fit(
                 parts,
                 shuffle=False,
                 verbose=0,
                 callbacks=[callbacks.pop()] if callbacks else [],
-            ).history
-            return {name: value for name, (value,) in history.items()}
+            )
 
-        return self._mean(fit, _each(batches), examples, batch_size)
+        return self._through(model, fit, _each(batches), examples, batch_size)
 
     def evaluate(
         self, model: keras.Model, x: Any, y: Any, batch_size: int
@@ -227,37 +226,42 @@ class Devices:
             for start in range(0, len(y), size)
         )
 
-        def evaluate(parts: keras.utils.PyDataset) -> Logs:
-            return model.evaluate(parts, verbose=0, return_dict=True)
+        def evaluate(parts: keras.utils.PyDataset) -> None:
+            model.evaluate(parts, verbose=0)
 
-        return self._mean(evaluate, batches, len(y), size)
+        return self._through(model, evaluate, batches, len(y), size)
 
-    def _mean(
+    def _through(
         self,
-        function: Callable[[keras.utils.PyDataset], Logs],
+        model: keras.Model,
+        function: Callable[[keras.utils.PyDataset], None],
         batches: Iterator[Any],
         examples: int,
         batch_size: int,
     ) -> Logs:
-        """Calls a function with the batches that divide, and the others."""
+        """Calls a function with the batches that divide, and the last one.
+
+        Keras' metrics begin anew in each call. Their variables, sums and
+        counts, are added up.
+        """
         full, rest = divmod(examples, batch_size)
-        mean: Logs = {}
+        sums: list[list[np.ndarray]] = []
         for number, size in ((full, batch_size), (min(rest, 1), rest)):
             if number == 0:
                 continue
             divided = size % self.number == 0
+            part = self._part(size) if divided else slice(None)
             with (self._divided if divided else self._whole).scope():
-                logs = function(
-                    _Parts(
-                        itertools.islice(batches, number),
-                        number,
-                        self._part(size) if divided else slice(None),
-                    )
+                function(
+                    _Parts(itertools.islice(batches, number), number, part)
                 )
-            for name, value in logs.items():
-                share = number * size / examples
-                mean[name] = mean.get(name, 0.0) + share * value
-        return mean
+            sums.append([np.asarray(each) for each in model.metrics_variables])
+        for variable, *values in zip(
+            model.metrics_variables, *sums, strict=True
+        ):
+            variable.assign(sum(values[1:], values[0]))
+        results = model.get_metrics_result()
+        return {name: float(value) for name, value in results.items()}
 
     def _part(self, size: int) -> slice:
         """Which examples of a batch this process feeds to its devices."""
