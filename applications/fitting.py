@@ -108,7 +108,7 @@ def fit(
     """
     fitted = Fitted(metric)
     content = None if backup is None else _content(backup, devices)
-    if backup is not None and content:
+    if backup is not None and content is not None:
         fitted = _restored(model, metric, backup, content)
     for epoch in range(fitted.epochs, epochs):
         started = time.perf_counter()
@@ -235,11 +235,15 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
         np.savez(temporary, **arrays)
 
 
-def _content(backup: Path, devices: Devices | None) -> bytes:
-    """What was backed up; nothing if there is no backup."""
-    first = devices is None or is_first()
-    content = backup.read_bytes() if first and backup.exists() else b""
-    return content if devices is None else from_first(content)
+def _content(backup: Path, devices: Devices | None) -> bytes | None:
+    """What was backed up; None if there is no backup."""
+    if devices is None:
+        return backup.read_bytes() if backup.exists() else None
+    found = b""
+    if is_first() and backup.exists():
+        found = b"." + backup.read_bytes()  # an empty file is one, too
+    sent = from_first(found)
+    return sent[1:] if sent else None
 
 
 def _restored(
