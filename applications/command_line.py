@@ -5,7 +5,9 @@ import re
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +23,10 @@ from keras_invdrop.validation import invalid
 from . import recipes
 from .console import JobsTable
 from .console import paper_table
+from .data_parallel import Devices
+from .data_parallel import check_backend
+from .data_parallel import is_first
+from .data_parallel import joined
 from .demo import run_demo
 from .execution import cluster
 from .execution import run_here
@@ -31,13 +37,17 @@ from .measurements import as_objects
 from .options import Activation
 from .options import BetaDecay
 from .options import Calibrate
+from .options import Coordinator
 from .options import Data
+from .options import DataParallel
 from .options import DtypePolicy
 from .options import Epochs
 from .options import LearningRate
 from .options import LimitTrain
 from .options import MaxNorm
 from .options import Out
+from .options import Processes
+from .options import ProcessId
 from .options import RowArguments
 from .options import Scheduler
 from .options import StepsPerExecution
@@ -95,6 +105,7 @@ def jobs_of(
     limit_train: int | None,
     steps_per_execution: int,
     validation: int | None = None,
+    data_parallel: bool = False,
 ) -> list[Job]:
     """Each row with each seed, its recipe changed by what is not None."""
     given = {k: v for k, v in changes.items() if v is not None}
@@ -114,6 +125,7 @@ def jobs_of(
             called(),
             steps_per_execution=steps_per_execution,
             validation=validation,
+            data_parallel=data_parallel,
         )
         for seed in seeds
         for row in found.values()
@@ -161,6 +173,9 @@ def do(
         # Better said now than after the first epoch.
         raise OSError(f"{out} is not writable: {error.strerror}") from error
     # A network that is trained anew takes as many again, at most.
+    first = not jobs[0].data_parallel or is_first()
+    if first and jobs[0].data_parallel:
+        tell_devices(jobs)
     epochs = {
         job.title: job.row.recipe.epochs * (1 + job.row.recipe.retrain)
         for job in jobs
@@ -168,7 +183,7 @@ def do(
     units = {job.title: job.row.unit for job in jobs}
     with (
         cluster(workers, scheduler) as client,
-        JobsTable(epochs, units) as table,
+        JobsTable(epochs, units, quiet=not first) as table,
     ):
         if client is None:
             run_here(jobs, out, table)
@@ -176,7 +191,7 @@ def do(
             alone = workers if scheduler is None else None
             run_on_cluster(jobs, out.absolute(), table, client, alone)
     results = [each for title in epochs if (each := table.results.get(title))]
-    console = Console()
+    console = Console(quiet=not first)
     if results:
         console.print(paper_table(results, measured_only=True))
         console.print(f"Models, histories and results are in {out}/")
@@ -185,6 +200,60 @@ def do(
             f"{len(table.failures)} of {len(jobs)} trainings failed: "
             + "; ".join(table.failures)
         )
+
+
+def tell_devices(jobs: Sequence[Job]) -> None:
+    """Says over how many devices batches are divided."""
+    for size in dict.fromkeys(job.row.recipe.batch_size for job in jobs):
+        devices = Devices(size)
+        divided = size % devices.number == 0
+        Console(stderr=True).print(
+            f"Processes: {devices.processes}. Batches of {size} are "
+            + (
+                f"divided over {devices.number} of {devices.available} devices"
+                if divided
+                else f"computed whole on each of {devices.number} devices, "
+                "which do not divide them: no faster than one"
+            )
+        )
+
+
+@contextmanager
+def together(
+    data_parallel: bool,
+    process: tuple[str | None, int | None, int | None],
+    with_others: bool,
+) -> Iterator[None]:
+    """Joins the processes of a training that the options name.
+
+    Args:
+        data_parallel: Whether one training is on many devices.
+        process: Coordinator, number of processes, and which this is.
+        with_others: Whether trainings are done side by side.
+
+    Raises:
+        ValueError: If the options do not go together, or with the backend.
+        OSError: If the processes do not find together.
+    """
+    if not data_parallel:
+        if any(each is not None for each in process):
+            raise invalid(
+                "--coordinator",
+                "nothing, or `--data-parallel` with it",
+                process,
+            )
+        yield
+        return
+    if with_others:
+        raise invalid(
+            "--data-parallel",
+            "nothing with `--workers` or `--scheduler`, which do several "
+            "trainings at once",
+            data_parallel,
+        )
+    check_backend("--data-parallel")
+    with joined(*process):
+        yield
 
 
 @app.command()
@@ -239,6 +308,10 @@ def train(
     dtype_policy: DtypePolicy = None,
     steps_per_execution: StepsPerExecution = 1,
     out: Out = Path("runs"),
+    data_parallel: DataParallel = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process_id: ProcessId = None,
 ):
     """Train rows of the paper's tables with one seed; see reproduce."""
     reproduce(
@@ -257,6 +330,10 @@ def train(
         dtype_policy,
         steps_per_execution,
         out,
+        data_parallel=data_parallel,
+        coordinator=coordinator,
+        processes=processes,
+        process_id=process_id,
     )
 
 
@@ -281,6 +358,10 @@ def reproduce(
     out: Out = Path("runs"),
     workers: Workers = 1,
     scheduler: Scheduler = None,
+    data_parallel: DataParallel = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process_id: ProcessId = None,
 ):
     """Train rows with several seeds, select on validation, test once.
 
@@ -308,8 +389,14 @@ def reproduce(
         limit_train,
         steps_per_execution,
         validation,
+        data_parallel,
     )
-    do(jobs, out, workers, scheduler)
+    with together(
+        data_parallel,
+        (coordinator, processes, process_id),
+        workers > 1 or scheduler is not None,
+    ):
+        do(jobs, out, workers, scheduler)
 
 
 @app.command()

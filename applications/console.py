@@ -22,20 +22,26 @@ class JobsTable:
     Args:
         epochs: Title of a training -> its number of epochs.
         units: Title of a training -> the unit of its figures.
+        quiet: Whether to show nothing: another process does.
 
     Attributes:
         results: Title -> result of those that have ended.
         failures: Title -> what was wrong with those that could not be done.
     """
 
-    def __init__(self, epochs: Mapping[str, int], units: Mapping[str, str]):
+    def __init__(
+        self,
+        epochs: Mapping[str, int],
+        units: Mapping[str, str],
+        quiet: bool = False,
+    ):
         self.results: dict[str, Result] = {}
         self.failures: dict[str, str] = {}
         self._units = units
         self._expected = dict(epochs)
         # Title -> when, how many epochs done, validation: first and last.
         self._epochs: dict[str, tuple[_Epoch, _Epoch]] = {}
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=quiet)
         self._live = Live(
             console=self._console, get_renderable=self._table, transient=True
         )

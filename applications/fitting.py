@@ -7,6 +7,7 @@ its file ends with the weights of one that was never stopped.
 """
 
 import functools
+import io
 import itertools
 import json
 import time
@@ -20,6 +21,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from .data_parallel import Devices
+from .data_parallel import Logs
+from .data_parallel import from_first
+from .data_parallel import is_first
 from .datasets import Split
 from .datasets import Stream
 from .results import replacing
@@ -73,6 +78,7 @@ def fit(
     evaluated: dict[str, Split],
     backup: Path | None = None,
     on_epoch: Callable[[Fitted], None] = lambda fitted: None,
+    devices: Devices | None = None,
 ) -> Fitted:
     """Fits a compiled model, and selects an epoch.
 
@@ -88,6 +94,9 @@ def fit(
         backup: File that holds, after each epoch, what the next one depends
             on. If it is there, the fit goes on from it. The caller deletes it.
         on_epoch: Called after each epoch.
+        devices: Over which the batches are divided, and on which the model
+            is; None for one. The first process alone reads and writes
+            `backup`.
 
     Returns:
         A `Fitted`.
@@ -98,33 +107,27 @@ def fit(
         OSError: If `backup` cannot be written; it is then what it was.
     """
     fitted = Fitted(metric)
-    if backup is not None and backup.exists():
-        fitted = _restored(model, metric, backup)
+    content = None if backup is None else _content(backup, devices)
+    if backup is not None and content is not None:
+        fitted = _restored(model, metric, backup, content)
     for epoch in range(fitted.epochs, epochs):
         started = time.perf_counter()
         reseed = functools.partial(_reseed, model, seed, epoch)
+        # Again, as what Keras does before the first epoch of a process takes
+        # random numbers, too.
+        again = _AtTheBeginning(reseed)
         with examples.reading():
-            logs = model.fit(
-                examples.batches(batch_size, reseed()),
-                shuffle=False,
-                verbose=0,
-                # Again, as what Keras does before the first epoch of a process
-                # takes random numbers, too.
-                callbacks=[_AtTheBeginning(reseed)],
-            ).history
-        if not np.isfinite(logs["loss"]).all():
-            raise _diverged(epoch, logs["loss"][0])
-        for name, split in evaluated.items():
-            values = model.evaluate(
-                split.x,
-                split.y,
-                batch_size=EVALUATION_BATCH,
-                verbose=0,
-                return_dict=True,
+            batches = examples.batches(batch_size, reseed())
+            logs = _epoch(
+                model, batches, len(examples), batch_size, again, devices
             )
-            logs |= {f"{name}_{key}": [value] for key, value in values.items()}
-        for name, values in logs.items():
-            fitted.logs.setdefault(name, []).extend(map(float, values))
+        if not np.isfinite(logs["loss"]).all():
+            raise _diverged(epoch, logs["loss"])
+        for name, split in evaluated.items():
+            values = _evaluation(model, split, devices)
+            logs |= {f"{name}_{key}": value for key, value in values.items()}
+        for name, value in logs.items():
+            fitted.logs.setdefault(name, []).append(float(value))
         figures = fitted.validation
         if not figures or figures[-1] > max(figures[:-1], default=-np.inf):
             fitted.selected_epoch = epoch + 1
@@ -133,10 +136,43 @@ def fit(
             if not all(np.isfinite(each).all() for each in fitted.selected):
                 raise _diverged(epoch, float("nan"))
         fitted.seconds += time.perf_counter() - started
-        if backup is not None:
+        if backup is not None and (devices is None or is_first()):
             _back_up(model, fitted, backup)
         on_epoch(fitted)
     return fitted
+
+
+def _epoch(
+    model: keras.Model,
+    batches: Any,
+    examples: int,
+    batch_size: int,
+    at_the_beginning: keras.callbacks.Callback,
+    devices: Devices | None,
+) -> Logs:
+    """Fits the model to all batches once; gives the losses and metrics."""
+    if devices is not None:
+        return devices.fit(
+            model, batches, examples, batch_size, at_the_beginning
+        )
+    history = model.fit(
+        batches, shuffle=False, verbose=0, callbacks=[at_the_beginning]
+    ).history
+    return {name: value for name, (value,) in history.items()}
+
+
+def _evaluation(
+    model: keras.Model, split: Split, devices: Devices | None
+) -> Logs:
+    if devices is not None:
+        return devices.evaluate(model, split.x, split.y, EVALUATION_BATCH)
+    return model.evaluate(
+        split.x,
+        split.y,
+        batch_size=EVALUATION_BATCH,
+        verbose=0,
+        return_dict=True,
+    )
 
 
 def _diverged(epoch: int, loss: float) -> Diverged:
@@ -199,10 +235,23 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
         np.savez(temporary, **arrays)
 
 
-def _restored(model: keras.Model, metric: str, path: Path) -> Fitted:
-    """Sets the model and its optimiser to what was backed up."""
+def _content(backup: Path, devices: Devices | None) -> bytes | None:
+    """What was backed up; None if there is no backup."""
+    if devices is None:
+        return backup.read_bytes() if backup.exists() else None
+    found = b""
+    if is_first() and backup.exists():
+        found = b"." + backup.read_bytes()  # an empty file is one, too
+    sent = from_first(found)
+    return sent[1:] if sent else None
+
+
+def _restored(
+    model: keras.Model, metric: str, path: Path, content: bytes
+) -> Fitted:
+    """Sets the model and its optimiser to what was backed up in `path`."""
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(content)) as file:
 
             def group(name: str) -> list[np.ndarray]:
                 names = (f"{name}_{i}" for i in itertools.count())

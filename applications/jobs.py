@@ -13,6 +13,8 @@ import keras
 
 from keras_invdrop.validation import invalid
 
+from .data_parallel import from_first
+from .data_parallel import is_first
 from .datasets import Dataset
 from .datasets import load
 from .results import Result
@@ -52,6 +54,9 @@ class Job:
         command: What was called, for the result.
         backend: Keras' backend.
         steps_per_execution: Training steps in one call of the backend.
+        data_parallel: Whether to divide batches over all devices of all
+            processes. Results differ by rounding alone, so that one that was
+            stopped may go on with another number of devices.
     """
 
     row: Row
@@ -64,6 +69,7 @@ class Job:
     backend: str = field(default_factory=keras.backend.backend)
     steps_per_execution: int = 1
     validation: int | None = None
+    data_parallel: bool = False
 
     @property
     def title(self) -> str:
@@ -148,7 +154,9 @@ def run(
     Writes to `directory` the model (`.keras`), the history (`.csv`) and the
     result (`.json`), called by the job's name, and until then a backup after
     each epoch. A job that is finished is not repeated, and one that was
-    stopped goes on from its last backup, to the same result.
+    stopped goes on from its last backup, to the same result. Of several
+    processes that do a job together, all call this; the first one alone reads
+    and writes files.
 
     Args:
         job: The job.
@@ -166,7 +174,10 @@ def run(
             "KERAS_BACKEND", f"'{job.backend}'", keras.backend.backend()
         )
     backup = directory / f"{job.name}.npz"
-    result = job.finished(directory)
+    first = not job.data_parallel or is_first()
+    result = job.finished(directory) if first else None
+    if job.data_parallel:
+        result = _from_first(result)
     if result is None:
         trained = train(
             job.row,
@@ -178,8 +189,18 @@ def run(
             steps_per_execution=job.steps_per_execution,
             backup=backup,
             on_epoch=on_epoch,
+            data_parallel=job.data_parallel,
         )
         result = replace(trained.result, limit_train=job.limit_train)
-        save(replace(trained, result=result), directory, job.name)
-    remove_backups(backup)
+        if first:
+            save(replace(trained, result=result), directory, job.name)
+    if first:
+        remove_backups(backup)
     return result
+
+
+def _from_first(result: Result | None) -> Result | None:
+    """The result that the first process has found, in every process."""
+    found = json.dumps(asdict(result)) if result else ""
+    sent = from_first(found.encode())
+    return Result(**json.loads(sent)) if sent else None

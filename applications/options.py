@@ -102,6 +102,40 @@ StepsPerExecution = Annotated[
         "TensorFlow: on a GPU, 100 save most of the time of a small network.",
     ),
 ]
+DataParallel = Annotated[
+    bool,
+    typer.Option(
+        "--data-parallel",
+        help="Divide each batch over all devices, on JAX: of this machine, "
+        "and of those that the next options or a launcher (Slurm, Kubernetes, "
+        "Open MPI) join to it. See docs/scaling_out.md.",
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="With --data-parallel, over several machines: a free port of "
+        "the machine of process 0. The same in every process.",
+        show_default="the launcher's, or this machine alone",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The number of processes that train together.",
+        show_default="the launcher's",
+    ),
+]
+ProcessId = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Which of them this is, from 0 on. Process 0 writes the files.",
+        show_default="the launcher's",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(file_okay=False, help="Directory to write to."),

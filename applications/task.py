@@ -16,6 +16,7 @@ from keras_invdrop.layers.shifted_dropout import ShiftedDropout
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
 
+from .data_parallel import Devices
 from .datasets import Dataset
 from .datasets import Split
 from .datasets import Stream
@@ -98,6 +99,7 @@ class Task:
         width: Multiplier of the units of the network's layers.
         activation: Activation function of the hidden units, or None.
         steps_per_execution: Training steps in one call of the backend.
+        data_parallel: Whether to divide batches over all devices.
     """
 
     row: Row
@@ -106,6 +108,7 @@ class Task:
     width: float = 1.0
     activation: str | None = None
     steps_per_execution: int = 1
+    data_parallel: bool = False
 
     @property
     def measure(self) -> str:
@@ -180,7 +183,34 @@ class Task:
         backup: Path | None = None,
         on_epoch: Callable[[Fitted], None] = lambda fitted: None,
     ) -> Fitted:
-        """Compiles `model` and fits it by the recipe; see `fitting.fit`."""
+        """Compiles `model` and fits it by the recipe; see `fitting.fit`.
+
+        With several devices that is a copy of it.
+        """
+        if not self.data_parallel:
+            return self._fit(
+                model, examples, epochs, evaluated, backup, on_epoch
+            )
+        devices = Devices(self.row.recipe.batch_size)
+        # Every process would draw other weights, which devices must agree on.
+        keras.utils.set_random_seed(self.seed)
+        with devices.scope():
+            copy = type(model).from_config(model.get_config())
+            copy.set_weights(model.get_weights())
+            return self._fit(
+                copy, examples, epochs, evaluated, backup, on_epoch, devices
+            )
+
+    def _fit(
+        self,
+        model: keras.Model,
+        examples: Split | Stream,
+        epochs: int,
+        evaluated: dict[str, Split] | None,
+        backup: Path | None,
+        on_epoch: Callable[[Fitted], None],
+        devices: Devices | None = None,
+    ) -> Fitted:
         recipe = self.row.recipe
         losses = keras.losses
         metric = self.metric(from_logits=True)
@@ -193,7 +223,8 @@ class Task:
             metrics=[metric],
             steps_per_execution=self.steps_per_execution,
         )
-        if self.steps_per_execution > 1 and keras.backend.backend() == "jax":
+        scans = self.steps_per_execution > 1 and devices is None
+        if scans and keras.backend.backend() == "jax":
             from .scanning import scan_steps
 
             scan_steps(model)
@@ -207,6 +238,7 @@ class Task:
             {k: each for k, each in (evaluated or {}).items() if len(each)},
             backup,
             on_epoch,
+            devices,
         )
 
     def figures(self, values: list[float]) -> np.ndarray:

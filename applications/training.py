@@ -65,6 +65,7 @@ def train(
     steps_per_execution: int = 1,
     backup: Path | None = None,
     on_epoch: OnEpoch = lambda done, validation: None,
+    data_parallel: bool = False,
 ) -> Run:
     """Trains the network of a row by its recipe.
 
@@ -95,6 +96,8 @@ def train(
             `remove_backups`.
         on_epoch: Called after each epoch with the number of epochs done and
             the figure of the validation examples, None without.
+        data_parallel: Whether to divide batches over all devices of all
+            processes, on JAX; see `data_parallel.joined`.
 
     Returns:
         A `Run`.
@@ -106,7 +109,15 @@ def train(
         OSError: If `backup` cannot be written.
     """
     commit = _commit()  # now: it may be another one when the training ends
-    task = Task(row, dataset, seed, width, activation, steps_per_execution)
+    task = Task(
+        row,
+        dataset,
+        seed,
+        width,
+        activation,
+        steps_per_execution,
+        data_parallel,
+    )
     evaluated = {"val": dataset.validation}
     if test_curve:
         evaluated["test"] = dataset.test

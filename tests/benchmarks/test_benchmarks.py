@@ -39,7 +39,7 @@ def run(name, *arguments):
 
 def test_each_is_tried_here():
     scripts = {path.stem for path in FOLDER.glob("*.py")}
-    assert scripts - {"turns", "table", "plot"} == set(SMALL)
+    assert scripts - {"turns", "table", "plot", "scaling"} == set(SMALL)
 
 
 OTHERS = {"profile_step", "zca_whitening"}
@@ -79,6 +79,26 @@ def test_plot(tmp_path):
 def test_zca_whitening():
     printed = run("zca_whitening", *SMALL["zca_whitening"])
     assert f"50 x 20, {BACKEND} backend" in printed
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA counts the operations")
+def test_scaling():
+    lines = run("scaling", "--width", "0.02", "--batch", "4").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if "Table" in line]
+    assert len(rows) == 4
+    for _, parameters, _, on_8, *_ in rows:
+        # Of float32, seven eighths there and seven eighths back.
+        sent = 4 * 2 * 7 / 8 * int(parameters.replace(",", "")) / 1e6
+        assert on_8.startswith(f"{sent:.1f} MB, ")
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="`keras.distribution` needs JAX")
+def test_what_two_processes_exchange():
+    small = "--width", "0.1", "--batch", "4", "--steps", "5"
+    row = run("scaling", "--measure", "2", *small).splitlines()[-1]
+    measured, computed = map(float, row.strip("| ").split(" | ")[2:])
+    # Others may use the loopback device as well.
+    assert measured >= 0.9 * computed > 0
 
 
 def test_the_page_has_the_tables_of_the_results():

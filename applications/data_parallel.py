@@ -1,0 +1,318 @@
+"""One training on many devices, of one process or of many, with JAX.
+
+The work is Keras' `keras.distribution` and JAX': weights are on every device,
+and a batch is divided. What stands here decides which device and which process
+takes which examples, so that an epoch has each of them once.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_invdrop.validation import invalid
+
+# Seconds after which a process that is not heard of is given up. JAX' 100 are
+# longer than a person waits; a network that is gone for some seconds is borne.
+HEARTBEAT = 30
+
+# What a loss or metric is called -> its value for all examples.
+Logs = dict[str, float]
+
+
+def check_backend(option: str) -> None:
+    """Raises a `ValueError` if Keras' backend has no `keras.distribution`."""
+    if keras.backend.backend() != "jax":
+        raise invalid(
+            "KERAS_BACKEND",
+            f"'jax' with `{option}`; docs/scaling_out.md has what TensorFlow "
+            "and PyTorch offer",
+            keras.backend.backend(),
+        )
+
+
+@contextmanager
+def joined(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins the processes that train together, until the end of the block.
+
+    What is None is taken from the environment, where a launcher that JAX knows
+    has set it (Slurm, Kubernetes, Open MPI). Without one, and without a
+    coordinator, this process is alone. It must be called before JAX computes
+    anything.
+
+    If the block raises an error, this process says so and ends: the others
+    would wait for it, and so they see at once that it is gone.
+
+    Args:
+        coordinator: `"HOST:PORT"` of the process 0.
+        processes: The number of processes.
+        process_id: Which of them this is, from 0 on.
+
+    Raises:
+        ValueError: If only some of the three are known.
+        OSError: If the processes do not find together.
+    """
+    if not _found_together(coordinator, processes, process_id):
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _leave(error)
+
+
+def _found_together(
+    coordinator: str | None, processes: int | None, process_id: int | None
+) -> bool:
+    """Whether there are others; see `joined`."""
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except ValueError as error:
+        alone = coordinator is processes is process_id is None
+        if alone and "coordinator_address" in str(error):
+            return False  # No launcher has started this process.
+        raise ValueError(
+            "Expected `--coordinator`, `--processes` and `--process-id`, a "
+            "number below that of the processes, or none of them. Received: "
+            f"{coordinator}, {processes}, {process_id} ({error})"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise OSError(
+            f"The {processes} processes do not find together at "
+            f"{coordinator}: {error}"
+        ) from error
+    return True
+
+
+def _leave(error: BaseException) -> None:
+    """Ends this process, for good."""
+    import jax
+
+    told = f"keras-invdrop: process {jax.process_index()}: "
+    lost = "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError)
+    if lost:
+        print(
+            f"{told}the processes no longer hear one another. Which one is "
+            f"gone is said within {HEARTBEAT} s. The same command, given in "
+            f"every process, goes on from the last epoch. ({error})",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Until then JAX ends this process, with what the coordinator knows.
+        time.sleep(HEARTBEAT + 15)
+    else:
+        print(f"{told}{error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and tells the user."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
+def from_first(content: bytes) -> bytes:
+    """What the first process has, in every process."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    size = int(broadcast_one_to_all(np.array(len(content), "uint32")))
+    if size == 0:
+        return b""
+    array = np.zeros(size, "uint8")
+    if is_first():
+        array = np.frombuffer(content, "uint8")
+    return np.asarray(broadcast_one_to_all(array)).tobytes()
+
+
+class Devices:
+    """The devices over which batches are divided.
+
+    Of every process as many as divide a batch without a rest. A batch that
+    does not divide, such as the last one of an epoch, is computed whole on
+    every device.
+
+    Args:
+        batch_size: Number of examples in a batch.
+
+    Attributes:
+        number: Their number.
+        available: The number of those that the processes have.
+        processes: The number of processes.
+    """
+
+    def __init__(self, batch_size: int):
+        import jax
+
+        names = zip(
+            jax.devices(), keras.distribution.list_devices(), strict=True
+        )
+        of_process: dict[int, list[str]] = {}
+        for device, name in names:
+            of_process.setdefault(device.process_index, []).append(name)
+        counts = [len(names) for names in of_process.values()]
+        self.processes = len(of_process)
+        self.available = sum(counts)
+        each = _most(batch_size, self.processes, min(counts))
+        used = [name for names in of_process.values() for name in names[:each]]
+        self.number = len(used)
+        self._process = jax.process_index()
+        self._divided = keras.distribution.DataParallel(
+            devices=used, auto_shard_dataset=False
+        )
+        self._whole = _Whole(devices=used, auto_shard_dataset=False)
+
+    def scope(self) -> Any:
+        """Context manager: variables made in it are on every device."""
+        return self._divided.scope()
+
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Any,
+        examples: int,
+        batch_size: int,
+        at_the_beginning: keras.callbacks.Callback,
+    ) -> Logs:
+        """Fits a model, made and compiled in `scope`, to all batches once.
+
+        Args:
+            model: The model.
+            batches: `PyDataset` or `tf.data.Dataset` of the whole batches, the
+                same in every process.
+            examples: The number of examples in them.
+            batch_size: That of all but the last.
+            at_the_beginning: Callback of the first step.
+        """
+        callbacks = [at_the_beginning]
+
+        def fit(parts: keras.utils.PyDataset) -> None:
+            model.fit(
+                parts,
+                shuffle=False,
+                verbose=0,
+                callbacks=[callbacks.pop()] if callbacks else [],
+            )
+
+        return self._through(model, fit, _each(batches), examples, batch_size)
+
+    def evaluate(
+        self, model: keras.Model, x: Any, y: Any, batch_size: int
+    ) -> Logs:
+        """Evaluates a model in batches of at most `batch_size`."""
+        size = max(batch_size // self.number, 1) * self.number
+        batches = (
+            (x[start : start + size], y[start : start + size])
+            for start in range(0, len(y), size)
+        )
+
+        def evaluate(parts: keras.utils.PyDataset) -> None:
+            model.evaluate(parts, verbose=0)
+
+        return self._through(model, evaluate, batches, len(y), size)
+
+    def _through(
+        self,
+        model: keras.Model,
+        function: Callable[[keras.utils.PyDataset], None],
+        batches: Iterator[Any],
+        examples: int,
+        batch_size: int,
+    ) -> Logs:
+        """Calls a function with the batches that divide, and the last one.
+
+        Keras' metrics begin anew in each call. Their variables, sums and
+        counts, are added up.
+        """
+        full, rest = divmod(examples, batch_size)
+        sums: list[list[np.ndarray]] = []
+        for number, size in ((full, batch_size), (min(rest, 1), rest)):
+            if number == 0:
+                continue
+            divided = size % self.number == 0
+            part = self._part(size) if divided else slice(None)
+            with (self._divided if divided else self._whole).scope():
+                function(
+                    _Parts(itertools.islice(batches, number), number, part)
+                )
+            sums.append([np.asarray(each) for each in model.metrics_variables])
+        for variable, *values in zip(
+            model.metrics_variables, *sums, strict=True
+        ):
+            variable.assign(sum(values[1:], values[0]))
+        results = model.get_metrics_result()
+        return {name: float(value) for name, value in results.items()}
+
+    def _part(self, size: int) -> slice:
+        """Which examples of a batch this process feeds to its devices."""
+        each = size // self.processes
+        return slice(self._process * each, (self._process + 1) * each)
+
+
+def _most(batch_size: int, processes: int, devices: int) -> int:
+    """How many devices of each process divide a batch; all if none do."""
+    divide = [
+        each
+        for each in range(1, devices + 1)
+        if batch_size % (each * processes) == 0
+    ]
+    return max(divide, default=devices)
+
+
+class _Whole(keras.distribution.DataParallel):
+    """Every device computes the whole batch."""
+
+    def get_data_layout(self, data_shape):
+        return keras.distribution.TensorLayout(
+            [None] * len(data_shape), self.device_mesh
+        )
+
+
+class _Parts(keras.utils.PyDataset):
+    """This process' part of each of some batches, which are read once."""
+
+    def __init__(self, batches: Iterator[Any], number: int, part: slice):
+        super().__init__()
+        self.batches = batches
+        self.number = number
+        self.part = part
+        self.index = -1
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        # Keras looks at the first one before it starts, and asks for it again.
+        if index != self.index:
+            self.batch = next(self.batches)
+            self.index += 1
+        if index != self.index:
+            raise IndexError(f"Batch {index} after batch {self.index - 1}")
+        return tuple(array[self.part] for array in self.batch)
+
+
+def _each(batches: Any) -> Iterator[Any]:
+    """The batches, as arrays of NumPy."""
+    if isinstance(batches, keras.utils.PyDataset):
+        return (batches[i] for i in range(len(batches)))
+    return batches.as_numpy_iterator()
