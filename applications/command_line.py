@@ -14,6 +14,7 @@ from typing import Annotated
 from typing import Any
 
 import keras
+import matplotlib
 import typer
 from rich.console import Console
 
@@ -552,6 +553,7 @@ def generate_splicing(
 def main():
     """Runs the command; what the user can mend is said in one line."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
+    matplotlib.use("agg")  # pictures are files; no display is needed
     try:
         app()
     except (ImportError, OSError, ValueError) as error:

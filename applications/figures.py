@@ -5,23 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras
-import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
 
-matplotlib.use("agg")  # pictures are files; no display is needed
+from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop.plots import plot_beta
+from keras_invdrop.plots import plot_errors
+from keras_invdrop.plots import plot_image
+from keras_invdrop.plots import plot_mean_against_shift
 
-import matplotlib.pyplot as plt  # noqa: E402
-import pandas as pd  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from keras_invdrop.models.dropout_sites import dropout_sites  # noqa: E402
-from keras_invdrop.plots import plot_beta  # noqa: E402
-from keras_invdrop.plots import plot_errors  # noqa: E402
-from keras_invdrop.plots import plot_image  # noqa: E402
-from keras_invdrop.plots import plot_mean_against_shift  # noqa: E402
-
-from .datasets import Dataset  # noqa: E402
-from .datasets import in_memory  # noqa: E402
-from .results import replacing  # noqa: E402
+from .datasets import Dataset
+from .datasets import in_memory
+from .results import replacing
 
 
 def figure_1(
