@@ -215,7 +215,7 @@ def findings(results: Iterable[Result]) -> list[Finding]:
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(_conditions(result), []).append(result)
+        groups.setdefault(comparable(result), []).append(result)
     found: list[Finding] = []
     for claim in CLAIMS:
         for results in groups.values():
@@ -245,7 +245,7 @@ def _by_decay(results: list[Result]) -> Iterator[Group]:
         yield group
 
 
-def _conditions(result: Result) -> str:
+def comparable(result: Result) -> str:
     """What must be alike in trainings that are compared."""
     conditions = {**result.conditions, "limit_train": result.limit_train}
     recipe = dict(conditions["recipe"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 
+from .claims import comparable
 from .claims import findings
 from .datasets import load
 from .figures import figure_1
@@ -237,6 +238,6 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
 
 def _drawn_together(result: Result) -> str:
     """What trainings have in common that one figure shows."""
-    recipe = {**result.recipe, "calibrated": None}
-    common = {**result.conditions, "recipe": recipe, "of": result.encoding}
-    return json.dumps(common, sort_keys=True)
+    return json.dumps(
+        [comparable(result), result.encoding, result.recipe["beta_decay"]]
+    )
