@@ -133,7 +133,7 @@ def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
 def _conditions(row: Row, result: Result) -> dict[str, Any]:
     conditions = result.conditions
     recipe = conditions.pop("recipe")
-    usual = asdict(row.trained(recipe["calibrated"]))
+    usual = asdict(row.trained(recipe.get("calibrated", False)))
     usual["calibrated"] = False  # said where it is not so
     settings = {
         name: value

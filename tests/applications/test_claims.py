@@ -22,7 +22,9 @@ def made(result):
 
     def make(row, seed, test, recipe=None, **changes):
         row = ROWS[row]
-        recipe = dataclasses.asdict(row.recipe) | (recipe or {})
+        changed = recipe or {}
+        calibrated = changed.get("calibrated", False)
+        recipe = dataclasses.asdict(row.trained(calibrated)) | changed
         return dataclasses.replace(
             result,
             row=row.id,

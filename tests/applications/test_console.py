@@ -26,7 +26,8 @@ def test_only_what_was_measured(result):
                     dataset="mas",
                     unit="bits",
                     test=400.0,
-                    recipe={**recipe, "learning_rate": 0.5},
+                    recipe=dataclasses.asdict(ROWS["table5/2/none"].recipe)
+                    | {"learning_rate": 0.5},
                 ),
             ],
             measured_only=True,
@@ -45,11 +46,11 @@ def test_only_what_was_measured(result):
 
 
 def test_a_calibrated_measurement_is_told_apart(result):
-    recipe = dataclasses.asdict(ROWS[result.row].recipe)
     results = [
         dataclasses.replace(
             result,
-            recipe={**recipe, "learning_rate": 0.5, "calibrated": calibrated},
+            recipe=dataclasses.asdict(ROWS[result.row].trained(calibrated))
+            | {"learning_rate": 0.5},
         )
         for calibrated in (False, True)
     ]

@@ -62,7 +62,7 @@ def test_a_recipe_from_before_there_was_calibration_is_the_usual_one(result):
     results = [
         dataclasses.replace(result, seed=seed, recipe=each)
         for seed, each in enumerate(
-            (old, recipe, {**recipe, "calibrated": True})
+            (old, recipe, dataclasses.asdict(ROW.trained(calibrated=True)))
         )
     ]
     usual, calibrated = measurements(ROW, results)
