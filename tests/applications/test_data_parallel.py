@@ -223,6 +223,8 @@ def error_of(monkeypatch, capsys, *options):
     return " ".join(capsys.readouterr().err.split())
 
 
+# The command sets the image data format, and the fixture sets it back.
+@pytest.mark.usefixtures("image_data_format")
 def test_options_that_do_not_go_together(monkeypatch, capsys, arguments):
     error = error_of(monkeypatch, capsys, *arguments, "--processes=2")
     assert "`--coordinator`. Expected nothing, or `--data-parallel`" in error
@@ -233,6 +235,7 @@ def test_options_that_do_not_go_together(monkeypatch, capsys, arguments):
     assert "`--data-parallel`. Expected nothing with `--workers`" in error
 
 
+@pytest.mark.usefixtures("image_data_format")
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="it works there")
 def test_other_backends_are_sent_to_the_documentation(
     monkeypatch, capsys, arguments
