@@ -19,6 +19,7 @@ PATTERNS = (
     "benchmarks/*.png",
     "docs/**/*.md",
     "docs/**/*.png",
+    "notebooks/*.ipynb",
     "results/**/*.md",
     "results/**/*.png",
 )

@@ -156,8 +156,8 @@ def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
 def test_command_without_its_packages(python, tmp_path):
     command = python.parent / "keras-invdrop"
     assert run(command, "demo", cwd=tmp_path, code=1) == (
-        "keras-invdrop: No module named 'typer', which the command needs: "
-        '`pip install "keras-invdrop[applications]"`\n'
+        "keras-invdrop: No module named 'matplotlib', which the command "
+        'needs: `pip install "keras-invdrop[applications]"`\n'
     )
 
 
