@@ -173,10 +173,10 @@ def do(
     except OSError as error:
         # Better said now than after the first epoch.
         raise OSError(f"{out} is not writable: {error.strerror}") from error
-    # A network that is trained anew takes as many again, at most.
     first = not jobs[0].data_parallel or is_first()
     if first and jobs[0].data_parallel:
         tell_devices(jobs)
+    # A network that is trained anew takes as many again, at most.
     epochs = {
         job.title: job.row.recipe.epochs * (1 + job.row.recipe.retrain)
         for job in jobs
