@@ -58,7 +58,10 @@ def _resolution(rate: float) -> tuple[int, int]:
 
 
 def dropout_mask(
-    shape: Sequence, rate: float, seed: keras.random.SeedGenerator
+    shape: Sequence,
+    rate: float,
+    seed: keras.random.SeedGenerator,
+    seeded: bool = True,
 ) -> Any:
     """Samples which activities are kept.
 
@@ -74,11 +77,19 @@ def dropout_mask(
         rate: Float between 0 and 1, neither of them. Probability that an
             element is `False`; see `keep_probability` for how exactly.
         seed: A `keras.random.SeedGenerator`, which is advanced by one draw.
+        seeded: Whether the mask has to be that of `seed`. Where not, PyTorch
+            takes it on a GPU from its global generator, as for
+            `keras.layers.Dropout`: it is there in one call, and without
+            waiting for the GPU to tell the seed.
 
     Returns:
         A boolean tensor of shape `shape`, `True` where the activity is kept:
         Bernoulli(keep_probability(rate)) elementwise.
     """
+    if BACKEND == "torch" and not seeded and seed.state.value.is_cuda:
+        device = seed.state.value.device
+        mask = torch.empty(shape, dtype=torch.bool, device=device)
+        return mask.bernoulli_(keep_probability(rate))
     bits, dropped = _resolution(rate)
     examples, *sizes = shape
     size = math.prod(sizes)
@@ -107,7 +118,7 @@ def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
         A tensor of the shape of `x`.
     """
     if BACKEND == "torch":
-        return torch.add(shift * scale, x, alpha=scale)
+        return torch.add(ops.convert_to_tensor(shift) * scale, x, alpha=scale)
     # Compilers make one pass of the two.
     return (x + shift) * scale
 
@@ -123,14 +134,12 @@ def selected(mask: Any, x: Any) -> Any:
         A tensor of the shape of `x`. Where the mask is false its gradient is
         0, too. The mask is all that is kept for the backward pass.
     """
-    if (
-        BACKEND == "torch"
-        and x.is_cpu
-        and mask.shape == x.shape
-        and not torch.compiler.is_compiling()
-    ):
+    if BACKEND != "torch":
+        return ops.where(mask, x, 0)
+    if x.is_cpu and mask.shape == x.shape and not torch.compiler.is_compiling():
         return _Selected.apply(x, mask)
-    return ops.where(mask, x, 0)
+    # Keras would bring the zero to the GPU first.
+    return torch.where(mask, x, 0)
 
 
 if BACKEND == "jax":

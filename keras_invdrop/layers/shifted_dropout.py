@@ -112,7 +112,8 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         else:
             x = x + shift
         shape = mask_shape(self.noise_shape, ops.shape(x))
-        mask = dropout_mask(shape, self.rate, self.seed_generator)
+        seeded = self.seed is not None or self.noise_shape is not None
+        mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
         # Selected rather than multiplied: a dropped infinity is a zero.
         return selected(mask, x)
 

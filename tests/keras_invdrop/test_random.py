@@ -272,6 +272,29 @@ def test_a_generator_advances_by_one_draw():
     )
 
 
+def gpu_of_torch():
+    if BACKEND != "torch":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.mark.skipif(not gpu_of_torch(), reason="needs PyTorch and a GPU")
+def test_masks_without_a_seed_come_from_the_generator_of_the_gpu():
+    layer = InvariantDropout(0.25)
+    layer.build((None, 1000))
+    before = layer.seed_generator.state.numpy()
+    kept = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        y = layer(keras.ops.ones((1000, 1000)), training=True)
+        kept.append(keras.ops.convert_to_numpy(y) != 0)
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert_independent(kept[0], kept[2], 0.75)
+    np.testing.assert_array_equal(layer.seed_generator.state.numpy(), before)
+
+
 ON_FOUR_DEVICES = """
 import re
 import sys
@@ -309,7 +332,7 @@ if keras.backend.backend() == "jax":
         flags = "--xla_force_host_platform_device_count=4"
         process = subprocess.run(
             [sys.executable, "-c", ON_FOUR_DEVICES, str(rate)],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
         )
