@@ -19,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On CPUs TensorFlow takes convolutions in channels_first from oneDNN alone,
 # which it leaves out by default where the CPU is an older one.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Tolerances are those of float32. GPUs would round the factors of products to
+# 10 bits.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -101,7 +101,7 @@ def training(hosts, directory, heartbeat, epochs):
                 "--data-parallel", "--coordinator=one:45454",
                 "--processes=2", f"--process-id={host}",
             ],
-            env={**os.environ, "XLA_FLAGS": ""},
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 """Models with our layers on several devices, by what the backends offer."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ BACKEND = keras.backend.backend()
 def started(*arguments):
     return subprocess.Popen(
         [sys.executable, PROGRAM, *map(str, arguments)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -275,7 +275,9 @@ def test_export(case, tmp_path):
             path, format="torch", verbose=False, dynamic_shapes=any_batch
         )
         exported = torch.export.load(path).module()
-        outputs = exported(torch.from_numpy(x)).detach().numpy()
+        outputs = keras.ops.convert_to_numpy(
+            exported(keras.ops.convert_to_tensor(x))
+        )
     else:
         import tensorflow as tf
 
