@@ -114,8 +114,12 @@ class Download:
         decoders = {
             "image": _tensorflow_datasets(self.name).decode.SkipDecoding()
         }
-        batches = self._batches(split, decoders=decoders)
-        return np.concatenate([labels for _, labels in batches])
+        data = self.examples(split, decoders=decoders)
+        data = data.map(lambda image, label: label).batch(1000)
+        with self.reading():
+            labels = np.concatenate(list(data.as_numpy_iterator()))
+        self._check_labels(labels, split)
+        return labels.astype("int32")
 
     def examples(
         self,
@@ -133,7 +137,12 @@ class Download:
 
         try:
             data = self.builder.as_dataset(
-                split=split, decoders=decoders, as_supervised=True
+                split=split,
+                decoders=decoders,
+                read_config=_tensorflow_datasets(self.name).ReadConfig(
+                    try_autocache=False  # Nothing is to stay in memory.
+                ),
+                as_supervised=True,
             )
         except Exception as error:
             raise self._unreadable(self.builder.data_dir, error) from error
@@ -150,31 +159,34 @@ class Download:
         return data.map(lambda _, example: example)
 
     def _batches(
-        self,
-        split: str,
-        which: np.ndarray | None = None,
-        decoders: dict | None = None,
+        self, split: str, which: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        data = self.examples(split, which, decoders).batch(1000)
-        place = f"in '{split}' of {self.builder.data_dir}"
+        data = self.examples(split, which).batch(1000)
         first = 0
         with self.reading():
             for images, labels in data.as_numpy_iterator():
-                if decoders is None and images.shape[1:] != self.image_shape:
+                if images.shape[1:] != self.image_shape:
                     raise ValueError(
-                        f"Expected images of shape {self.image_shape} {place}. "
+                        f"Expected images of shape {self.image_shape} in "
+                        f"'{split}' of {self.builder.data_dir}. "
                         f"Received: {images.shape[1:]}"
                     )
-                outside = (labels < 0) | (labels >= self.classes)
-                if outside.any():
-                    i = int(outside.argmax())
-                    raise ValueError(
-                        f"Expected labels from 0 to {self.classes - 1} "
-                        f"{place}. Received: {labels[i]}, of example "
-                        f"{first + i}"
-                    )
+                self._check_labels(labels, split, first)
                 yield images, labels.astype("int32")
                 first += len(labels)
+
+    def _check_labels(
+        self, labels: np.ndarray, split: str, first: int = 0
+    ) -> None:
+        """Raises an error unless labels, from example `first` on, are such."""
+        outside = (labels < 0) | (labels >= self.classes)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ValueError(
+                f"Expected labels from 0 to {self.classes - 1} in '{split}' of "
+                f"{self.builder.data_dir}. Received: {labels[i]}, of example "
+                f"{first + i}"
+            )
 
     @contextmanager
     def reading(self) -> Iterator[None]:

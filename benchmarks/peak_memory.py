@@ -24,9 +24,9 @@ from turns import report
 KINDS = ["Dropout", "none", "invariant", "frozen"]
 
 
-def resident(field):
+def resident(field, process="self"):
     """Bytes: `VmRSS`, of now, or `VmHWM`, the most since it was reset."""
-    status = Path("/proc/self/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
 
 

@@ -11,7 +11,31 @@ import keras
 import numpy as np
 
 BACKEND = keras.backend.backend()
+
+
+def gpu():
+    """What the GPU is called on which the backend computes, or None."""
+    if BACKEND == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
+    if BACKEND == "torch":
+        import torch
+
+        return (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        )
+    import tensorflow as tf
+
+    for device in tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(device)["device_name"]
+    return None
+
+
 NAME = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}[BACKEND]
+if gpu() is not None:
+    NAME = f"{NAME} on an {gpu()}"
 
 
 def parser(description):

@@ -1,0 +1,174 @@
+"""SVHN at its full size: what reading it takes, in time and in memory.
+
+Its 630,420 images are generated, in the files in which tensorflow-datasets
+keeps the real ones, of 32 x 32 x 3 and about 2.5 kB as the published ones, in
+`--data`, unless they are there.
+
+First a batch read from the files, normalised, against a training step of each
+of the paper's networks, by turns. Then the peak of what is resident of
+`keras-invdrop train`, a process of its own: with all training images against
+a hundredth of them, of a network so small that an epoch ends, and at the
+network's own width.
+
+    KERAS_BACKEND=jax python benchmarks/svhn.py
+"""
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from time import sleep
+
+import keras
+import numpy as np
+from keras_invdrop.applications import datasets
+from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.applications.tables import ROWS
+from peak_memory import resident
+from PIL import Image
+from turns import BACKEND
+from turns import NAME
+from turns import compare
+from turns import parser
+from turns import report
+
+SIZES = {"train": 73_257, "extra": 531_131, "test": 26_032}
+NETWORKS = {"ReLU": "table4/relu/invariant", "maxout": "table6/svhn/invariant"}
+BATCH = 128
+
+
+def images(number):
+    """Different images, as bytes of PNG: smooth, with a little noise."""
+    rng = np.random.default_rng(0)
+    for _ in range(number):
+        few = rng.integers(40, 216, (4, 4, 3), "uint8")
+        smooth = np.asarray(Image.fromarray(few).resize((32, 32)), "int16")
+        noisy = smooth + rng.integers(-8, 9, smooth.shape)
+        file = io.BytesIO()
+        Image.fromarray(noisy.astype("uint8")).save(file, "png")
+        yield file.getvalue()
+
+
+def generate(directory, part):
+    """Writes the data set, each split a `part` of its real size."""
+    import tensorflow_datasets as tfds  # which reads TFDS_DATA_DIR only here
+
+    builder = tfds.builder("svhn_cropped", data_dir=directory)
+    different = list(images(10_000))
+
+    def examples(split):
+        for i in range(int(SIZES[split] * part)):
+            png = different[i % len(different)]
+            name = f"{split}_{i:06d}"
+            yield name, {"id": name, "image": io.BytesIO(png), "label": i % 10}
+
+    builder._split_generators = lambda manager: {
+        split: examples(split) for split in SIZES
+    }
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+
+
+def step(row, width):
+    """A call that trains one step, of a batch that is in memory."""
+    model = row.network.build(dropout=row.method, width=width)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        "sparse_categorical_crossentropy",
+        jit_compile=BACKEND == "jax",
+    )
+    rng = np.random.default_rng(0)
+    x = keras.ops.convert_to_tensor(
+        rng.random((BATCH, *model.input_shape[1:]), dtype="float32")
+    )
+    y = keras.ops.convert_to_tensor(rng.integers(0, 10, BATCH))
+    return lambda: model.train_on_batch(x, y)
+
+
+def time(arguments):
+    """Times reading against the steps."""
+    keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
+    train = datasets.load("svhn_cropped", validation=arguments.validation).train
+
+    def again():
+        while True:
+            yield from train.batches(BATCH, 0).as_numpy_iterator()
+
+    batches = again()
+    for name, row in NETWORKS.items():
+        calls = {
+            "step": step(ROWS[row], arguments.width),
+            "reading": lambda: next(batches),
+        }
+        what = f"{NAME}, SVHN, {name}, width {arguments.width:g}, batch {BATCH}"
+        compare(what, calls, "step", arguments, examples=len(train))
+
+
+def peak(row, *options):
+    """Bytes that were resident, at the most, of a training of one epoch."""
+    with tempfile.TemporaryDirectory() as out:
+        command = "-m", "keras_invdrop.applications", "train", row
+        process = subprocess.Popen(
+            [sys.executable, *command, "--epochs=1", f"--out={out}", *options],
+            stdout=subprocess.DEVNULL,
+        )
+        # Not `ru_maxrss`: there Linux counts this process, its parent, too.
+        most = 0
+        while process.poll() is None:
+            with suppress(OSError, TypeError):  # It has just ended.
+                most = resident("VmHWM", process.pid)
+            sleep(0.1)
+    if process.returncode:
+        sys.exit(f"The training of {row} has failed.")
+    return most
+
+
+def weigh(arguments):
+    """Measures what the trainings keep in memory."""
+    held_out = f"--validation={arguments.validation}"
+    some = f"--limit-train={int(sum(SIZES.values()) * arguments.part) // 100}"
+    for name, row in NETWORKS.items():
+        small = f"--width={arguments.small}"
+        peaks = {
+            "a hundredth": peak(row, held_out, small, some),
+            "all": peak(row, held_out, small),
+            "a hundredth, full width": peak(
+                row, held_out, f"--width={arguments.width}", some
+            ),
+        }
+        report(
+            f"{NAME}, SVHN, {name}, resident",
+            {kind: np.array([bytes_]) for kind, bytes_ in peaks.items()},
+            "a hundredth",
+            arguments.out,
+            unit="MB",
+            width=arguments.small,
+        )
+
+
+MEASURES = {"time": time, "memory": weigh}
+
+
+def main():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--what", choices=MEASURES, action="append")
+    options.add_argument("--data", type=Path, default=Path("runs/svhn"))
+    options.add_argument("--part", type=float, default=1.0, help="of SVHN")
+    options.add_argument("--validation", type=int, default=6000)
+    options.add_argument("--width", type=float, default=1.0)
+    options.add_argument("--small", type=float, default=0.05)
+    options.set_defaults(seconds=2.0)
+    arguments = options.parse_args()
+    os.environ["TFDS_DATA_DIR"] = str(arguments.data.resolve())
+    if not (arguments.data / "svhn_cropped").exists():
+        generate(arguments.data, arguments.part)
+    for what in arguments.what or MEASURES:
+        MEASURES[what](arguments)
+
+
+if __name__ == "__main__":
+    main()
