@@ -110,8 +110,9 @@ def _leave(error: BaseException) -> None:
     lost = "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError)
     if lost:
         print(
-            f"{told}the processes no longer hear one another. Which one is "
-            f"gone is said within {HEARTBEAT} s. The same command, given in "
+            f"{told}the processes no longer hear one another. Within "
+            f"{HEARTBEAT} s it is said which one is gone: its number, or that "
+            "it is the leader, which is process 0. The same command, given in "
             f"every process, goes on from the last epoch. ({error})",
             file=sys.stderr,
             flush=True,

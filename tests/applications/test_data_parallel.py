@@ -169,6 +169,17 @@ def test_a_process_that_dies(
 
 
 @jax_only
+def test_the_first_process_dies(arguments, tmp_path):
+    dead, survivor = ended(together(2, tmp_path, arguments, dies=[0]))
+    assert dead[0] == -signal.SIGKILL
+    assert survivor[0] == -signal.SIGABRT
+    assert "or that it is the leader, which is process 0" in survivor[2]
+    assert "the leader task was preempted/died" in survivor[2]
+    # What the first epoch has left.
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+@jax_only
 def test_every_example_is_seen_once_in_an_epoch():
     port = free_port()
     processes = [started(2, "seen", port, 2, each) for each in range(2)]
