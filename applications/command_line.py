@@ -99,7 +99,7 @@ def seeds_of(text: str) -> list[int]:
 def jobs_of(
     names: Sequence[str],
     seeds: Sequence[int],
-    changes: dict[str, Any],
+    *,
     width: float,
     activation: str | None,
     data: str | None,
@@ -107,17 +107,20 @@ def jobs_of(
     steps_per_execution: int,
     validation: int | None = None,
     data_parallel: bool = False,
+    calibrate: bool,
+    **settings: Any,
 ) -> list[Job]:
-    """Each row with each seed, its recipe changed by what is not None."""
-    given = {k: v for k, v in changes.items() if v is not None}
-    calibrated = given.get("calibrated", False)
+    """Each row with each seed, its recipe with the settings that are given."""
+    given = {k: v for k, v in settings.items() if v is not None}
+    if calibrate:
+        given["calibrated"] = True
     found = {each.id: each for name in names for each in rows(name)}
     if data not in (None, "digits"):
         # Wherever the process is that reads it.
         data = str(Path(data).absolute())
     return [
         Job(
-            replace(row, recipe=replace(row.trained(calibrated), **given)),
+            replace(row, recipe=replace(row.trained(calibrate), **given)),
             seed,
             width,
             activation,
@@ -189,8 +192,7 @@ def do(
         if client is None:
             run_here(jobs, out, table)
         else:
-            alone = workers if scheduler is None else None
-            run_on_cluster(jobs, out.absolute(), table, client, alone)
+            run_on_cluster(jobs, out.absolute(), table, client)
     results = [each for title in epochs if (each := table.results.get(title))]
     console = Console(quiet=not first)
     if results:
@@ -372,25 +374,22 @@ def reproduce(
     done, and ends with the weights that it would have had. All methods of a
     table start from the same initial weights.
     """
-    changes = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "beta_decay": beta_decay,
-        "max_norm": max_norm,
-        "calibrated": calibrate or None,
-        "dtype_policy": dtype_policy,
-    }
     jobs = jobs_of(
         row,
         seeds_of(seeds),
-        changes,
-        width,
-        activation,
-        data,
-        limit_train,
-        steps_per_execution,
-        validation,
-        data_parallel,
+        width=width,
+        activation=activation,
+        data=data,
+        limit_train=limit_train,
+        steps_per_execution=steps_per_execution,
+        validation=validation,
+        data_parallel=data_parallel,
+        calibrate=calibrate,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        beta_decay=beta_decay,
+        max_norm=max_norm,
+        dtype_policy=dtype_policy,
     )
     with together(
         data_parallel,
@@ -436,23 +435,20 @@ def tune(
     names = settings.split(",")
     for name in names:
         check_choice("--settings", name, tuple(SPACE))
-    changes = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "beta_decay": beta_decay,
-        "max_norm": max_norm,
-        "calibrated": calibrate or None,
-        "dtype_policy": dtype_policy,
-    }
     jobs = jobs_of(
         row,
         [seed],
-        changes,
-        width,
-        activation,
-        data,
-        limit_train,
-        steps_per_execution,
+        width=width,
+        activation=activation,
+        data=data,
+        limit_train=limit_train,
+        steps_per_execution=steps_per_execution,
+        calibrate=calibrate,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        beta_decay=beta_decay,
+        max_norm=max_norm,
+        dtype_policy=dtype_policy,
     )
     if len({job.row.unit for job in jobs}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
@@ -469,7 +465,6 @@ def tune(
                 + (f"{trial.value:.2f}" if completed(trial) else "given up")
             ),
             client,
-            workers if scheduler is None else None,
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")

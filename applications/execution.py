@@ -53,7 +53,6 @@ def run_on_cluster(
     directory: Path,
     table: JobsTable,
     client: Any,
-    workers: int | None = None,
 ) -> None:
     """Does the jobs on a Dask cluster, and shows it in `table`.
 
@@ -65,8 +64,6 @@ def run_on_cluster(
         directory: Where every worker, on whatever machine, finds the files.
         table: What a person sees.
         client: A `distributed.Client`.
-        workers: The number of workers that have this machine to themselves,
-            each its share of the cores; None for any others.
 
     Raises:
         OSError: If a file cannot be read or written.
@@ -82,7 +79,7 @@ def run_on_cluster(
 
     client.subscribe_topic(TOPIC, told)
     futures = {
-        client.submit(_on_worker, job, directory, workers, pure=False): job
+        client.submit(_on_worker, job, directory, pure=False): job
         for job in jobs
     }
     for future in as_completed(futures):
@@ -113,7 +110,6 @@ def each_result(
     function: Callable[[Any], Any],
     arguments: Iterable[Any],
     client: Any = None,
-    workers: int | None = None,
 ) -> Iterator[Any]:
     """What a function returns for each argument, as it comes.
 
@@ -122,7 +118,6 @@ def each_result(
         arguments: Of each call.
         client: A `distributed.Client` of the cluster that makes the calls;
             None for this process.
-        workers: As in `run_on_cluster`.
     """
     if client is None:
         yield from map(function, arguments)
@@ -131,7 +126,7 @@ def each_result(
     from distributed import as_completed
 
     futures = [
-        client.submit(_called_on_worker, function, each, workers, pure=False)
+        client.submit(_called_on_worker, function, each, pure=False)
         for each in arguments
     ]
     for future in as_completed(futures):
@@ -141,15 +136,13 @@ def each_result(
             raise _gone() from error
 
 
-def _called_on_worker(
-    function: Callable[[Any], Any], argument: Any, workers: int | None
-) -> Any:
-    _prepared_worker(workers)
+def _called_on_worker(function: Callable[[Any], Any], argument: Any) -> Any:
+    _prepared_worker()
     return function(argument)
 
 
-def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
-    worker = _prepared_worker(workers)
+def _on_worker(job: Job, directory: Path) -> Result:
+    worker = _prepared_worker()
 
     def told(done: int, validation: float | None) -> None:
         worker.log_event(TOPIC, (job.title, done, validation))
@@ -157,7 +150,7 @@ def _on_worker(job: Job, directory: Path, workers: int | None) -> Result:
     return run(job, directory, told)
 
 
-def _prepared_worker(workers: int | None) -> Any:
+def _prepared_worker() -> Any:
     """The worker in which this is called, ready to train."""
     from distributed import get_worker
 
@@ -170,17 +163,24 @@ def _prepared_worker(workers: int | None) -> Any:
             "--nthreads 1)",
             f"{worker.state.nthreads} threads",
         )
-    if workers is not None:
-        _take_share_of_cores(worker.name, workers)
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
     return worker
 
 
-@functools.cache
-def _take_share_of_cores(worker: int, workers: int) -> None:
-    # Before the backend counts them and starts as many threads.
-    if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, _share_of_cores(worker, workers))
+def _sharing_of_cores(workers: int) -> Any:
+    """A plugin of Dask: each of so many workers keeps to its share of cores.
+
+    It is there before a worker computes anything, when the backend counts
+    them and starts as many threads.
+    """
+    from distributed import WorkerPlugin
+
+    class SharingOfCores(WorkerPlugin):
+        def setup(self, worker):
+            if hasattr(os, "sched_setaffinity"):  # Linux
+                os.sched_setaffinity(0, _share_of_cores(worker.name, workers))
+
+    return SharingOfCores()
 
 
 def _share_of_cores(worker: int, workers: int) -> set[int]:
@@ -227,6 +227,7 @@ def local_cluster(workers: int) -> Iterator[Any]:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
+        client.register_plugin(_sharing_of_cores(workers))
         yield client
 
 

@@ -39,7 +39,6 @@ def tune(
     directory: Path,
     on_trial: Callable[[Any], None] = lambda trial: None,
     client: Any = None,
-    workers: int | None = None,
 ) -> Any:
     """Searches settings that serve several trainings, with Optuna.
 
@@ -58,7 +57,6 @@ def tune(
         on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
         client: A `distributed.Client` of the cluster that makes the trials,
             several at once; None for this process.
-        workers: As in `run_on_cluster`.
 
     Returns:
         The study (`optuna.Study`).
@@ -85,7 +83,7 @@ def tune(
     sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
     make = functools.partial(_make_trial, jobs, settings, journal, name)
-    for number in each_result(make, seeds, client, workers):
+    for number in each_result(make, seeds, client):
         with replacing(journal.with_suffix(".csv")) as temporary:
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(study.trials[number])

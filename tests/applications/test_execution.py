@@ -102,7 +102,13 @@ def test_the_workers_share_the_cores():
         assert not shares[0] & shares[1]
     with execution.local_cluster(2) as client:
         threads = client.run(os.environ.get, "OMP_NUM_THREADS")
-    assert set(threads.values()) == {str(max(1, len(cores) // 2))}
+        assert set(threads.values()) == {str(max(1, len(cores) // 2))}
+        for name, share in enumerate(shares):
+            # As a training finds them.
+            found = client.submit(
+                os.sched_getaffinity, 0, workers=[name], pure=False
+            )
+            assert found.result() == share
 
 
 @pytest.fixture
@@ -229,7 +235,7 @@ def test_trials_on_workers(jobs, tmp_path):
     settings = ["learning_rate", "max_norm"]
     search = jobs[:1], settings, 4, tmp_path, seen.append
     with execution.local_cluster(2) as client:
-        study = tuning.tune(*search, client, 2)
+        study = tuning.tune(*search, client)
     assert sorted(trial.number for trial in seen) == [0, 1, 2, 3]
     assert len({trial.params["learning_rate"] for trial in seen}) == 4
     (table,) = tmp_path.glob("*.csv")
