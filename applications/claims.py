@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from keras_invdrop.statistics import mean_and_interval
+
 from .measurements import measurements
 from .results import Result
-from .results import mean_and_interval
 from .tables import ROWS
 
 # Two encodings are the same if the difference is known to less than this, in
@@ -75,7 +76,8 @@ class Finding:
     @property
     def mean_and_interval(self) -> tuple[float, float]:
         """Mean of the values, and half its 95 % interval (Student's t)."""
-        return mean_and_interval(self.values)
+        mean, half_width = mean_and_interval(self.values)
+        return float(mean), float(half_width)
 
     @property
     def verdict(self) -> Verdict:

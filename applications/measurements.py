@@ -5,8 +5,9 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from typing import Any
 
+from keras_invdrop.statistics import mean_and_interval
+
 from .results import Result
-from .results import mean_and_interval
 from .tables import ROWS
 from .tables import Row
 
@@ -97,14 +98,14 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
             groups.setdefault(repr(_conditions(row, result)), []).append(result)
     measured = []
     for group in groups.values():
-        mean, half_width = mean_and_interval(r.test for r in group)
+        mean, half_width = mean_and_interval([r.test for r in group])
         measured.append(
             Measurement(
                 **_conditions(row, group[0]),
                 seeds=[result.seed for result in group],
                 commands=[result.command for result in group],
-                mean=mean,
-                half_width=half_width if len(group) > 1 else None,
+                mean=float(mean),
+                half_width=float(half_width) if len(group) > 1 else None,
             )
         )
     return measured

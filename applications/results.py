@@ -1,7 +1,6 @@
-"""Results of trainings: records, files and statistics over seeds."""
+"""Results of trainings: records and files."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from keras_invdrop.files import replacing as replacing
-from keras_invdrop.statistics import mean_and_interval as over_seeds
 
 from .tables import rows
 
@@ -121,13 +119,3 @@ def stored(directory: Path) -> dict[Path, Result]:
             result = read_result(path)
             found[result.identity] = path, result
     return dict(found.values())
-
-
-def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % confidence interval.
-
-    Student's t over the values, which are taken as independent and normal;
-    the half width of a single value is NaN.
-    """
-    mean, half_width = over_seeds(list(values))
-    return float(mean), float(half_width)

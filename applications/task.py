@@ -21,6 +21,7 @@ from .datasets import Dataset
 from .datasets import Split
 from .datasets import Stream
 from .datasets import in_memory
+from .fitting import EVALUATION_BATCH
 from .fitting import Fitted
 from .fitting import fit
 from .metrics import CodeQuality
@@ -260,7 +261,9 @@ class Task:
     def test(self, network: keras.Model) -> float:
         """The figure of the test set, in the unit of the row."""
         test = self.dataset.test
-        outputs = network.predict(test.x, batch_size=500, verbose=0)
+        outputs = network.predict(
+            test.x, batch_size=EVALUATION_BATCH, verbose=0
+        )
         if self.row.unit == "%":
             wrong = outputs.argmax(axis=1) != test.y
             return round(100 * float(wrong.mean()), 4)

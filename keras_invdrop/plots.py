@@ -172,7 +172,13 @@ def plot_errors(errors, ax=None, title=None):
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
-    ax.legend(title="mean, 95 % interval" if ax.collections else None)
+    # Small: with six curves it would cover some of them.
+    ax.legend(
+        title="mean, 95 % interval" if ax.collections else None,
+        fontsize="small",
+        title_fontsize="small",
+        labelspacing=0.3,
+    )
     return ax
 
 

@@ -1,6 +1,5 @@
 import dataclasses
 
-import numpy as np
 import pytest
 from keras_invdrop.applications import results
 
@@ -66,24 +65,3 @@ def test_identity_tells_apart_what_is_kept_apart(result):
     # What is measured, and when, makes no other training.
     again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
     assert again.identity == result.identity
-
-
-def test_mean_and_interval():
-    # Student's t with 2 degrees of freedom: 4.3027; s = 1.
-    mean, half_width = results.mean_and_interval([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert half_width == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
-    mean, half_width = results.mean_and_interval([7.0])
-    assert mean == 7
-    assert np.isnan(half_width)
-
-
-def test_the_interval_holds_the_mean_in_95_of_100():
-    rng = np.random.default_rng(0)
-    n = 4000
-    held = 0
-    for sample in rng.normal(3.0, 2.0, size=(n, 3)):
-        mean, half_width = results.mean_and_interval(sample)
-        held += abs(mean - 3.0) < half_width
-    # Four standard errors of a proportion.
-    assert abs(held / n - 0.95) < 4 * np.sqrt(0.95 * 0.05 / n)

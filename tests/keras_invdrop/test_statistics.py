@@ -19,6 +19,17 @@ def test_a_single_value_has_no_interval():
     assert np.isnan(half_width).all()
 
 
+def test_the_interval_holds_the_mean_in_95_of_100():
+    rng = np.random.default_rng(0)
+    n = 4000
+    held = 0
+    for sample in rng.normal(3.0, 2.0, size=(n, 3)):
+        mean, half_width = mean_and_interval(sample)
+        held += abs(mean - 3.0) < half_width
+    # Four standard errors of a proportion.
+    assert abs(held / n - 0.95) < 4 * np.sqrt(0.95 * 0.05 / n)
+
+
 def test_correlation():
     r = correlation([[0.0, 1.0], [2.0, 3.0]], [[0.0, -1.0], [-2.0, -1.0]])
     assert r == pytest.approx(-2 / np.sqrt(5 * 2))
