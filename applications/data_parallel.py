@@ -107,13 +107,13 @@ def _leave(error: BaseException) -> None:
     import jax
 
     told = f"keras-invdrop: process {jax.process_index()}: "
-    lost = "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError)
-    if lost:
+    # Where a process is gone, here it is only seen that a sum fails.
+    if "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"{told}the processes no longer hear one another. Within "
-            f"{HEARTBEAT} s it is said which one is gone: its number, or that "
-            "it is the leader, which is process 0. The same command, given in "
-            f"every process, goes on from the last epoch. ({error})",
+            f"{told}what all processes compute together has failed. If one of "
+            f"them is gone, it is said within {HEARTBEAT} s which: its number, "
+            "or that it is the leader, which is process 0. The same command, "
+            f"given in every process, goes on from the last epoch. ({error})",
             file=sys.stderr,
             flush=True,
         )

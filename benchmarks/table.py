@@ -45,7 +45,10 @@ def cell(result):
         digits = ",.0f" if number >= 100 else ".3g"
         return f"{number:{digits}} {result['unit']}"
     low, high = result["quartiles"]
-    return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    digits = 2 if result["ratio"] >= 0.1 else 3
+    return (
+        f"{result['ratio']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    )
 
 
 if __name__ == "__main__":
