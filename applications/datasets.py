@@ -28,11 +28,43 @@ SPLIT_SEED = 0
 SHUFFLE_BUFFER = 10_000
 
 
+class PreparedImages:
+    """An array of images that are prepared when they are taken out of it.
+
+    As they come from their files, in bytes, they take a quarter of the memory.
+
+    Args:
+        images: Array of shape `(examples, height, width, channels)`.
+        prepare: Layer that they go through, then to be in the image data
+            format of the Keras configuration.
+    """
+
+    def __init__(self, images: np.ndarray, prepare: keras.Layer):
+        self._images = images
+        self._prepare = prepare
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self[:1].shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        prepared = self._prepare(self._images[which])
+        return np.ascontiguousarray(
+            _in_data_format(keras.ops.convert_to_numpy(prepared))
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None):
+        return np.asarray(self[:], dtype)
+
+
 @dataclass(frozen=True)
 class Split:
     """Examples: `x` of shape `(examples, ...)`, `y` `(examples, ...)`."""
 
-    x: np.ndarray
+    x: np.ndarray | PreparedImages
     y: np.ndarray
 
     # As a `Stream` has it; what is in memory can always be read.
@@ -41,9 +73,13 @@ class Split:
     def __len__(self):
         return len(self.y)
 
-    def batches(self, batch_size: int, seed: int) -> keras.utils.PyDataset:
-        """All examples, in an order drawn with `seed`, in batches."""
-        order = np.random.default_rng(seed).permutation(len(self))
+    def batches(
+        self, batch_size: int, seed: int | None = None
+    ) -> keras.utils.PyDataset:
+        """All examples in batches, in an order drawn with `seed`, if any."""
+        order = np.arange(len(self))
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(len(self))
         return _Batches(self, batch_size, order)
 
 
@@ -251,6 +287,7 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
     rest = {split: ~which for split, which in held_out.items()}
     parts = [svhn.arrays(split, which) for split, which in held_out.items()]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    x_test, y_test = svhn.arrays("test")
     # As with the paper: each value's distance from the image's mean, in
     # standard deviations.
     normalize = GlobalContrastNormalization(use_std=True)
@@ -259,8 +296,8 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
         svhn.source,
         encoding,
         train=_stream(svhn, rest, normalize, limit_train),
-        validation=_images(_through(normalize, Split(x, y))),
-        test=_images(_through(normalize, Split(*svhn.arrays("test")))),
+        validation=Split(PreparedImages(x, normalize), y),
+        test=Split(PreparedImages(x_test, normalize), y_test),
     )
 
 
@@ -308,7 +345,7 @@ def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
 
 
 def _vectors(split: Split, encoding: str) -> Split:
-    x = split.x.reshape((-1, 784)).astype("float32") / 255
+    x = np.asarray(split.x, "float32").reshape((-1, 784)) / 255
     if encoding == "inverted":
         x = 1 - x
     return Split(x, split.y.astype("int32"))

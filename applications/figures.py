@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -71,7 +72,8 @@ def figure_1(
         curves,
         f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
     )
-    images = in_memory(dataset.train).x.mean(axis=0).reshape(28, 28)
+    digits = np.asarray(in_memory(dataset.train).x)
+    images = digits.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
     if model is not None:
         plot_beta(

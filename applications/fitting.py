@@ -31,7 +31,7 @@ from .results import replacing
 
 # With more examples at once the paper's convolutional networks take more memory
 # than in training, and are no faster; on JAX slower by far.
-EVALUATION_BATCH = 250
+EVALUATION_BATCH = 100
 
 
 class Diverged(ValueError):
@@ -168,11 +168,7 @@ def _evaluation(
     if devices is not None:
         return devices.evaluate(model, split.x, split.y, EVALUATION_BATCH)
     return model.evaluate(
-        split.x,
-        split.y,
-        batch_size=EVALUATION_BATCH,
-        verbose=0,
-        return_dict=True,
+        split.batches(EVALUATION_BATCH), verbose=0, return_dict=True
     )
 
 

@@ -261,9 +261,8 @@ class Task:
     def test(self, network: keras.Model) -> float:
         """The figure of the test set, in the unit of the row."""
         test = self.dataset.test
-        outputs = network.predict(
-            test.x, batch_size=EVALUATION_BATCH, verbose=0
-        )
+        batches = test.batches(EVALUATION_BATCH)
+        outputs = network.predict(batches, verbose=0)
         if self.row.unit == "%":
             wrong = outputs.argmax(axis=1) != test.y
             return round(100 * float(wrong.mean()), 4)

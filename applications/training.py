@@ -11,13 +11,17 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_invdrop.batches import parts
 from keras_invdrop.layers.shifted_dropout import ShiftedDropout
 from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop.models.variance_report import mean_for_each_shift
+from keras_invdrop.models.variance_report import moments_of
 from keras_invdrop.statistics import correlation
 
 from .datasets import Dataset
 from .datasets import Split
 from .datasets import in_memory
+from .fitting import EVALUATION_BATCH
 from .fitting import Fitted
 from .results import Result
 from .results import replacing
@@ -221,17 +225,21 @@ def _correlations(
 ) -> dict[str, float | None]:
     """Of beta with the mean activity, by layer (Figure 2).
 
-    None where all shifts are equal, or all means.
+    None where all shifts are equal, or all means. Nothing is said where no
+    examples are in memory.
     """
     examples = dataset.train
     if not isinstance(examples, Split):
         examples = dataset.validation
-    correlations = {}
+    observed = examples.x[:OBSERVED]
+    correlations: dict[str, float | None] = {}
+    if not len(observed):
+        return correlations
     for site in dropout_sites(network):
         if not isinstance(site.layer, ShiftedDropout):
             continue
-        activities = site.activities(examples.x[:OBSERVED])
-        mean = activities.mean(axis=site.shift_axes(activities.ndim))
+        activities = map(site.activities, parts(observed, EVALUATION_BATCH))
+        mean = mean_for_each_shift(site, moments_of(activities).mean)
         shift = keras.ops.convert_to_numpy(site.layer.shift)
         r = correlation(mean, shift)
         correlations[site.layer.name] = None if np.isnan(r) else round(r, 4)

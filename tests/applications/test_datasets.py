@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 from keras_invdrop.applications import datasets
 from keras_invdrop.applications.downloads import Download
 
+from keras_invdrop import GlobalContrastNormalization
+
 PREPARED = os.environ.get("TFDS_DATA_DIR", "")
 
 
@@ -319,6 +321,22 @@ def test_svhn_images_are_in_standard_deviations(svhn):
     np.testing.assert_allclose(x[~constant].std(axis=1), 1, rtol=1e-5)
 
 
+def test_svhn_is_evaluated_from_bytes(numbered, svhn):
+    images, _ = numbered["test"]
+    for batch in (slice(3, 7), np.array([9, 0])):
+        prepared = svhn.test.x[batch]
+        assert prepared.dtype == np.float32
+        expected = GlobalContrastNormalization(use_std=True)(images[batch])
+        np.testing.assert_array_equal(
+            prepared, keras.ops.convert_to_numpy(expected)
+        )
+    assert len(svhn.test.x) == 30
+    # The images that are kept take a byte for each value.
+    kept = vars(svhn.test.x).values()
+    arrays = [each for each in kept if isinstance(each, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == images.nbytes
+
+
 def test_svhn_batches(svhn):
     batches = svhn.train.batches(64, 0).as_numpy_iterator()
     assert [len(y) for _, y in batches] == [64, 64, 22]
@@ -399,7 +417,11 @@ def test_images_with_channels_first(name, images, image_data_format, request):
             if name == "svhn_cropped":
                 (batch,) = train.batches(20, seed=0)
                 train = datasets.Split(*(part.numpy() for part in batch))
-        return train, data.validation, data.test
+            others = [
+                datasets.Split(np.asarray(split.x), split.y)
+                for split in (data.validation, data.test)
+            ]
+        return train, *others
 
     for last, first in zip(
         load("channels_last"), load("channels_first"), strict=True

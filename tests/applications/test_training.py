@@ -283,6 +283,10 @@ def test_a_stream_trains_like_an_array(blobs):
     run = train(streamed, recipe=recipe)
     assert run.result.training_examples == 60
     assert run.result.test < 20
+    assert run.result.correlations
+    none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
+    alone = dataclasses.replace(streamed, validation=none)
+    assert train(alone, recipe=recipe).result.correlations == {}
     with pytest.raises(ValueError, match="in memory. Received: a `Stream` of"):
         train(streamed, recipe=dataclasses.replace(RECIPE, retrain=True))
 
