@@ -28,12 +28,18 @@ def free_port():
         return listening.getsockname()[1]
 
 
-def started(devices, *arguments):
+def is_free(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def started(devices, *arguments, **environment):
     """A process that has so many devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
+    environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, PROGRAM, *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,6 +78,25 @@ def together(processes, out, arguments, dies=()):
             1, 5, *(["dies"] if each in dies else []), *arguments,
             f"--out={out}", "--data-parallel", f"--processes={processes}",
             f"--coordinator=127.0.0.1:{port}", f"--process-id={each}",
+        )
+        for each in range(processes)
+    ]  # fmt: skip
+
+
+def by_slurm(processes, out, arguments):
+    """The same, as Slurm's `srun` would start them on this machine."""
+    job = 1
+    while not is_free(61440 + job):  # JAX derives the port from the job.
+        job += 1
+    return [
+        started(
+            1, 5, *arguments, f"--out={out}", "--data-parallel",
+            SLURM_JOB_ID=str(job),
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_STEP_NUM_NODES="1",
+            SLURM_NTASKS=str(processes),
+            SLURM_PROCID=str(each),
+            SLURM_LOCALID=str(each),
         )
         for each in range(processes)
     ]  # fmt: skip
@@ -142,8 +167,10 @@ def test_two_processes(two_processes, one_device, record_property):
 
 
 @jax_only
-def test_four_processes(arguments, one_device, tmp_path, record_property):
-    processes = together(4, tmp_path, arguments)
+def test_four_processes_of_slurm(
+    arguments, one_device, tmp_path, record_property
+):
+    processes = by_slurm(4, tmp_path, arguments)
     check_same(left(processes, tmp_path), one_device, record_property)
 
 
