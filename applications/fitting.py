@@ -29,13 +29,18 @@ from .datasets import Split
 from .datasets import Stream
 from .results import replacing
 
-# With more examples at once the paper's convolutional networks take more memory
-# than in training, and are no faster; on JAX slower by far.
-EVALUATION_BATCH = 100
-
 
 class Diverged(ValueError):
     """The loss is no longer finite."""
+
+
+def evaluation_batch(split: Split) -> int:
+    """How many examples to evaluate at once.
+
+    With more images the paper's convolutional networks take more memory than
+    in training, and are no faster; on JAX slower by far.
+    """
+    return 500 if len(split.x.shape) == 2 else 100
 
 
 @dataclass
@@ -165,11 +170,10 @@ def _epoch(
 def _evaluation(
     model: keras.Model, split: Split, devices: Devices | None
 ) -> Logs:
+    size = evaluation_batch(split)
     if devices is not None:
-        return devices.evaluate(model, split.x, split.y, EVALUATION_BATCH)
-    return model.evaluate(
-        split.batches(EVALUATION_BATCH), verbose=0, return_dict=True
-    )
+        return devices.evaluate(model, split.x, split.y, size)
+    return model.evaluate(split.batches(size), verbose=0, return_dict=True)
 
 
 def _diverged(epoch: int, loss: float) -> Diverged:

@@ -21,8 +21,8 @@ from .datasets import Dataset
 from .datasets import Split
 from .datasets import Stream
 from .datasets import in_memory
-from .fitting import EVALUATION_BATCH
 from .fitting import Fitted
+from .fitting import evaluation_batch
 from .fitting import fit
 from .metrics import CodeQuality
 from .networks import METHODS
@@ -261,7 +261,7 @@ class Task:
     def test(self, network: keras.Model) -> float:
         """The figure of the test set, in the unit of the row."""
         test = self.dataset.test
-        batches = test.batches(EVALUATION_BATCH)
+        batches = test.batches(evaluation_batch(test))
         outputs = network.predict(batches, verbose=0)
         if self.row.unit == "%":
             wrong = outputs.argmax(axis=1) != test.y

@@ -21,8 +21,8 @@ from keras_invdrop.statistics import correlation
 from .datasets import Dataset
 from .datasets import Split
 from .datasets import in_memory
-from .fitting import EVALUATION_BATCH
 from .fitting import Fitted
+from .fitting import evaluation_batch
 from .results import Result
 from .results import replacing
 from .results import write_result
@@ -231,14 +231,14 @@ def _correlations(
     examples = dataset.train
     if not isinstance(examples, Split):
         examples = dataset.validation
-    observed = examples.x[:OBSERVED]
+    observed, size = examples.x[:OBSERVED], evaluation_batch(examples)
     correlations: dict[str, float | None] = {}
     if not len(observed):
         return correlations
     for site in dropout_sites(network):
         if not isinstance(site.layer, ShiftedDropout):
             continue
-        activities = map(site.activities, parts(observed, EVALUATION_BATCH))
+        activities = map(site.activities, parts(observed, size))
         mean = mean_for_each_shift(site, moments_of(activities).mean)
         shift = keras.ops.convert_to_numpy(site.layer.shift)
         r = correlation(mean, shift)

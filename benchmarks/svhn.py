@@ -6,9 +6,9 @@ keeps the real ones, of 32 x 32 x 3 and about 2.5 kB as the published ones, in
 
 First a batch read from the files, normalised, against a training step of each
 of the paper's networks, by turns. Then the peak of what is resident of
-`keras-invdrop train`, a process of its own, in one epoch of the ReLU network: so
-narrow that an epoch ends, with a hundredth of the training images and with all;
-and at its own width.
+`keras-invdrop train`, a process of its own, in one epoch of the ReLU network:
+so narrow that an epoch ends, with a hundredth of the training images and with
+all; and at its own width.
 
     KERAS_BACKEND=jax python benchmarks/svhn.py
 """
