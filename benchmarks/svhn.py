@@ -1,8 +1,8 @@
 """SVHN at its full size: what reading it takes, in time and in memory.
 
 Its 630,420 images are generated, in the files in which tensorflow-datasets
-keeps the real ones, of 32 x 32 x 3 and about 2.5 kB as the published ones, in
-`--data`, unless they are there.
+keeps the real ones, of 32 x 32 x 3 and about 2.2 kB each, in `--data`, unless
+they are there.
 
 First a batch read from the files, normalised, against a training step of each
 of the paper's networks, by turns. Then the peak of what is resident of
