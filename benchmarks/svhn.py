@@ -29,7 +29,8 @@ from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
 from keras_invdrop.applications.tables import ROWS
 from peak_memory import resident
 from PIL import Image
-from turns import BACKEND
+from training_step import MODES
+from training_step import training
 from turns import NAME
 from turns import compare
 from turns import parser
@@ -73,22 +74,6 @@ def generate(directory, part):
     )
 
 
-def step(row, width):
-    """A call that trains one step, of a batch that is in memory."""
-    model = row.network.build(dropout=row.method, width=width)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-        "sparse_categorical_crossentropy",
-        jit_compile=BACKEND == "jax",
-    )
-    rng = np.random.default_rng(0)
-    x = keras.ops.convert_to_tensor(
-        rng.random((BATCH, *model.input_shape[1:]), dtype="float32")
-    )
-    y = keras.ops.convert_to_tensor(rng.integers(0, 10, BATCH))
-    return lambda: model.train_on_batch(x, y)
-
-
 def time(arguments):
     """Times reading against the steps."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
@@ -99,9 +84,11 @@ def time(arguments):
             yield from train.batches(BATCH, 0).as_numpy_iterator()
 
     batches = again()
-    for name, row in NETWORKS.items():
+    for name, id_ in NETWORKS.items():
+        row = ROWS[id_]
+        model = row.network.build(dropout=row.method, width=arguments.width)
         calls = {
-            "step": step(ROWS[row], arguments.width),
+            "step": training(model, BATCH, MODES[NAME]),
             "reading": lambda: next(batches),
         }
         what = f"{NAME}, SVHN, {name}, width {arguments.width:g}, batch {BATCH}"

@@ -79,6 +79,11 @@ def step(network, kind, batch, jit_compile, **options):
         model = keras.models.clone_model(model, clone_function=REPLACED[kind])
     elif kind == "frozen":
         model.get_layer("input_dropout").trainable = False
+    return training(model, batch, jit_compile)
+
+
+def training(model, batch, jit_compile):
+    """A call that trains a model one step, of a batch that is in memory."""
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
         "sparse_categorical_crossentropy",

@@ -12,9 +12,9 @@ from ..batches import batches
 from ..layers.shifted_dropout import ShiftedDropout
 from ..validation import check_positive_integer
 from ..validation import invalid
+from .copies import copied
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import check_model
-from .graph import copied
 from .graph import inlined
 from .graph import nodes
 
@@ -86,7 +86,7 @@ def calibrate(
         check_positive_integer("steps", steps)
     warn_of_hidden_dropout(model)
     # The means are taken in a copy of its own, whose layers are called anew.
-    scratch = copied(model)
+    scratch = copied(model, compiled=False)
     graph = inlined(scratch)
     arriving, waits_for = _arriving(graph)
     if not arriving:

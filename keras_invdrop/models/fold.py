@@ -13,11 +13,11 @@ from ..layers.shared_invariant_dropout import SharedInvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ..random import keep_probability
+from .copies import Copies
+from .copies import compile_like
 from .dropout_sites import channel_axis
 from .graph import Names
-from .graph import carry_over
 from .graph import check_model
-from .graph import compile_like
 from .graph import graph_layers
 from .graph import graph_of
 from .graph import made_anew
@@ -150,7 +150,7 @@ def fold(model: keras.Model) -> keras.Model:
     )
     outputs = tree.map_structure(folding.materialised, values)
     result = keras.Model(inputs, outputs, name=model.name)
-    compile_like(result, model)
+    compile_like(result, model, folding.copies)
     return result
 
 
@@ -221,6 +221,7 @@ class _Folding:
     """Builds the new model, layer by layer."""
 
     def __init__(self, names):
+        self.copies = Copies()
         self.names = Names()
         for name in names:
             self.names.unique(name)
@@ -294,18 +295,14 @@ class _Folding:
 
     def copy_of(self, layer):
         if id(layer) not in self.made:
-            new = made_anew(layer)
+            new = self.copies.of(layer)
             new.name = self.names.unique(layer.name)
             self.made[id(layer)] = layer, new
         return self.made[id(layer)][1]
 
     def called(self, layer, *args, **kwargs):
         """The output of a copy of `layer`, with its weights."""
-        new = self.copy_of(layer)
-        outputs = new(*args, **kwargs)
-        if isinstance(layer, keras.Layer):
-            carry_over(layer, new)
-        return outputs
+        return self.copy_of(layer)(*args, **kwargs)
 
     def opaque(self, layer, args, kwargs):
         """A layer that gets what the old one got."""
@@ -383,10 +380,8 @@ class _Folding:
 
     def moved(self, layer, value):
         """A batch normalisation with statistics of what is not shifted."""
-        new = made_anew(layer)
+        new = Copies().of(layer)
         new.name = self.names.unique(layer.name)
-        new.build(value.tensor.shape)
-        carry_over(layer, new)
         mean, variance = (
             array(layer.moving_mean),
             array(layer.moving_variance),

@@ -1,10 +1,9 @@
-"""The graph of layers of a Keras model, and copies of it."""
+"""The graph of layers of a Keras model."""
 
 import itertools
 
 import keras
 from keras import tree
-from keras.src.models.functional import functional_like_constructor
 
 from ..validation import invalid
 
@@ -48,6 +47,14 @@ def graph_layers(model):
     return list(found.values())
 
 
+def nested_models(model):
+    """The models in the graph of `model`, and in those, that have a graph."""
+    for operation in graph_of(model)._operations:
+        if graph_of(operation) is not None:
+            yield operation
+            yield from nested_models(operation)
+
+
 def check_model(model):
     """Returns `model`, a Keras model whose layers can be followed."""
     if not isinstance(model, keras.Model):
@@ -69,86 +76,24 @@ def check_model(model):
     return model
 
 
-def copied(model, replace=lambda layer: None):
-    """A copy of `model`: new layers, with the same names and weights.
-
-    What was compiled is compiled in the same way, with a new optimizer. The
-    models nested in it are copied too, and what is shared stays shared.
-
-    Args:
-        model: A functional or sequential model that has been built.
-        replace: Function from a layer to the layer that takes its place, or
-            None where the layer is copied. What takes its place gets the
-            weights of the layer if it has as many.
-
-    Returns:
-        A `keras.Sequential` if `model` is one, else a functional model.
-    """
-    copies: dict[int, tuple] = {}
-
-    def copy(layer):
-        if id(layer) not in copies:
-            if isinstance(layer, keras.Sequential):
-                parts = [copy(part) for part in layer._layers]
-                new = keras.Sequential(parts, name=layer.name)
-            elif (graph := graph_of(layer)) is not None:
-                inputs = new_inputs(graph)
-                outputs = graph._run_through_graph(inputs, operation_fn=copy)
-                cls = type(layer)
-                if not functional_like_constructor(cls):
-                    cls = keras.Model
-                new = cls(inputs, outputs, name=layer.name)
-            else:
-                new = replace(layer)
-                if new is None:
-                    new = made_anew(layer)
-            copies[id(layer)] = layer, new
-        return copies[id(layer)][1]
-
-    result = copy(model)
-    # Freezing a layer freezes those inside: from the outside in.
-    for old, new in reversed(copies.values()):
-        if not isinstance(old, keras.Layer):
-            continue
-        if graph_of(old) is not None:
-            new.trainable = old.trainable
-            continue
-        carry_over(old, new)
-    compile_like(result, model)
-    return result
-
-
-def carry_over(old, new):
-    """Gives a layer the weights of another, and what is trainable in it."""
-    inside = old._flatten_layers(), new._flatten_layers()
-    for old_part, new_part in zip(*inside, strict=False):
-        new_part.trainable = old_part.trainable
-    if len(new.weights) == len(old.weights):
-        new.set_weights(old.get_weights())
-
-
-def compile_like(new, model):
-    """Compiles `new` as `model` was, with a new optimizer."""
-    if model.compiled:
-        # Not by way of `get_compile_config`, which wants every function to be
-        # registered. What has a state is made anew, a function is the same.
-        new.compile(
-            **tree.map_structure(made_anew, model._compile_config.config)
-        )
-
-
-def made_anew(value):
-    """Another object of the same configuration, if `value` has one."""
-    if hasattr(value, "get_config"):
-        return type(value).from_config(value.get_config())
-    return value
+def made_anew(layer):
+    """Another layer of the same configuration."""
+    return type(layer).from_config(layer.get_config())
 
 
 def new_inputs(graph):
     """New inputs for `graph`, in its structure."""
     return tree.map_structure(
-        lambda x: made_anew(x._keras_history.operation).output, graph.input
+        lambda x: new_input_layer(x._keras_history.operation).output,
+        graph.input,
     )
+
+
+def new_input_layer(layer):
+    """An `InputLayer` like `layer`."""
+    new = made_anew(layer)
+    new.trainable = layer.trainable  # which is not in its config
+    return new
 
 
 def run_through(graph, inputs, call):

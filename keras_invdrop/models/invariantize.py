@@ -11,12 +11,12 @@ from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ..validation import check_choice
 from ..validation import check_data_format
 from ..validation import invalid
+from .copies import copied
 from .dropout_sites import SPATIAL_DROPOUT
 from .dropout_sites import channel_axis
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import calls
 from .graph import check_model
-from .graph import copied
 from .graph import graph_of
 
 CONVERTED = (keras.layers.Dropout, *SPATIAL_DROPOUT)
@@ -158,6 +158,7 @@ def _invariant(layer, shapes, shared, data_format, **beta):
         "seed": layer.seed,
         "name": layer.name,
         "dtype": layer.dtype_policy,
+        "trainable": layer.trainable,
         **beta,
     }
     if isinstance(layer, SPATIAL_DROPOUT):

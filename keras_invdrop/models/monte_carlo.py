@@ -10,11 +10,12 @@ from keras import tree
 from ..validation import check_positive_integer
 from ..validation import check_seed
 from ..validation import invalid
+from .copies import Copies
+from .copies import copied
 from .dropout_sites import DROPOUT
 from .dropout_sites import OTHER_DROPOUT
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import check_model
-from .graph import copied
 from .graph import graph_layers
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
@@ -208,7 +209,7 @@ class _Sampler(keras.Model):
 
     def __init__(self, model):
         super().__init__(name="monte_carlo", autocast=False)
-        self.model = copied(model, replace=_dropping)
+        self.model = copied(model, replace=_dropping, compiled=False)
         # No average of activities moves.
         self.model.trainable = False
         self.repeats = 1
@@ -245,7 +246,7 @@ class _Sampler(keras.Model):
 def _dropping(layer):
     """What takes the place of `layer`, or None if it is no dropout layer."""
     if isinstance(layer, SAMPLED):
-        return _Dropping(type(layer).from_config(layer.get_config()))
+        return _Dropping(Copies().of(layer))
     return None
 
 
