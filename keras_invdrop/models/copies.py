@@ -18,6 +18,7 @@ from keras import tree
 from keras.src.models.functional import Functional
 from keras.src.models.functional import functional_like_constructor
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.utils.backend_utils import DynamicBackend
 from keras.src.utils.tracking import TrackedDict
 from keras.src.utils.tracking import TrackedList
 from keras.src.utils.tracking import TrackedOrderedDict
@@ -41,6 +42,7 @@ SHARED = (
     keras.Loss,
     type(threading.Lock()),
     type(threading.RLock()),
+    DynamicBackend,
 )
 COLLECTIONS = {
     TrackedDict: dict,
@@ -181,10 +183,17 @@ def compile_like(new: keras.Model, model: keras.Model, copies: "Copies"):
         return
     for name in ("metrics", "weighted_metrics"):
         config[name] = tree.map_structure(
-            lambda x: copies.of(x) if isinstance(x, keras.Metric) else x,
-            config[name],
+            lambda x: _new_metric(x, copies), config[name]
         )
     new.compile(**config)
+
+
+def _new_metric(metric, copies):
+    if not isinstance(metric, keras.Metric):
+        return metric  # its name, or a function
+    new = copies.of(metric)
+    new.reset_state()
+    return new
 
 
 def _new_optimizer(optimizer, copies):
@@ -196,7 +205,12 @@ def _new_optimizer(optimizer, copies):
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
     if excluded or pattern:
         new.exclude_from_weight_decay(
-            [made for i, (_, made) in copies.made.items() if i in excluded],
+            [
+                made
+                for variable, made in copies.made.values()
+                if isinstance(variable, keras.Variable)
+                and optimizer._var_key(variable) in excluded
+            ],
             [pattern.pattern] if pattern else None,
         )
     return new
@@ -350,10 +364,10 @@ class Copies:
             build_config = old.get_build_config()
             if old.built and not made.built and build_config:
                 made.build_from_config(build_config)
-            with tempfile.TemporaryDirectory() as folder:
-                if hasattr(old, "save_assets"):
-                    old.save_assets(folder)
-                    made.load_assets(folder)
+            for parts in zip(
+                old._flatten_layers(), made._flatten_layers(), strict=True
+            ):
+                _carry_over(*parts)
             for variable, of_old in zip(
                 made.variables, old.variables, strict=True
             ):
@@ -473,6 +487,17 @@ def _set_collection(collection, content):
     values, collection.tracker = content
     kind = type(values)
     (kind.extend if kind is list else kind.update)(collection, values)
+
+
+def _carry_over(old, new):
+    """What Keras would write into the file of a layer, and read from it."""
+    own: dict[str, Any] = {}
+    old.save_own_variables(own)
+    new.load_own_variables(own)
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
 
 
 def _is_own(layer, name):

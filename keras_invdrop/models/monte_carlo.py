@@ -118,6 +118,12 @@ class MonteCarlo:
             )
         self._sampler = _Sampler(model)
 
+    def __reduce__(self):
+        # To copy and to pickle: the model, which Keras can save. The sampler
+        # is made anew.
+        model = Copies(replace=_without_sampling).of(self._sampler.model)
+        return type(self), (model, self.samples, self.seed)
+
     def predict(
         self, x: Any, batch_size: int = 128
     ) -> MonteCarloPrediction | Any:
@@ -194,7 +200,8 @@ class _Dropping(keras.layers.Wrapper):
             # A mask for each row. There is one for each axis, too, as without
             # a noise shape PyTorch may draw from its global generator.
             rank = len(input_shape)
-            given = tuple(self.layer.noise_shape or [None] * rank)
+            self.noise_shape = self.layer.noise_shape
+            given = tuple(self.noise_shape or [None] * rank)
             given = (1,) * (rank - len(given)) + given
             self.layer.noise_shape = (None, *given[1:])
 
@@ -248,6 +255,16 @@ def _dropping(layer):
     if isinstance(layer, SAMPLED):
         return _Dropping(Copies().of(layer))
     return None
+
+
+def _without_sampling(layer):
+    """The dropout layer in `layer`, as it was, or None if it is another."""
+    if not isinstance(layer, _Dropping):
+        return None
+    new = Copies().of(layer.layer)
+    if hasattr(layer, "noise_shape"):
+        new.noise_shape = layer.noise_shape
+    return new
 
 
 def _checked(x, inputs):
