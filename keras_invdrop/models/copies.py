@@ -145,7 +145,12 @@ def copied(
     return result
 
 
-def compile_like(new: keras.Model, model: keras.Model, copies: "Copies"):
+def compile_like(
+    new: keras.Model,
+    model: keras.Model,
+    copies: "Copies",
+    trained: bool = True,
+):
     """Compiles `new` as `model` was, with a new optimizer.
 
     Losses, functions and strings are the same objects; metrics, which count,
@@ -155,6 +160,9 @@ def compile_like(new: keras.Model, model: keras.Model, copies: "Copies"):
         new: A model of the copies of layers of `model`.
         model: The model.
         copies: By which the layers were copied.
+        trained: Whether `new` is to be trained. If not, its optimizer is the
+            default one of Keras: that of `model` may name layers that are
+            gone, or be of a class that is not there where `new` is loaded.
     """
     if not model.compiled:
         return
@@ -172,7 +180,9 @@ def compile_like(new: keras.Model, model: keras.Model, copies: "Copies"):
         # Not by way of `get_compile_config`, which wants every function to be
         # registered.
         config = dict(model._compile_config.config)
-        config["optimizer"] = _new_optimizer(config["optimizer"], copies)
+        optimizer = config.pop("optimizer")
+        if trained:
+            config["optimizer"] = _new_optimizer(optimizer, copies)
     except Exception as error:  # of an optimizer's own `from_config`, too
         warnings.warn(
             f"The new model '{new.name}' is not compiled, since this one "

@@ -112,8 +112,9 @@ def fold(model: keras.Model) -> keras.Model:
 
     Returns:
         A new functional model, in which the layers of nested models stand in
-        the place of these, compiled as `model` was, with a new optimizer. It
-        is for inference: trained further, it would have no dropout.
+        the place of these, compiled with the loss and the metrics of `model`,
+        to evaluate it. It is for inference: trained further, it would have no
+        dropout, and its optimizer is Keras' default.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
@@ -150,7 +151,7 @@ def fold(model: keras.Model) -> keras.Model:
     )
     outputs = tree.map_structure(folding.materialised, values)
     result = keras.Model(inputs, outputs, name=model.name)
-    compile_like(result, model, folding.copies)
+    compile_like(result, model, folding.copies, trained=False)
     return result
 
 

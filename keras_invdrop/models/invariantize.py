@@ -34,9 +34,12 @@ def invariantize(
 
     Every `Dropout` becomes an `InvariantDropout`, every `SpatialDropout1D`,
     `2D` and `3D` a `SpatialInvariantDropout`, of the same rate, noise shape,
-    seed, name and dtype policy. Everything else is copied: layers, weights,
-    what is trainable and how the model was compiled (with a new optimizer).
-    As beta starts at zero, the new model predicts exactly what `model` does.
+    seed, name and dtype policy. Everything else is copied as it is: layers with
+    all that they hold (adapted statistics, vocabularies, low-rank updates,
+    quantized kernels), which variables are trainable, and how the model was
+    compiled: with the same losses, with copies of its metrics and with a new
+    optimizer. As beta starts at zero, the new model predicts exactly what
+    `model` does.
 
     What drops inside other layers is not converted, and a warning names it:
     the dropout of attention, of recurrent layers (`dropout`,
@@ -45,9 +48,10 @@ def invariantize(
 
     Args:
         model: A functional or sequential model that has been built, which
-            may hold others. It is left as it is. Of a subclass of functional
-            models, such as those of KerasHub, what it returns is a functional
-            model.
+            may hold others. It is left as it is. The new model has the same
+            class where the constructor of the class takes inputs and outputs
+            (or, of a sequential model, layers). Of another subclass, such as
+            those of KerasHub, what it returns is a functional model.
         shared: `"auto"` or `"none"`. Which activities share a `beta`:
             `"auto"` shares it over space and time where the input has such
             axes, as section 2.1 of the paper does for feature maps; `"none"`
@@ -69,7 +73,9 @@ def invariantize(
             graph of layers; if `layers` names what is not a dropout layer of
             `model`; if a layer to convert is of a subclass of `Dropout`; if a
             layer is called on inputs of different shapes that cannot share a
-            `beta`.
+            `beta`; if a layer cannot be copied; if the model has a
+            `train_step`, `compute_loss` or the like of its own and its class
+            cannot be kept.
 
     Example:
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from keras_invdrop.applications.optimizers import RampedSGD
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MaxoutDense
@@ -409,6 +410,24 @@ def test_an_optimizer_that_cannot_be_made_again_is_said():
     with pytest.warns(UserWarning, match="is not compiled.*call its `compile`"):
         new = invariantize(model)
     assert not new.compiled
+
+
+def test_a_folded_network_needs_no_optimizer_of_the_model():
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            InvariantDropout(0.5, name="drop"),
+            layers.Dense(2, name="dense"),
+        ]
+    )
+    model.compile(RampedSGD(learning_rate_factors={"drop": 10.0}), "mse")
+    x, y = random(8, 6), random(8, 2)
+    model.fit(x, y, verbose=0)
+    folded = fold(model)
+    assert type(folded.optimizer).__module__.startswith("keras.")
+    folded.fit(x, y, verbose=0)
+    # The copies that are to be trained have it.
+    assert calibrate(model, x).optimizer.learning_rate_factors == {"drop": 10}
 
 
 class OwnStep(keras.Sequential):
