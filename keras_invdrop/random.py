@@ -117,7 +117,9 @@ def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
     Returns:
         A tensor of the shape of `x`.
     """
-    if BACKEND == "torch":
+    # In 16 bits the rounding of `shift * scale`, or its infinity, would show
+    # where the sum is small.
+    if BACKEND == "torch" and x.element_size() > 2:
         return torch.add(ops.convert_to_tensor(shift) * scale, x, alpha=scale)
     # Compilers make one pass of the two.
     return (x + shift) * scale

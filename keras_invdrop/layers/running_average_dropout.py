@@ -98,7 +98,9 @@ class RunningAverageDropout(ShiftedDropout):
             shape=self.shift_shape(input_shape),
             initializer="zeros",
             trainable=False,
-            # In a 16-bit dtype a step of 1 % would be lost in the rounding.
+            # In a 16-bit dtype a step of 1 % would be lost in the rounding,
+            # and the sum over a batch may be infinite.
+            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
             autocast=False,
         )
 

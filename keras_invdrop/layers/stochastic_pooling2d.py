@@ -102,10 +102,12 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     def average(self, a: Any) -> Any:
         """The mean of each window's activities, weighted by themselves."""
-        total = ops.sum(a, axis=-1)
+        # A sum of float16s may be too large for float16; the mean is not.
+        exact = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
+        total = ops.sum(exact, axis=-1, keepdims=True)
         # The sum of a window of zeros may be anything but zero.
-        divisor = ops.where(total > 0, total, 1)
-        return ops.sum(a * a, axis=-1) / divisor
+        weights = exact / ops.where(total > 0, total, 1)
+        return ops.cast(ops.sum(weights * exact, axis=-1), a.dtype)
 
     def draw(self, a: Any) -> Any:
         """The activity of one location of each window, drawn."""

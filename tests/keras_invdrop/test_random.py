@@ -11,6 +11,7 @@ from scipy import stats
 from keras_invdrop import InvariantDropout
 from keras_invdrop.random import dropout_mask
 from keras_invdrop.random import keep_probability
+from keras_invdrop.random import scaled_sum
 from keras_invdrop.random import selected
 
 BACKEND = keras.backend.backend()
@@ -164,6 +165,18 @@ def test_selected(kept, dtype):
     ):
         found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float32"))
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_scaled_sum(dtype):
+    # A shift that makes good large activities. Ten times it is infinite in
+    # float16, ten times what is left is not.
+    x = keras.ops.convert_to_tensor([[7040.0, 1.0], [7008.0, 2.0]], dtype)
+    shift = keras.ops.convert_to_tensor([-7008.0, 0.5], dtype)
+    outputs = scaled_sum(x, shift, 10.0)
+    assert outputs.dtype == x.dtype
+    outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+    np.testing.assert_array_equal(outputs, [[320, 15], [0, 25]])
 
 
 def test_selected_of_a_transposed_tensor():

@@ -20,6 +20,12 @@ def test_a_common_constant_costs_nothing():
     assert float(Variance(1.0)(np.full((4,), 3.0, "float32"))) == 0
 
 
+def test_penalty_of_16_bits():
+    # In float16 a square of 300 is infinite, as is the sum of 1,000 times 200.
+    x = np.array([-300.0, 300.0] * 500, dtype="float16") + np.float16(200)
+    assert float(Variance(1.0)(x)) == pytest.approx(1000 * 300**2)
+
+
 def test_it_is_a_loss_of_the_layer():
     layer = InvariantDropout(0.5, beta_regularizer=Variance(0.1))
     layer.build((None, 2))

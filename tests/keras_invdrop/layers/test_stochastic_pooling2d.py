@@ -49,6 +49,23 @@ class StochasticPooling2DTest(testing.TestCase):
                 expected = (a**2).sum((1, 2)) / a.sum((1, 2))
                 self.assertAllClose(pooled[:, i, j], expected, rtol=1e-5)
 
+    @parameterized.parameters("float16", "bfloat16", "float32")
+    def test_sums_of_large_and_small_activities(self, dtype):
+        # Squares of 300, and sums of 60,000, are infinite in float16; squares
+        # of 2^-90 are zero in float32. Each is 1/4 and 3/4 of its window.
+        scales = [300 / 3, 60_000 / 3, 2.0**-14]
+        if dtype != "float16":
+            scales.append(2.0**-90)
+        for scale in scales:
+            x = scale * np.array([1.0, 3.0, 0.0, 0.0]).reshape((1, 2, 2, 1))
+            x = ops.cast(x, dtype)
+            mean, drawn = (
+                float(pool(x, 2, training=training, dtype=dtype).item())
+                for training in (False, True)
+            )
+            self.assertAllClose(mean / scale, 2.5, rtol=0.01)
+            self.assertIn(round(drawn / scale, 1), (1.0, 3.0))
+
     def test_draws_are_in_proportion(self):
         a = np.array([1.0, 2.0, 0.0, 5.0]).reshape((1, 2, 2, 1))
         draws = 40_000
