@@ -60,7 +60,7 @@ def check_seed(seed):
     """Returns `seed`, an int or None."""
     if seed is not None and not is_integer(seed):
         raise invalid("seed", "an integer or None", seed)
-    return seed
+    return None if seed is None else int(seed)
 
 
 def check_choice(argument, value, choices):

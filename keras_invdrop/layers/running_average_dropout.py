@@ -5,6 +5,7 @@ from keras import ops
 
 from ..arguments import Axes
 from ..arguments import NoiseShape
+from ..random import check_first_pass
 from ..validation import check_fraction
 from .shifted_dropout import ShiftedDropout
 
@@ -110,6 +111,11 @@ class RunningAverageDropout(ShiftedDropout):
         if not training:
             return x + shift
         if self.trainable:
+            check_first_pass(
+                self,
+                "its average would move once more. Leave the layer out of "
+                "what is checkpointed.",
+            )
             self.update_average(ops.stop_gradient(x), mask)
         return self.drop(x, shift)
 

@@ -190,8 +190,7 @@ class _Dropping(keras.layers.Wrapper):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
         if hasattr(self.layer, "noise_shape"):
-            # A mask for each row. There is one for each axis, too, as without
-            # a noise shape PyTorch may draw from its global generator.
+            # A mask for each row.
             rank = len(input_shape)
             given = tuple(self.layer.noise_shape or [None] * rank)
             given = (1,) * (rank - len(given)) + given
@@ -245,7 +244,10 @@ class _Sampler(keras.Model):
 def _dropping(layer):
     """What takes the place of `layer`, or None if it is no dropout layer."""
     if isinstance(layer, SAMPLED):
-        return _Dropping(type(layer).from_config(layer.get_config()))
+        # Without a seed PyTorch would draw from its global generator, and not
+        # from those that `set_seeds` starts anew.
+        config = {**layer.get_config(), "seed": 0}
+        return _Dropping(type(layer).from_config(config))
     return None
 
 

@@ -84,6 +84,14 @@ class StochasticPooling2DTest(testing.TestCase):
         r = np.corrcoef(draws.T) - np.eye(4)
         self.assertLess(np.abs(r).max(), 4 / np.sqrt(5000))
 
+    @parameterized.parameters(-1, 2**40)
+    def test_any_integer_is_a_seed(self, seed):
+        x = np.random.default_rng(5).random((20, 6, 6, 1)).astype("float32")
+        first = pool(x, 3, training=True, seed=seed)
+        self.assertAllEqual(pool(x, 3, training=True, seed=seed), first)
+        other = pool(x, 3, training=True, seed=seed + 1)
+        self.assertNotAllClose(other, first)
+
     def test_a_window_of_zeros_gives_zero(self):
         x = np.zeros((2, 4, 4, 3), dtype="float32")
         for training in (False, True):
