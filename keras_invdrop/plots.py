@@ -9,7 +9,6 @@ Needs matplotlib and scipy: pip install keras-invdrop[plots]
 
 from itertools import cycle
 
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 from keras import ops
@@ -21,6 +20,7 @@ from .models.dropout_sites import channel_axis
 from .models.variance_report import InjectedVariance
 from .random import dropout_mask
 from .random import mask_shape
+from .random import seed_generator
 from .statistics import correlation
 from .statistics import mean_and_interval
 from .validation import check_broadcast
@@ -369,9 +369,9 @@ def _mask(rate, shape, noise_shape, seed):
         raise invalid("shape", "two positive integers, (rows, columns)", shape)
     noise_shape = check_noise_shape(noise_shape)
     check_broadcast(noise_shape, shape)
-    check_seed(seed)
+    seed = check_seed(seed)
     if rate in (0, 1):  # which takes no draw
         return np.full(shape, 1.0 - rate)
-    generator = keras.random.SeedGenerator(seed)
+    generator = seed_generator(seed)
     mask = dropout_mask(mask_shape(noise_shape, tuple(shape)), rate, generator)
     return np.broadcast_to(ops.convert_to_numpy(mask), shape).astype("float64")

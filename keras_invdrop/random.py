@@ -57,6 +57,18 @@ def _resolution(rate: float) -> tuple[int, int]:
     return bits, min(max(round(2**bits * rate), 1), 2**bits - 1)
 
 
+def seed_generator(seed: int | None) -> keras.random.SeedGenerator:
+    """A `keras.random.SeedGenerator` from any integer, or a new one.
+
+    Those of Keras take what the backend can hold: no negative seed on JAX,
+    none from 2^31 on PyTorch. Here such a seed is mixed down to 31 bits.
+    """
+    if seed is not None and not 0 <= seed < 2**31:
+        mixed = np.random.SeedSequence((abs(seed), int(seed < 0)))
+        seed = int(mixed.generate_state(1)[0]) >> 1
+    return keras.random.SeedGenerator(seed)
+
+
 def dropout_mask(
     shape: Sequence,
     rate: float,
@@ -78,9 +90,10 @@ def dropout_mask(
             element is `False`; see `keep_probability` for how exactly.
         seed: A `keras.random.SeedGenerator`, which is advanced by one draw.
         seeded: Whether the mask has to be that of `seed`. Where not, PyTorch
-            takes it on a GPU from its global generator, as for
-            `keras.layers.Dropout`: it is there in one call, and without
-            waiting for the GPU to tell the seed.
+            takes it from its global generator, as for `keras.layers.Dropout`,
+            and leaves `seed` as it is. Gradient checkpointing restores that
+            generator before it computes a layer again; and a GPU draws the
+            mask in one call, without waiting for it to tell the seed.
 
     Returns:
         A boolean tensor of shape `shape`, `True` where the activity is kept:
@@ -90,20 +103,52 @@ def dropout_mask(
         device = seed.state.value.device
         mask = torch.empty(shape, dtype=torch.bool, device=device)
         return mask.bernoulli_(keep_probability(rate))
+    drawn = _next_seed(seed, seeded)
+    if not seeded and _is_transformed(drawn):
+        # `torch.vmap` may ask for a mask for each element.
+        return torch.rand(shape) < keep_probability(rate)
     bits, dropped = _resolution(rate)
     examples, *sizes = shape
     size = math.prod(sizes)
     in_word = WORD // bits
     words = (size + in_word - 1) // in_word
     if bits == 1:
-        kept = _random_bits((examples, words), seed.next())
+        kept = _random_bits((examples, words), drawn)
     else:
         # As signed integers, which every backend can compare.
-        fields = _random_fields((examples, words), bits, seed.next())
+        fields = _random_fields((examples, words), bits, drawn)
         kept = fields >= dropped - 2 ** (bits - 1)
     if not isinstance(size, int) or size % in_word:
         kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
     return ops.reshape(kept, shape)
+
+
+def uniform(
+    shape: Sequence,
+    seed: keras.random.SeedGenerator,
+    seeded: bool = True,
+) -> Any:
+    """Samples float32s between 0 and 1; see `dropout_mask` for the seeds."""
+    if BACKEND == "torch" and not seeded:
+        return torch.rand(shape, device=seed.state.value.device)
+    return keras.random.uniform(shape, dtype="float32", seed=seed)
+
+
+def check_first_pass(layer: keras.Layer, otherwise: str) -> None:
+    """Raises where PyTorch computes a layer again in the backward pass.
+
+    There gradient checkpointing computes what it has not kept, and relies on
+    getting the same again.
+
+    Args:
+        layer: The layer, of which a second pass would give something else.
+        otherwise: What that is, and the way out.
+    """
+    if BACKEND == "torch" and _in_backward_pass():
+        raise RuntimeError(
+            f"Layer '{layer.name}' is computed again in the backward pass, by "
+            f"gradient checkpointing. There {otherwise}"
+        )
 
 
 def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
@@ -117,7 +162,9 @@ def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
     Returns:
         A tensor of the shape of `x`.
     """
-    if BACKEND == "torch":
+    # In 16 bits the rounding of `shift * scale`, or its infinity, would show
+    # where the sum is small.
+    if BACKEND == "torch" and x.element_size() > 2:
         return torch.add(ops.convert_to_tensor(shift) * scale, x, alpha=scale)
     # Compilers make one pass of the two.
     return (x + shift) * scale
@@ -140,6 +187,15 @@ def selected(mask: Any, x: Any) -> Any:
         return _Selected.apply(x, mask)
     # Keras would bring the zero to the GPU first.
     return torch.where(mask, x, 0)
+
+
+if BACKEND != "torch":
+
+    def _next_seed(seed, seeded):
+        return seed.next()
+
+    def _is_transformed(tensor):
+        return False
 
 
 if BACKEND == "jax":
@@ -166,22 +222,41 @@ elif BACKEND == "tensorflow":
         return tf.bitcast(words, f"int{bits}")
 
 elif BACKEND == "torch":
+    _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
+    @torch._dynamo.disable
+    def _in_backward_pass():
+        return torch._C._current_graph_task_id() != -1
+
+    @torch._dynamo.disable
+    def _next_seed(seed, seeded):
+        if seeded or not seed.state.value.is_cpu:
+            return seed.next()
+        return torch.randint(2**32, (2,), device="cpu")
 
     def _random_words(shape, seed):
         device = seed.device
         if device.type == "meta":
             return torch.empty(shape, dtype=torch.int32, device=device)
         if device.type == "cpu":
-            # A third of the time that torch's generator takes there.
-            size = math.prod(shape)
-            raw = np.random.SFC64(seed.tolist()).random_raw((size + 1) // 2)
-            return torch.from_numpy(raw.view("int32"))[:size].view(shape)
+            return torch.from_numpy(_words_of_numpy(shape, seed))
         # Of neighbouring seeds and draws, seeds that have nothing to do with
         # each other.
-        mixed = np.random.SeedSequence(seed.tolist()).generate_state(1)
+        mixed = np.random.SeedSequence(_entropy(seed)).generate_state(1)
         generator = torch.Generator(device).manual_seed(int(mixed[0]))
         words = torch.empty(shape, dtype=torch.int32, device=device)
         return words.random_(-(2**31), 2**31, generator=generator)
+
+    def _words_of_numpy(shape, seed):
+        # A third of the time that torch's generator takes on a CPU.
+        size = math.prod(shape)
+        raw = np.random.SFC64(_entropy(seed)).random_raw((size + 1) // 2)
+        return raw.view("int32")[:size].reshape(shape)
+
+    def _entropy(seed):
+        # States of Keras' generators may be negative. Not `tolist`, which the
+        # tensors of `torch.func` do not have.
+        return [int(word) % 2**32 for word in seed]
 
     # TorchDynamo knows no generators.
     @torch._dynamo.disable
@@ -192,8 +267,7 @@ elif BACKEND == "torch":
     @torch._dynamo.disable
     def _random_bits(shape, seed):
         if seed.device.type == "cpu":
-            words = _random_words(shape, seed)
-            bits = np.unpackbits(words.numpy().view("uint8"))
+            bits = np.unpackbits(_words_of_numpy(shape, seed).view("uint8"))
             return torch.from_numpy(bits).view(torch.bool)
         # On a GPU it takes longer to take words apart than to draw more.
         examples, words = shape
@@ -207,8 +281,12 @@ elif BACKEND == "torch":
         @staticmethod
         def forward(x, mask):
             integer = getattr(torch, f"int{8 * x.element_size()}")
-            ones = mask.view(torch.int8).neg().to(integer)  # all bits, or none
-            return ones.bitwise_and_(x.view(integer)).view(x.dtype)
+            try:
+                # All bits, or none.
+                ones = mask.view(torch.int8).neg().to(integer)
+                return ones.bitwise_and_(x.view(integer)).view(x.dtype)
+            except RuntimeError:  # Vectorised, tensors have no view as bits.
+                return torch.where(mask, x, 0)
 
         @staticmethod
         def setup_context(ctx, inputs, output):

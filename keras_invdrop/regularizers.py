@@ -44,7 +44,9 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
         self.factor = float(factor)
 
     def __call__(self, x: Any) -> Any:
+        # In float16 the square of a deviation of 256 is infinite.
         x = ops.convert_to_tensor(x)
+        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         return self.factor * ops.sum(ops.square(x - ops.mean(x)))
 
     def get_config(self) -> dict[str, Any]:

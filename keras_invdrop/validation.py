@@ -60,7 +60,7 @@ def check_seed(seed):
     """Returns `seed`, an int or None."""
     if seed is not None and not is_integer(seed):
         raise invalid("seed", "an integer or None", seed)
-    return seed
+    return None if seed is None else int(seed)
 
 
 def check_choice(argument, value, choices):
@@ -167,19 +167,19 @@ def check_broadcast(noise_shape, input_shape):
 
 
 class StrictConfig:
-    """Makes `from_config` refuse a config that `get_config` did not write.
+    """Makes `from_config` name what is wrong with a config.
 
-    Keras fills what is missing in a config with defaults and reports what is
-    wrong as a `TypeError`. A layer whose file was altered must not load as
-    something else: here everything that `get_config` writes has to be there,
-    and what is wrong is a `ValueError`, the one that the constructor raises.
+    Keras reports it as a `TypeError` and hides the reason. Here what is of
+    the wrong kind, unknown, or missing without a default is a `ValueError`,
+    the one that the constructor raises. An argument that is missing has its
+    default: the file may be older than the argument.
     """
 
     @classmethod
     def from_config(cls, config):
         try:
             # Of the Keras class beside which this one is inherited.
-            instance = super().from_config(config)  # type: ignore[misc]
+            return super().from_config(config)  # type: ignore[misc]
         except TypeError as error:
             # Keras raises its TypeError while it handles the constructor's.
             cause = error.__context__ or error
@@ -189,17 +189,3 @@ class StrictConfig:
                 f"Invalid config received for `{cls.__name__}`: {cause}. "
                 f"Received: config={config}"
             ) from error
-        required = set(instance.get_config())
-        if isinstance(instance, keras.Layer):
-            # A later Keras may write more of its own than the file has.
-            of_keras = set(keras.Layer.get_config(instance))
-            required -= of_keras - {"trainable", "dtype"}
-        missing = sorted(required - set(config))
-        if missing:
-            raise ValueError(
-                f"Invalid config received for `{cls.__name__}`. Expected a "
-                "value for every argument. Missing: "
-                + ", ".join(f"`{name}`" for name in missing)
-                + f". Received: config={config}"
-            )
-        return instance

@@ -1,6 +1,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.layers.preprocessing.data_layer import DataLayer
 
 from ..validation import StrictConfig
@@ -14,8 +15,9 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
 
     From each example its mean is subtracted, and it is divided by its norm,
     or by its standard deviation, and multiplied by `scale`. An example whose
-    norm (or deviation) is below `epsilon`, such as an image of one colour,
-    is neither divided nor multiplied.
+    norm (or deviation) is below `epsilon`, or within the rounding of its
+    values (1e-6 of theirs in float32), such as an image of one colour, is
+    neither divided nor multiplied.
 
     The layer may be used inside a `tf.data` pipeline, whatever the backend.
 
@@ -26,7 +28,8 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         use_std: Boolean. Whether to divide by the standard deviation over the
             example's elements (their number, not one less, is the divisor)
             rather than by the root of the sum of their squares.
-        epsilon: Positive float. The smallest norm to divide by.
+        epsilon: Positive float. The smallest norm to divide by, whatever the
+            size of the values.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -74,18 +77,25 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
 
     def call(self, inputs):
         numpy = self.backend.numpy
-        # In float32: squares of a few hundred are too large for float16.
-        x = self.backend.cast(inputs, "float32")
+        # Squares of a few hundred are too large for float16.
+        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        given = x = self.backend.cast(inputs, dtype)
         axes = tuple(range(1, len(x.shape)))
-        centred = x - numpy.mean(x, axis=axes, keepdims=True)
+        # Without the first element, equal ones are 0 and have a mean of 0,
+        # where the mean of a million 0.7s is rounded.
+        centred = x - x[(slice(None), *[slice(1)] * len(axes))]
+        centred = centred - numpy.mean(centred, axis=axes, keepdims=True)
         if self.subtract_mean:
             x = centred
-        if self.use_std:
-            square = numpy.mean(centred * centred, axis=axes, keepdims=True)
-        else:
-            square = numpy.sum(x * x, axis=axes, keepdims=True)
-        norm = numpy.sqrt(square)
-        small = norm < self.epsilon
+        measure = numpy.mean if self.use_std else numpy.sum
+
+        def norm_of(values):
+            square = measure(values * values, axis=axes, keepdims=True)
+            return numpy.sqrt(square)
+
+        norm = norm_of(centred if self.use_std else x)
+        rounding = 8 * np.finfo(dtype).eps * norm_of(given)
+        small = numpy.logical_or(norm < self.epsilon, norm <= rounding)
         factor = self.scale / numpy.where(small, numpy.ones_like(norm), norm)
         x = numpy.where(small, x, x * factor)
         return self.backend.cast(x, self.compute_dtype)

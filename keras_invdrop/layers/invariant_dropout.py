@@ -45,9 +45,18 @@ class InvariantDropout(ShiftedDropout):
     prediction leaves it `False`. To freeze `beta` set `trainable=False`; the
     layer goes on dropping in training.
 
+    Gradient checkpointing: a layer that is made in a `keras.RematScope` is not
+    computed again in the backward pass. Where a whole model or block is, by
+    `keras.remat` or `torch.utils.checkpoint`, PyTorch draws the same mask
+    again if the layer has no seed, and the layer raises an error if it has
+    one. On TensorFlow a second mask is drawn, as with `keras.layers.Dropout`,
+    and the gradients are wrong: leave dropout out of what is computed again.
+
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop. The
             paper's networks take 0.2 on the input and 0.5 on hidden layers.
+            It may be set later; a step that is compiled goes on with the rate
+            it had.
         shared_axes: Integer or list of integers. The axes along which
             activities share one `beta`. For feature maps of shape
             `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
@@ -70,7 +79,7 @@ class InvariantDropout(ShiftedDropout):
             variance. A weight decay of `d` on a loss that is a mean over the
             batch, `gradient + d * beta`, is `L2(d / 2)`.
         beta_constraint: Constraint for `beta`.
-        seed: Integer to use as random seed.
+        seed: Integer to use as random seed, of either sign and any size.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:

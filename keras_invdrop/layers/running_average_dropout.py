@@ -5,6 +5,7 @@ from keras import ops
 
 from ..arguments import Axes
 from ..arguments import NoiseShape
+from ..random import check_first_pass
 from ..validation import check_fraction
 from .shifted_dropout import ShiftedDropout
 
@@ -98,7 +99,9 @@ class RunningAverageDropout(ShiftedDropout):
             shape=self.shift_shape(input_shape),
             initializer="zeros",
             trainable=False,
-            # In a 16-bit dtype a step of 1 % would be lost in the rounding.
+            # In a 16-bit dtype a step of 1 % would be lost in the rounding,
+            # and the sum over a batch may be infinite.
+            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
             autocast=False,
         )
 
@@ -108,6 +111,11 @@ class RunningAverageDropout(ShiftedDropout):
         if not training:
             return x + shift
         if self.trainable:
+            check_first_pass(
+                self,
+                "its average would move once more. Leave the layer out of "
+                "what is checkpointed.",
+            )
             self.update_average(ops.stop_gradient(x), mask)
         return self.drop(x, shift)
 

@@ -6,10 +6,12 @@ from keras import ops
 
 from ..arguments import Axes
 from ..arguments import NoiseShape
+from ..random import check_first_pass
 from ..random import dropout_mask
 from ..random import keep_probability
 from ..random import mask_shape
 from ..random import scaled_sum
+from ..random import seed_generator
 from ..random import selected
 from ..validation import StrictConfig
 from ..validation import check_broadcast
@@ -44,13 +46,22 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.rate = check_fraction("rate", rate)
+        self.rate = rate
         self.shared_axes = check_shared_axes(shared_axes)
         self.noise_shape = check_noise_shape(noise_shape)
         self.seed = check_seed(seed)
-        if self.rate > 0:
-            self.seed_generator = keras.random.SeedGenerator(seed)
+        # At a rate of 0, too: the rate may be set to another one later.
+        self.seed_generator = seed_generator(self.seed)
         self.supports_masking = True
+
+    @property
+    def rate(self) -> float:
+        """Fraction of the activities to drop."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self._rate = check_fraction("rate", value)
 
     @property
     def shift(self) -> Any:
@@ -112,10 +123,24 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         else:
             x = x + shift
         shape = mask_shape(self.noise_shape, ops.shape(x))
-        seeded = self.seed is not None or self.noise_shape is not None
+        seeded = self.seed is not None
+        if seeded:
+            check_first_pass(
+                self,
+                "it would draw another mask from its seed. Make it without a "
+                "seed: then its masks are those of PyTorch's own generator, "
+                "which checkpointing restores, and "
+                "`keras.utils.set_random_seed` makes them repeatable. "
+                f"Received: seed={self.seed}",
+            )
         mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
         # Selected rather than multiplied: a dropped infinity is a zero.
         return selected(mask, x)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # Not again in the backward pass: a second pass would draw another
+        # mask, and save no memory. The mask is all that this one keeps.
+        return layer_call
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -6,6 +6,9 @@ from keras import ops
 from ..arguments import DataFormat
 from ..arguments import Padding
 from ..arguments import Pair
+from ..random import check_first_pass
+from ..random import seed_generator
+from ..random import uniform
 from ..validation import StrictConfig
 from ..validation import check_data_format
 from ..validation import check_seed
@@ -82,7 +85,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         self.padding = check_padding(padding)
         self.data_format = check_data_format(data_format)
         self.seed = check_seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = seed_generator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
         self._build_at_init()
@@ -102,19 +105,30 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     def average(self, a: Any) -> Any:
         """The mean of each window's activities, weighted by themselves."""
-        total = ops.sum(a, axis=-1)
+        # A sum of float16s may be too large for float16; the mean is not.
+        exact = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
+        total = ops.sum(exact, axis=-1, keepdims=True)
         # The sum of a window of zeros may be anything but zero.
-        divisor = ops.where(total > 0, total, 1)
-        return ops.sum(a * a, axis=-1) / divisor
+        weights = exact / ops.where(total > 0, total, 1)
+        return ops.cast(ops.sum(weights * exact, axis=-1), a.dtype)
 
     def draw(self, a: Any) -> Any:
         """The activity of one location of each window, drawn."""
+        seeded = self.seed is not None
+        if seeded:
+            check_first_pass(
+                self,
+                "it would draw other locations from its seed. Make it without "
+                "a seed: then they come from PyTorch's own generator, which "
+                "checkpointing restores, and `keras.utils.set_random_seed` "
+                f"makes them repeatable. Received: seed={self.seed}",
+            )
         # In float32: the sum of a few bfloat16s has no bits for small ones.
         weights = ops.stop_gradient(ops.cast(a, "float32"))
         reached = ops.cumsum(weights, axis=-1)
         total = reached[..., -1:]
-        threshold = total * keras.random.uniform(
-            ops.shape(total), dtype="float32", seed=self.seed_generator
+        threshold = total * uniform(
+            ops.shape(total), self.seed_generator, seeded
         )
         # The first location at which the sum passes the threshold. Rounded, a
         # threshold may be the whole sum: then it is the last to add to it.
@@ -124,6 +138,10 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         )
         drawn = ops.logical_and(passed, ops.logical_not(before))
         return ops.sum(ops.where(drawn, a, 0), axis=-1)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # As in `ShiftedDropout`: a second pass would draw again.
+        return layer_call
 
     def compute_output_shape(self, input_shape):
         first = self.data_format == "channels_first"

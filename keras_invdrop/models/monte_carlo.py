@@ -192,16 +192,19 @@ class _Dropping(keras.layers.Wrapper):
     def __init__(self, layer):
         super().__init__(layer, name=layer.name, dtype=layer.dtype_policy)
         self.supports_masking = layer.supports_masking
+        names = "seed", "noise_shape"
+        self.given = {x: getattr(layer, x) for x in names if hasattr(layer, x)}
+        # Without a seed PyTorch would draw from its global generator, and not
+        # from those that `set_seeds` starts anew.
+        layer.seed = 0
 
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
         if hasattr(self.layer, "noise_shape"):
-            # A mask for each row. There is one for each axis, too, as without
-            # a noise shape PyTorch may draw from its global generator.
+            # A mask for each row.
             rank = len(input_shape)
-            self.noise_shape = self.layer.noise_shape
-            given = tuple(self.noise_shape or [None] * rank)
+            given = tuple(self.layer.noise_shape or [None] * rank)
             given = (1,) * (rank - len(given)) + given
             self.layer.noise_shape = (None, *given[1:])
 
@@ -262,8 +265,8 @@ def _without_sampling(layer):
     if not isinstance(layer, _Dropping):
         return None
     new = Copies().of(layer.layer)
-    if hasattr(layer, "noise_shape"):
-        new.noise_shape = layer.noise_shape
+    for name, value in layer.given.items():
+        setattr(new, name, value)
     return new
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 from keras_invdrop import InvariantDropout
 from keras_invdrop.random import dropout_mask
 from keras_invdrop.random import keep_probability
+from keras_invdrop.random import scaled_sum
 from keras_invdrop.random import selected
 
 BACKEND = keras.backend.backend()
@@ -166,6 +167,18 @@ def test_selected(kept, dtype):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_scaled_sum(dtype):
+    # A shift that makes good large activities. Ten times it is infinite in
+    # float16, ten times what is left is not.
+    x = keras.ops.convert_to_tensor([[7040.0, 1.0], [7008.0, 2.0]], dtype)
+    shift = keras.ops.convert_to_tensor([-7008.0, 0.5], dtype)
+    outputs = scaled_sum(x, shift, 10.0)
+    assert outputs.dtype == x.dtype
+    outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+    np.testing.assert_array_equal(outputs, [[320, 15], [0, 25]])
+
+
 def test_selected_of_a_transposed_tensor():
     x = keras.ops.transpose(keras.ops.reshape(keras.ops.arange(6.0), (2, 3)))
     kept = np.array([[True, False], [False, True], [True, True]])
@@ -197,6 +210,71 @@ if BACKEND == "torch":
             lambda x: cubes(mask, x), (x,), (torch.ones_like(x),)
         )
         torch.testing.assert_close(forward, expected)
+
+    @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+    def test_selected_in_vectorised_jacobians(strategy):
+        import torch
+
+        x = torch.arange(6.0).reshape(2, 3)
+        mask = x % 2 == 0
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x: selected(mask, x) ** 3,
+            x,
+            vectorize=True,
+            strategy=strategy,
+        )
+        expected = torch.diag(torch.where(mask, 3 * x**2, 0).ravel())
+        torch.testing.assert_close(jacobian.reshape((6, 6)), expected)
+
+    def test_selected_where_one_mask_serves_every_row():
+        import torch
+
+        x = torch.arange(6.0).reshape(2, 3) + 1
+        mask = torch.tensor([True, False, True])
+        rows = torch.func.vmap(lambda x: selected(mask, x))(x)
+        torch.testing.assert_close(rows, torch.where(mask, x, 0))
+
+    @pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
+    def test_layers_under_the_transformations_of_torch(rate):
+        import torch
+
+        x = torch.arange(12_000.0).reshape(200, 60) + 1
+        layer = InvariantDropout(rate)
+        layer.build(x.shape)
+
+        def halves(x):
+            return layer(x, training=True).square().sum() / 2
+
+        keras.utils.set_random_seed(1)
+        found = torch.func.grad(halves)(x)
+        # Where it is not 0, the gradient is x / keep^2.
+        expected = torch.where(found == 0, 0, x / keep_probability(rate) ** 2)
+        torch.testing.assert_close(found, expected)
+        assert abs((found != 0).double().mean() - (1 - rate)) < 0.02
+        # One mask for all rows, or a mask for each.
+        for randomness, same in (("same", True), ("different", False)):
+            gradient = torch.func.vmap(
+                torch.func.grad(lambda x: halves(x[None])),
+                randomness=randomness,
+            )
+            kept = gradient(x) != 0
+            assert bool((kept == kept[0]).all()) == same
+            assert abs(kept.double().mean() - (1 - rate)) < 0.3
+
+    def test_seeded_layers_without_state_under_the_transformations():
+        import torch
+
+        x = torch.ones((50, 60))
+        layer = InvariantDropout(0.5, seed=1)
+        layer.build(x.shape)
+        states = [variable.value for variable in layer.non_trainable_variables]
+
+        def total(beta):
+            outputs, _ = layer.stateless_call([beta], states, x, training=True)
+            return outputs.sum()
+
+        found = torch.func.grad(total)(torch.zeros(60))
+        torch.testing.assert_close(found, layer(x, training=True).sum(axis=0))
 
 
 def kept_for_the_backward_pass(function, x):
@@ -270,6 +348,16 @@ def test_a_generator_advances_by_one_draw():
         keras.ops.convert_to_numpy(ours.state.value),
         keras.ops.convert_to_numpy(keras_own.state.value),
     )
+
+
+if BACKEND != "jax":  # whose generators are unsigned
+
+    @pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
+    def test_a_generator_of_a_negative_seed(rate):
+        # As `keras.layers.Dropout(seed=-1)` has.
+        kept = mask((1000, 100), rate, -1)
+        keep = keep_probability(rate)
+        assert_independent(kept, mask((1000, 100), rate, 1), keep)
 
 
 def gpu_of_torch():

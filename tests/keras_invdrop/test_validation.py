@@ -36,7 +36,9 @@ def test_booleans_and_seeds():
         with pytest.raises(ValueError, match="`use_bias`. Expected a boolean"):
             validation.check_boolean("use_bias", value)
     assert validation.check_seed(None) is None
-    assert validation.check_seed(3) == 3
+    for seed in (3, -1, 2**70, np.int64(3)):
+        assert validation.check_seed(seed) == seed
+        assert type(validation.check_seed(seed)) is int
     for value in ("3", True, 1.5):
         with pytest.raises(ValueError, match="`seed`. Expected an integer or"):
             validation.check_seed(value)

@@ -66,6 +66,38 @@ class GlobalContrastNormalizationTest(testing.TestCase):
             atol=1e-5,
         )
 
+    @parameterized.product(
+        value=[0.7, 200.1, 1 / 3, 1e6, 1e-3, 255.0],
+        size=[1, 32, 500],
+        use_std=[False, True],
+    )
+    def test_an_image_of_one_colour(self, value, size, use_std):
+        x = np.full((1, size, size, 3), value, dtype="float32")
+        outputs = normalize(x, scale=55.0, use_std=use_std)
+        self.assertAllEqual(outputs, np.zeros_like(x))
+        kept = normalize(x, scale=55.0, use_std=True, subtract_mean=False)
+        self.assertAllEqual(kept, x)
+        # As it is where the values are equal to a rounding.
+        x[:, ::2] = np.nextafter(x[:, ::2], np.float32(0))
+        outputs = normalize(x, scale=55.0, use_std=use_std)
+        self.assertLess(np.abs(outputs).max(), 2e-7 * value)
+
+    def test_the_faintest_contrast(self):
+        # One value of 224 x 224 x 3, the first one too, differs by 1 of 255.
+        x = np.full((2, 224, 224, 3), 255, dtype="uint8")
+        x[0, 4, 5, 1] = x[1, 0, 0, 0] = 254
+        outputs = normalize(x, scale=55.0).reshape((2, -1))
+        self.assertAllClose(outputs.min(axis=1), [-55.0, -55.0], rtol=1e-4)
+        self.assertAllClose(outputs.mean(axis=1), [0.0, 0.0], atol=1e-5)
+
+    def test_large_means_in_float64(self):
+        if keras.backend.backend() == "jax":
+            self.skipTest("JAX has no float64 by default")
+        x = np.array([[1e10, 1e10 + 2, 1e10 + 4]])
+        x = ops.convert_to_tensor(x, "float64")
+        outputs = normalize(x, use_std=True, dtype="float64")
+        self.assertAllClose(outputs, [[-(1.5**0.5), 0, 1.5**0.5]], rtol=1e-9)
+
     def test_large_values_in_float16(self):
         x = images(2, 500)
         outputs = normalize(x.astype("float16"), dtype="float16", scale=10.0)

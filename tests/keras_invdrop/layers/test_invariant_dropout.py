@@ -93,8 +93,28 @@ class InvariantDropoutTest(testing.TestCase):
             self.assertAllEqual(outputs[:, 0, :], outputs[:, step, :])
         self.assertEqual(set(np.unique(outputs)), {0.0, 2.0})
 
-    def test_zero_rate_has_no_seed_generator(self):
-        self.assertFalse(hasattr(InvariantDropout(0), "seed_generator"))
+    @parameterized.parameters(0, 1, 0.2)
+    def test_the_rate_may_be_set(self, rate):
+        x = np.ones((40, 50), dtype="float32")
+        layer = InvariantDropout(rate, seed=1)
+        layer.build(x.shape)
+        layer.rate = 0.5
+        self.assertEqual(layer.get_config()["rate"], 0.5)
+        self.assertAllEqual(
+            layer(x, training=True),
+            InvariantDropout(0.5, seed=1)(x, training=True),
+        )
+        layer.rate = 0
+        self.assertAllEqual(layer(x, training=True), x)
+
+    def test_a_rate_out_of_range_cannot_be_set(self):
+        layer = InvariantDropout(0.5)
+        for rate in (1.5, -0.1, np.nan, "0.5", None):
+            with self.assertRaisesRegex(
+                ValueError, "`rate`. Expected a float value between 0 and 1"
+            ):
+                layer.rate = rate
+        self.assertEqual(layer.rate, 0.5)
 
     def test_full_rate(self):
         inputs = np.ones((4, 5), dtype="float32")
@@ -208,9 +228,11 @@ class InvariantDropoutTest(testing.TestCase):
         again = Noisy.from_config(config)
         self.assertEqual((again.rate, again.scaling, again.extra),
                          (0.3, "test", 5))  # fmt: skip
-        del config["scaling"]
-        with self.assertRaisesRegex(ValueError, "Missing: `scaling`"):
-            Noisy.from_config(config)
+        # What the file of an older release has not is at its default.
+        del config["scaling"], config["extra"]
+        older = Noisy.from_config(config)
+        self.assertEqual((older.rate, older.scaling, older.extra),
+                         (0.3, "train", 1))  # fmt: skip
 
     def test_integers_are_cast(self):
         layer = InvariantDropout(0.5, beta_initializer="ones")
@@ -242,6 +264,24 @@ class InvariantDropoutTest(testing.TestCase):
         self.assertAllEqual(a, again)
         other, _ = first_two(2)
         self.assertNotAllClose(a, other)
+
+    @parameterized.parameters(-1, -(2**40), 2**31, 2**32, 2**70, np.int64(7))
+    def test_any_integer_is_a_seed(self, seed):
+        inputs = np.ones((10, 100), dtype="float32")
+
+        def drawn(layer):
+            return ops.convert_to_numpy(layer(inputs, training=True))
+
+        layer = InvariantDropout(0.5, seed=seed)
+        first = drawn(layer)
+        self.assertAllEqual(
+            drawn(InvariantDropout.from_config(layer.get_config())), first
+        )
+        for other in (-seed, seed + 1, seed % 2**31):
+            if other != seed:
+                self.assertNotAllClose(
+                    drawn(InvariantDropout(0.5, seed=int(other))), first
+                )
 
     def test_a_dropped_infinity_is_zero(self):
         layer = InvariantDropout(0.5, seed=1)

@@ -94,6 +94,16 @@ class RunningAverageDropoutTest(testing.TestCase):
         layer(np.full((4, 1), 101.0, dtype="float16"), training=True)
         self.assertAllClose(layer.average, [100.01], rtol=1e-6)
 
+    def test_every_weight_in_16_bits(self):
+        # The sum of 300 examples of 300 is infinite in float16.
+        layer = RunningAverageDropout(0.0, momentum=0.99, dtype="float16")
+        layer.build((None, 1))
+        layer.average.assign([299.0])
+        x = np.full((300, 1), 300.0, dtype="float16")
+        outputs = layer(x, training=True)
+        self.assertDType(outputs, "float16")
+        self.assertAllClose(layer.average, [299.01], rtol=1e-6)
+
     @parameterized.parameters(-0.1, 1.1, True, "0.9", np.nan)
     def test_bad_momentum(self, momentum):
         with self.assertRaisesRegex(

@@ -49,6 +49,23 @@ class StochasticPooling2DTest(testing.TestCase):
                 expected = (a**2).sum((1, 2)) / a.sum((1, 2))
                 self.assertAllClose(pooled[:, i, j], expected, rtol=1e-5)
 
+    @parameterized.parameters("float16", "bfloat16", "float32")
+    def test_sums_of_large_and_small_activities(self, dtype):
+        # Squares of 300, and sums of 60,000, are infinite in float16; squares
+        # of 2^-90 are zero in float32. Each is 1/4 and 3/4 of its window.
+        scales = [300 / 3, 60_000 / 3, 2.0**-14]
+        if dtype != "float16":
+            scales.append(2.0**-90)
+        for scale in scales:
+            x = scale * np.array([1.0, 3.0, 0.0, 0.0]).reshape((1, 2, 2, 1))
+            x = ops.cast(x, dtype)
+            mean, drawn = (
+                float(pool(x, 2, training=training, dtype=dtype).item())
+                for training in (False, True)
+            )
+            self.assertAllClose(mean / scale, 2.5, rtol=0.01)
+            self.assertIn(round(drawn / scale, 1), (1.0, 3.0))
+
     def test_draws_are_in_proportion(self):
         a = np.array([1.0, 2.0, 0.0, 5.0]).reshape((1, 2, 2, 1))
         draws = 40_000
@@ -66,6 +83,14 @@ class StochasticPooling2DTest(testing.TestCase):
         draws = pool(x, (1, 2), training=True, seed=2).reshape((5000, 4))
         r = np.corrcoef(draws.T) - np.eye(4)
         self.assertLess(np.abs(r).max(), 4 / np.sqrt(5000))
+
+    @parameterized.parameters(-1, 2**40)
+    def test_any_integer_is_a_seed(self, seed):
+        x = np.random.default_rng(5).random((20, 6, 6, 1)).astype("float32")
+        first = pool(x, 3, training=True, seed=seed)
+        self.assertAllEqual(pool(x, 3, training=True, seed=seed), first)
+        other = pool(x, 3, training=True, seed=seed + 1)
+        self.assertNotAllClose(other, first)
 
     def test_a_window_of_zeros_gives_zero(self):
         x = np.zeros((2, 4, 4, 3), dtype="float32")

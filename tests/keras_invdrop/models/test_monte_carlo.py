@@ -479,7 +479,11 @@ def test_the_inputs_are_not_rounded_under_a_policy_for_all():
 
 
 def test_the_same_seed_gives_the_same():
-    model = sequential(layers.Dropout(0.5), InvariantDropout(0.5, seed=3))
+    model = sequential(
+        layers.Dropout(0.5),
+        InvariantDropout(0.5, seed=3),
+        InvariantDropout(0.5),
+    )
     monte_carlo, x = MonteCarlo(model, samples=20, seed=4), random(5, 6)
     found = monte_carlo.predict(x)
     for again in (
