@@ -11,10 +11,12 @@ def install(*extras: str) -> str:
     """
     names = ",".join(extras)
     # In quotes, for zsh takes brackets for a pattern of file names.
-    return f"in a clone of keras-invdrop, run `pip install '.[{names}]'`"
+    return f"run `pip install '.[{names}]'` in a clone of keras-invdrop"
 
 
-def missing(what: str, package: str, *extras: str) -> ModuleNotFoundError:
+def missing(
+    what: str, package: str | None, *extras: str
+) -> ModuleNotFoundError:
     """The error where a package of an extra is not installed.
 
     Args:

@@ -4,18 +4,16 @@ Each function draws into the axes `ax`, or into new ones, and returns them.
 What a picture says it does not say by colour alone, and its colours are told
 apart by the colour-blind.
 
-Needs matplotlib and scipy: pip install keras-invdrop[plots]
+Needs matplotlib and scipy, which the extra `plots` installs.
 """
 
 from itertools import cycle
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from keras import ops
-from matplotlib.colors import ListedColormap
-from matplotlib.ticker import LogLocator
 
+from .extras import missing
 from .layers.shifted_dropout import ShiftedDropout
 from .models.dropout_sites import channel_axis
 from .models.variance_report import InjectedVariance
@@ -29,6 +27,13 @@ from .validation import check_noise_shape
 from .validation import check_seed
 from .validation import invalid
 from .validation import is_integer
+
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import LogLocator
+except ModuleNotFoundError as error:
+    raise missing("keras_invdrop.plots", error.name, "plots") from None
 
 # Okabe and Ito's, without the yellow that is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -148,8 +148,8 @@ def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
     assert error.splitlines()[-1] == (
         "ModuleNotFoundError: Keras is set to the backend 'tensorflow', which "
         "is not installed: set the environment variable KERAS_BACKEND=jax, "
-        "which is installed, or `pip install "
-        '"keras-invdrop[tensorflow]"`.'
+        "which is installed, or run `pip install '.[tensorflow]'` in a clone "
+        "of keras-invdrop."
     )
 
 
