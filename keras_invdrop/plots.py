@@ -7,7 +7,9 @@ apart by the colour-blind.
 Needs matplotlib and scipy, which the extra `plots` installs.
 """
 
+from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,6 +37,15 @@ try:
 except ModuleNotFoundError as error:
     raise missing("keras_invdrop.plots", error.name, "plots") from None
 
+__all__ = [
+    "plot_beta",
+    "plot_errors",
+    "plot_image",
+    "plot_mask",
+    "plot_mean_against_shift",
+    "plot_variance_report",
+]
+
 # Okabe and Ito's, without the yellow that is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
@@ -47,7 +58,16 @@ BARS = {
 DROPPED, KEPT = "0.25", "0.95"
 
 
-def plot_image(values, ax=None, title=None, symmetric=False):
+def __dir__() -> list[str]:
+    return __all__
+
+
+def plot_image(
+    values: Any,
+    ax: Any = None,
+    title: str | None = None,
+    symmetric: bool = False,
+) -> Any:
     """Draws a value for each pixel as an image, with its scale.
 
     Args:
@@ -83,7 +103,12 @@ def plot_image(values, ax=None, title=None, symmetric=False):
     return ax
 
 
-def plot_beta(layer, ax=None, title=None, shape=None):
+def plot_beta(
+    layer: keras.Layer,
+    ax: Any = None,
+    title: str | None = None,
+    shape: Sequence[int] | None = None,
+) -> Any:
     """Draws the beta of a layer as an image, red above zero and blue below.
 
     Of several channels it is the mean.
@@ -143,7 +168,9 @@ def _image_of(layer, shape):
     return image
 
 
-def plot_errors(errors, ax=None, title=None):
+def plot_errors(
+    errors: dict[str, Any], ax: Any = None, title: str | None = None
+) -> Any:
     """Draws errors per epoch: the mean over seeds, and how sure it is.
 
     The band is the 95 % confidence interval of the mean, Student's t over the
@@ -244,7 +271,12 @@ def _limit_below(ax, *curves):
         ax.set_ylim(bottom=lowest / 2)
 
 
-def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
+def plot_mean_against_shift(
+    mean_activity: Any,
+    shift: Any,
+    ax: Any = None,
+    title: str | None = None,
+) -> Any:
     """Draws the mean activity of each unit against its shift (Figure 2).
 
     The correlation coefficient is printed on it.
@@ -281,7 +313,11 @@ def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
     return ax
 
 
-def plot_variance_report(report, ax=None, title=None):
+def plot_variance_report(
+    report: Sequence[InjectedVariance],
+    ax: Any = None,
+    title: str | None = None,
+) -> Any:
     """Draws how much variance each dropout layer injects, and could.
 
     Three bars for each line of the report: with the shift at zero, as it is
@@ -337,7 +373,14 @@ def _place(row):
     return f"{row.layer}\n\N{RIGHTWARDS ARROW} {row.next_layer or 'output'}"
 
 
-def plot_mask(rate, shape, ax=None, title=None, noise_shape=None, seed=0):
+def plot_mask(
+    rate: float,
+    shape: Sequence[int],
+    ax: Any = None,
+    title: str | None = None,
+    noise_shape: Sequence[int | None] | None = None,
+    seed: int | None = 0,
+) -> Any:
     """Draws a sample of the mask that the layers draw, dark where it drops.
 
     Args:

@@ -167,7 +167,7 @@ def test_every_public_name_is_in_the_reference():
     public = {
         f"{module.__name__}.{name}"
         for module in (keras_invdrop, applications)
-        for name, value in vars(module).items()
+        for name, value in inspect.getmembers(module)
         if inspect.isclass(value) or inspect.isfunction(value)
     }
     assert len(public) > 20

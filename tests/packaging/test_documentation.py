@@ -42,7 +42,7 @@ def test_every_docstring_is_in_the_reference(site):
     docstrings = [
         inspect.getdoc(value)
         for module in (keras_invdrop, applications)
-        for value in vars(module).values()
+        for _, value in inspect.getmembers(module)
         if inspect.isclass(value) or inspect.isfunction(value)
     ]
     assert len(docstrings) > 20

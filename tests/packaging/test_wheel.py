@@ -199,6 +199,8 @@ for row in keras_invdrop.variance_report(model, x):
     assert_type(row.saving, float)
     row.savings  # type: ignore[attr-defined]
 MonteCarlo(model, samples=0.5)  # type: ignore[arg-type]
+keras_invdrop.plots.plot_mask(0.5, (2, 3))
+keras_invdrop.plot  # type: ignore[attr-defined]
 exported = keras_invdrop.export(keras_invdrop.fold(model), "net.onnx", "onnx")
 assert_type(exported, Exported)
 keras_invdrop.export(model, "net.pdf", "pdf")  # type: ignore[arg-type]
