@@ -1,8 +1,8 @@
 """Pictures of what invariant dropout learns.
 
-Each function draws into the axes `ax`, or into new ones, and returns them.
-What a picture says it does not say by colour alone, and its colours are told
-apart by the colour-blind.
+Each function draws into the axes `ax`, or into new ones, and returns them. No
+picture relies on colour alone, and the colours are ones that colour-blind
+readers can tell apart.
 
 Needs matplotlib and scipy, which the extra `plots` installs.
 """

@@ -166,7 +166,7 @@ def test_every_public_name_is_in_the_reference():
     }
     public = {
         f"{module.__name__}.{name}"
-        for module in (keras_invdrop, applications)
+        for module in (keras_invdrop, keras_invdrop.plots, applications)
         for name, value in inspect.getmembers(module)
         if inspect.isclass(value) or inspect.isfunction(value)
     }
