@@ -67,7 +67,11 @@ class KerasDocstrings(Extension):
             *pkg.members.values(),
             *pkg["applications"].members.values(),
         ):
-            if alias.is_alias and alias.name in alias.target.members:
+            if (
+                alias.is_alias
+                and alias.target_path.startswith(pkg.name)
+                and alias.name in alias.target.members
+            ):
                 alias.target = alias.target[alias.name]
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:

@@ -1,27 +1,77 @@
 """Invariant dropout (Ba, Xiong and Frey, 2014) for Keras 3."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import backend as backend  # first: it says which one is missing
 from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
-from .callbacks import BetaMonitor as BetaMonitor
-from .layers import GlobalContrastNormalization as GlobalContrastNormalization
-from .layers import InvariantDropout as InvariantDropout
-from .layers import LocallyConnected2D as LocallyConnected2D
-from .layers import Maxout as Maxout
-from .layers import MaxoutConv2D as MaxoutConv2D
-from .layers import MaxoutDense as MaxoutDense
-from .layers import RunningAverageDropout as RunningAverageDropout
-from .layers import SharedInvariantDropout as SharedInvariantDropout
-from .layers import SpatialInvariantDropout as SpatialInvariantDropout
-from .layers import StochasticPooling2D as StochasticPooling2D
-from .layers import ZCAWhitening as ZCAWhitening
-from .models import MonteCarlo as MonteCarlo
-from .models import calibrate as calibrate
-from .models import export as export
-from .models import fold as fold
-from .models import invariantize as invariantize
-from .models import variance_report as variance_report
+from .callbacks import BetaMonitor
+from .layers import GlobalContrastNormalization
+from .layers import InvariantDropout
+from .layers import LocallyConnected2D
+from .layers import Maxout
+from .layers import MaxoutConv2D
+from .layers import MaxoutDense
+from .layers import RunningAverageDropout
+from .layers import SharedInvariantDropout
+from .layers import SpatialInvariantDropout
+from .layers import StochasticPooling2D
+from .layers import ZCAWhitening
+from .models import MonteCarlo
+from .models import calibrate
+from .models import export
+from .models import fold
+from .models import invariantize
+from .models import variance_report
+
+if TYPE_CHECKING:
+    from . import plots as plots
 
 __version__ = "0.1.0"
+
+# No modules: Keras has some of the same names, which `import *` would hide.
+__all__ = [
+    "BetaMonitor",
+    "GlobalContrastNormalization",
+    "InvariantDropout",
+    "LocallyConnected2D",
+    "Maxout",
+    "MaxoutConv2D",
+    "MaxoutDense",
+    "MonteCarlo",
+    "RunningAverageDropout",
+    "SharedInvariantDropout",
+    "SpatialInvariantDropout",
+    "StochasticPooling2D",
+    "ZCAWhitening",
+    "calibrate",
+    "export",
+    "fold",
+    "invariantize",
+    "variance_report",
+]
+# Imported when they are first used, for they need packages of extras.
+LAZY = ("applications", "plots")
+MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *MODULES, "__version__"])
+
+
+# A type checker would take it for an attribute of any name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name not in LAZY:
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}"
+            )
+        try:
+            return import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            # As `hasattr` and `help` expect it.
+            raise AttributeError(str(error)) from error

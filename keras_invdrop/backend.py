@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from .extras import install
+
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def missing_backend(name: str, installed: Sequence[str]) -> str:
     """What to do where Keras is set to the backend `name`, not installed."""
     said = f"Keras is set to the backend '{name}', which is not installed: "
-    install = f'`pip install "keras-invdrop[{name}]"`'
     if installed:
         return (
             f"{said}set the environment variable KERAS_BACKEND="
-            f"{installed[0]}, which is installed, or {install}."
+            f"{installed[0]}, which is installed, or {install(name)}."
         )
     others = " or ".join(f"[{each}]" for each in BACKENDS if each != name)
     return (
-        f"{said}{install}, or with {others} in its place and the environment "
-        "variable KERAS_BACKEND set to that name."
+        f"{said}{install(name)}, or take {others} in its place and set the "
+        "environment variable KERAS_BACKEND to that name."
     )
 
 

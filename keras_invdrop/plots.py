@@ -1,20 +1,21 @@
 """Pictures of what invariant dropout learns.
 
-Each function draws into the axes `ax`, or into new ones, and returns them.
-What a picture says it does not say by colour alone, and its colours are told
-apart by the colour-blind.
+Each function draws into the axes `ax`, or into new ones, and returns them. No
+picture relies on colour alone, and the colours are ones that colour-blind
+readers can tell apart.
 
-Needs matplotlib and scipy: pip install keras-invdrop[plots]
+Needs matplotlib and scipy, which the extra `plots` installs.
 """
 
+from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
-import matplotlib.pyplot as plt
+import keras
 import numpy as np
 from keras import ops
-from matplotlib.colors import ListedColormap
-from matplotlib.ticker import LogLocator
 
+from .extras import missing
 from .layers.shifted_dropout import ShiftedDropout
 from .models.dropout_sites import channel_axis
 from .models.variance_report import InjectedVariance
@@ -30,6 +31,22 @@ from .validation import check_seed
 from .validation import invalid
 from .validation import is_integer
 
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import LogLocator
+except ModuleNotFoundError as error:
+    raise missing("keras_invdrop.plots", error.name, "plots") from None
+
+__all__ = [
+    "plot_beta",
+    "plot_errors",
+    "plot_image",
+    "plot_mask",
+    "plot_mean_against_shift",
+    "plot_variance_report",
+]
+
 # Okabe and Ito's, without the yellow that is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
@@ -42,7 +59,16 @@ BARS = {
 DROPPED, KEPT = "0.25", "0.95"
 
 
-def plot_image(values, ax=None, title=None, symmetric=False):
+def __dir__() -> list[str]:
+    return __all__
+
+
+def plot_image(
+    values: Any,
+    ax: Any = None,
+    title: str | None = None,
+    symmetric: bool = False,
+) -> Any:
     """Draws a value for each pixel as an image, with its scale.
 
     Args:
@@ -78,7 +104,12 @@ def plot_image(values, ax=None, title=None, symmetric=False):
     return ax
 
 
-def plot_beta(layer, ax=None, title=None, shape=None):
+def plot_beta(
+    layer: keras.Layer,
+    ax: Any = None,
+    title: str | None = None,
+    shape: Sequence[int] | None = None,
+) -> Any:
     """Draws the beta of a layer as an image, red above zero and blue below.
 
     Of several channels it is the mean.
@@ -138,7 +169,9 @@ def _image_of(layer, shape):
     return image
 
 
-def plot_errors(errors, ax=None, title=None):
+def plot_errors(
+    errors: dict[str, Any], ax: Any = None, title: str | None = None
+) -> Any:
     """Draws errors per epoch: the mean over seeds, and how sure it is.
 
     The band is the 95 % confidence interval of the mean, Student's t over the
@@ -239,7 +272,12 @@ def _limit_below(ax, *curves):
         ax.set_ylim(bottom=lowest / 2)
 
 
-def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
+def plot_mean_against_shift(
+    mean_activity: Any,
+    shift: Any,
+    ax: Any = None,
+    title: str | None = None,
+) -> Any:
     """Draws the mean activity of each unit against its shift (Figure 2).
 
     The correlation coefficient is printed on it.
@@ -276,7 +314,11 @@ def plot_mean_against_shift(mean_activity, shift, ax=None, title=None):
     return ax
 
 
-def plot_variance_report(report, ax=None, title=None):
+def plot_variance_report(
+    report: Sequence[InjectedVariance],
+    ax: Any = None,
+    title: str | None = None,
+) -> Any:
     """Draws how much variance each dropout layer injects, and could.
 
     Three bars for each line of the report: with the shift at zero, as it is
@@ -332,7 +374,14 @@ def _place(row):
     return f"{row.layer}\n\N{RIGHTWARDS ARROW} {row.next_layer or 'output'}"
 
 
-def plot_mask(rate, shape, ax=None, title=None, noise_shape=None, seed=0):
+def plot_mask(
+    rate: float,
+    shape: Sequence[int],
+    ax: Any = None,
+    title: str | None = None,
+    noise_shape: Sequence[int | None] | None = None,
+    seed: int | None = 0,
+) -> Any:
     """Draws a sample of the mask that the layers draw, dark where it drops.
 
     Args:

@@ -10,6 +10,12 @@ from .validation import StrictConfig
 from .validation import invalid
 from .validation import is_number
 
+__all__ = ["Variance"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class Variance(StrictConfig, keras.regularizers.Regularizer):

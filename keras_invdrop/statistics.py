@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .extras import missing
+
 
 def mean_and_interval(values):
     """The mean, and half the width of its 95 % confidence interval.
@@ -16,7 +18,11 @@ def mean_and_interval(values):
         Two arrays of shape `(...)`. The half width of a single value is NaN.
     """
     # Here, for the library is installed without it.
-    import scipy.stats
+    try:
+        import scipy.stats
+    except ModuleNotFoundError as error:
+        what = "The confidence interval of a mean"
+        raise missing(what, error.name, "plots") from None
 
     values = np.asarray(values, dtype="float64")
     mean = values.mean(axis=0)

@@ -1,1 +1,7 @@
-from .beta_monitor import BetaMonitor as BetaMonitor
+from .beta_monitor import BetaMonitor
+
+__all__ = ["BetaMonitor"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from keras import tree
 
 from ..batches import count_examples
 from ..batches import parts
+from ..extras import require
 from ..files import replacing
 from ..layers.shifted_dropout import ShiftedDropout
 from ..models.dropout_sites import DropoutSite
@@ -140,7 +140,7 @@ class BetaMonitor(keras.callbacks.Callback):
         if self.filename is not None:
             _read_rows(self.filename)
         if self.log_dir is not None:
-            _check_tensorboard()
+            require("Argument `log_dir`", ["tensorboardX"], "tensorboard")
         self._sites: list[tuple[DropoutSite, list]] = []
         self._writer: Any = None
 
@@ -291,14 +291,6 @@ def _check_path(argument, path):
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise invalid(argument, "a path or None", path)
     return Path(path)
-
-
-def _check_tensorboard():
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise ImportError(
-            "Argument `log_dir` needs the package `tensorboardX`: "
-            "pip install keras-invdrop[tensorboard]"
-        )
 
 
 def _read_rows(path):

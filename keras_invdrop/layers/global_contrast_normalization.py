@@ -2,11 +2,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.layers.preprocessing.data_layer import DataLayer
 
 from ..validation import StrictConfig
 from ..validation import check_boolean
 from ..validation import check_positive_number
+from .data_layer import DataLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

@@ -3,12 +3,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.layers.preprocessing.data_layer import DataLayer
 
 from ..batches import batches
 from ..validation import StrictConfig
 from ..validation import invalid
 from ..validation import is_number
+from .data_layer import DataLayer
 
 # Examples whose products are summed together. Their sum is added to a matrix
 # of float64, which is slow: small batches are gathered first. 60 MB of images

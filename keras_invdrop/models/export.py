@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from ..extras import require
 from ..validation import check_choice
 from ..validation import check_positive_number
 from ..validation import invalid
@@ -81,7 +81,7 @@ def export(
     network is saved, and loaded and exported by a process of its own on the
     TensorFlow backend.
 
-    The packages are those of `pip install keras-invdrop[export]`.
+    The packages are those of the extra `export`.
 
     Args:
         model: A functional or sequential model that has been built. It is
@@ -217,13 +217,7 @@ def _check_packages(backend, format):
         needed.append("tensorflow")
     if format == "onnx":
         needed.append("tf2onnx" if backend == "tensorflow" else "onnx")
-    for name in needed:
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(
-                f"Format '{format}' needs the package "
-                f"`{name.replace('_', '-')}`: "
-                "pip install keras-invdrop[export]"
-            )
+    require(f"Format '{format}'", needed, "export")
 
 
 def _random_inputs(network):

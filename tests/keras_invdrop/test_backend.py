@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -30,9 +31,9 @@ import keras_invdrop
 def test_says_what_to_install():
     assert missing_backend("tensorflow", []) == (
         "Keras is set to the backend 'tensorflow', which is not installed: "
-        '`pip install "keras-invdrop[tensorflow]"`, or with [jax] or [torch] '
-        "in its place and the environment variable KERAS_BACKEND set to that "
-        "name."
+        "run `pip install '.[tensorflow]'` in a clone of keras-invdrop, or "
+        "take [jax] or [torch] in its place and set the environment variable "
+        "KERAS_BACKEND to that name."
     )
 
 
@@ -40,8 +41,14 @@ def test_says_which_one_is_there():
     assert missing_backend("tensorflow", ["jax", "torch"]) == (
         "Keras is set to the backend 'tensorflow', which is not installed: "
         "set the environment variable KERAS_BACKEND=jax, which is installed, "
-        'or `pip install "keras-invdrop[tensorflow]"`.'
+        "or run `pip install '.[tensorflow]'` in a clone of keras-invdrop."
     )
+
+
+def test_the_guide_shows_it():
+    page = Path(__file__).parents[2] / "docs" / "guides" / "errors.md"
+    said = missing_backend("tensorflow", ["jax"])
+    assert f"ModuleNotFoundError: {said}" in " ".join(page.read_text().split())
 
 
 @pytest.mark.parametrize("absent", [(BACKEND,), BACKENDS])

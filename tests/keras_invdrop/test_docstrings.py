@@ -15,7 +15,7 @@ from keras_invdrop import applications
 EXAMPLES = {
     name: value
     for module in (keras_invdrop, applications)
-    for name, value in vars(module).items()
+    for name, value in inspect.getmembers(module)
     if inspect.isclass(value) or inspect.isfunction(value)
 } | {"Variance": keras_invdrop.regularizers.Variance}
 

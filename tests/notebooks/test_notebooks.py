@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -113,7 +114,12 @@ def test_opens_in_colab_and_installs_before_keras_is_imported(path, committed):
     repository = "keras-invdrop/keras-invdrop"
     assert f"/github/{repository}/blob/main/notebooks/{path.name})" in badge
     first, *others = (cell.source for cell in code_cells(committed))
-    assert '%pip install --quiet "keras-invdrop[' in first
+    # Of the clone that holds the notebook, for no index has the package.
+    (extras,) = re.findall(r'%pip install --quiet "\.\.\[(.+)\]"', first)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert f"!git clone --quiet https://github.com/{repository}\n" in first
+    assert "%cd keras-invdrop/notebooks\n" in first
     assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in first
     assert not re.search("^(import|from) keras", first, re.MULTILINE)
     assert any(re.search("^import|^from", other) for other in others)

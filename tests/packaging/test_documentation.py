@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_docstring_is_in_the_reference(site):
     docstrings = [
         inspect.getdoc(value)
         for module in (keras_invdrop, applications)
-        for value in vars(module).values()
+        for _, value in inspect.getmembers(module)
         if inspect.isclass(value) or inspect.isfunction(value)
     ]
     assert len(docstrings) > 20
@@ -52,6 +53,38 @@ def test_every_docstring_is_in_the_reference(site):
     # Sections are read as such, and examples as code.
     assert "Parameters: " in reference
     assert "Args: " not in reference
+
+
+def test_the_reference_has_public_names_alone(site):
+    """Not what a module has beside them, or imports."""
+    names = {
+        page.parent.name: re.findall(
+            r'<h\d id="(keras_invdrop\.[^"]+)"', page.read_text()
+        )
+        for page in site.glob("docs/api/*/index.html")
+    }
+    assert {"applications", "callbacks", "layers", "models"} < set(names)
+    assert set(names["plots"]) == {
+        f"keras_invdrop.plots.{name}" for name in dir(keras_invdrop.plots)
+    }
+    assert not [
+        name for page in names.values() for name in page if "._" in name
+    ]
+
+
+def test_signatures_have_lines_that_fit(site):
+    """Which takes a formatter, that the extra of this site installs."""
+    page = (site / "docs/api/layers/index.html").read_text()
+    signatures = re.findall(r"<pre>.*?</pre>", page, re.S)
+    lines = [
+        html.unescape(line)
+        for signature in signatures
+        for line in re.sub(r"<[^>]+>", "", signature).splitlines()
+    ]
+    assert len(lines) > 100
+    assert max(map(len, lines)) <= 80
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "ruff" in project["optional-dependencies"]["docs"]
 
 
 def test_pages_link_each_other_as_the_files_do(site):

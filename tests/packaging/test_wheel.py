@@ -148,8 +148,8 @@ def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
     assert error.splitlines()[-1] == (
         "ModuleNotFoundError: Keras is set to the backend 'tensorflow', which "
         "is not installed: set the environment variable KERAS_BACKEND=jax, "
-        "which is installed, or `pip install "
-        '"keras-invdrop[tensorflow]"`.'
+        "which is installed, or run `pip install '.[tensorflow]'` in a clone "
+        "of keras-invdrop."
     )
 
 
@@ -199,6 +199,8 @@ for row in keras_invdrop.variance_report(model, x):
     assert_type(row.saving, float)
     row.savings  # type: ignore[attr-defined]
 MonteCarlo(model, samples=0.5)  # type: ignore[arg-type]
+keras_invdrop.plots.plot_mask(0.5, (2, 3))
+keras_invdrop.plot  # type: ignore[attr-defined]
 exported = keras_invdrop.export(keras_invdrop.fold(model), "net.onnx", "onnx")
 assert_type(exported, Exported)
 keras_invdrop.export(model, "net.pdf", "pdf")  # type: ignore[arg-type]

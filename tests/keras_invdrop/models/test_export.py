@@ -17,6 +17,7 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop import export
+from keras_invdrop import extras
 from keras_invdrop import fold
 
 # The function has the name of its file.
@@ -255,14 +256,12 @@ def test_a_layer_that_the_engine_does_not_know(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        exporting.importlib.util,
+        extras,
         "find_spec",
         lambda name: None if name == "ai_edge_litert" else object(),
     )
-    with pytest.raises(
-        ImportError,
-        match=r"`ai-edge-litert`: pip install keras-invdrop\[export\]",
-    ):
+    error = extras.missing("Format 'litert'", "ai_edge_litert", "export")
+    with pytest.raises(ImportError, match=re.escape(str(error))):
         export(dense_network(), tmp_path / "network.tflite", "litert")
     assert not content(tmp_path)
 

@@ -1,0 +1,119 @@
+"""What is missing, and what to install: everywhere in the same words."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from keras_invdrop import extras
+from keras_invdrop.extras import missing
+from keras_invdrop.extras import require
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_error():
+    error = missing("Argument `log_dir`", "tensorboardX", "tensorboard", "jax")
+    assert isinstance(error, ImportError)
+    assert error.name == "tensorboardX"
+    assert str(error) == (
+        "Argument `log_dir` needs `tensorboardX`, which is not installed: "
+        "run `pip install '.[tensorboard,jax]'` in a clone of keras-invdrop."
+    )
+
+
+def test_the_command_is_one_word_for_a_shell():
+    (command,) = re.findall("`(.+)`", extras.install("jax", "plots"))
+    assert shlex.split(command) == ["pip", "install", ".[jax,plots]"]
+    assert "'.[" in command  # brackets are a pattern for zsh
+
+
+def test_require_names_the_first_that_is_missing():
+    require("This test", ["pytest", "keras"], "dev")
+    with pytest.raises(ModuleNotFoundError, match="test needs `no_such_a`"):
+        require("This test", ["pytest", "no_such_a", "no_such_b"], "dev")
+
+
+# A process that does not find matplotlib and scipy. JAX and Keras, which take
+# them where they are, have been imported.
+WITHOUT = """
+import sys
+import keras_invdrop
+
+class Finder:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *args):
+        if name not in ("matplotlib", "scipy"):
+            return self.finder.find_spec(name, *args)
+
+sys.meta_path = [Finder(each) for each in sys.meta_path]
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("matplotlib", "scipy"):
+        del sys.modules[name]
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "package"),
+    [
+        (
+            "from keras_invdrop import plots",
+            "keras_invdrop.plots",
+            "matplotlib",
+        ),
+        ("import keras_invdrop.plots", "keras_invdrop.plots", "matplotlib"),
+        (
+            "from keras_invdrop.statistics import mean_and_interval\n"
+            "mean_and_interval([1.0, 2.0])",
+            "The confidence interval of a mean",
+            "scipy",
+        ),
+    ],
+)
+def test_without_the_packages_of_plots(code, what, package):
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT + code], capture_output=True, text=True
+    )
+    *_, last = process.stderr.splitlines()
+    assert last == f"ModuleNotFoundError: {missing(what, package, 'plots')}"
+    assert "another exception" not in process.stderr
+
+
+def test_what_is_named_exists():
+    """Each extra that the package tells to install is one that it has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {
+        name
+        for folder in ("keras_invdrop", "applications")
+        for path in (ROOT / folder).rglob("*.py")
+        for call in re.findall(
+            r"(?:missing|require)\((.*?)\)", path.read_text(), re.S
+        )
+        for name in re.findall(r', "([a-z]+)"', call)
+    }
+    assert {"export", "plots", "tensorboard"} <= named
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_no_index_is_named():
+    """Nothing is installed from an index, which does not have the package."""
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        *(ROOT / "keras_invdrop").rglob("*.py"),
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in pages
+        if path.name != "extras.py"
+        for line in path.read_text().splitlines()
+        if re.search(r"pip install.*keras-invdrop(\[|$)", line)
+    ]
+    assert found == []
