@@ -229,7 +229,7 @@ def test_quantized_weights_are_refused():
 
 def test_errors():
     model = sequential(layers.Dropout(0.5), shape=(3,))
-    with pytest.raises(ValueError, match="`x`. Expected arrays"):
+    with pytest.raises(ValueError, match="`x`. Expected an array"):
         variance_report(model, [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="`x`. Expected.*at least one"):
         variance_report(model, np.zeros((0, 3)))
