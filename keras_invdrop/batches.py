@@ -124,19 +124,19 @@ def standardized(graph, x, argument, shapes=None):
     Raises:
         ValueError: If they do not fit.
     """
-    if isinstance(x, dict):
-        # By name, of which Keras takes the first ones where there are more.
-        named = isinstance(graph.input, dict)
-        names = graph.input if named else [each.name for each in graph.inputs]
-        if set(names) <= set(x):
-            x = {name: x[name] for name in names}
-    cause = None
+    given, cause = x, None
     try:
-        tensors = graph._standardize_inputs(_mapped(ops.convert_to_tensor, x))
-    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(x, dict):
+            # By name: Keras takes the first ones where there are more.
+            named = isinstance(graph.input, dict)
+            names = graph.input if named else [i.name for i in graph.inputs]
+            given = {name: x[name] for name in names}
+        tensors = _mapped(ops.convert_to_tensor, given)
+        tensors = graph._standardize_inputs(tensors)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         cause = error
     else:
-        if len(tree.flatten(x)) == len(graph.inputs) and all(
+        if len(tree.flatten(given)) == len(graph.inputs) and all(
             tensor is None or _fits(tensor.shape, wanted.shape)
             for tensor, wanted in zip(tensors, graph.inputs, strict=True)
         ):
