@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from keras_invdrop.models.dropout_sites import all_activities
 from keras_invdrop.models.dropout_sites import dropout_sites
 from keras_invdrop.plots import plot_beta
 from keras_invdrop.plots import plot_errors
@@ -92,20 +93,20 @@ def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
         trained: For each row of the figure, a data set and a network trained
             on it with invariant dropout.
     """
-    rows = [(dataset, dropout_sites(model)) for dataset, model in trained]
+    found = [dropout_sites(model) for _, model in trained]
     fig, axes = plt.subplots(
-        len(rows),
-        len(rows[0][1]),
-        figsize=(4 * len(rows[0][1]), 3.6 * len(rows)),
+        len(found),
+        len(found[0]),
+        figsize=(4 * len(found[0]), 3.6 * len(found)),
         squeeze=False,
         layout="constrained",
     )
-    for (dataset, sites), row in zip(rows, axes, strict=True):
-        for site, ax in zip(sites, row, strict=True):
-            activities = site.activities(in_memory(dataset.train).x)
+    for (dataset, model), sites, row in zip(trained, found, axes, strict=True):
+        arriving = all_activities(model, in_memory(dataset.train).x)
+        for site, activities, ax in zip(sites, arriving, row, strict=True):
             name = site.layer.name.removesuffix("_dropout").replace("_", " ")
             plot_mean_against_shift(
-                activities.mean(axis=0),
+                activities.values.mean(axis=0),
                 keras.ops.convert_to_numpy(site.layer.shift),
                 ax,
                 f"{name} layer, {dataset.encoding} encoding",

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_invdrop.batches import parts
+from keras_invdrop.batches import Examples
 from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.models.dropout_sites import all_activities
 from keras_invdrop.models.dropout_sites import dropout_sites
-from keras_invdrop.models.variance_report import mean_for_each_shift
+from keras_invdrop.models.variance_report import means_for_shifts
 from keras_invdrop.models.variance_report import moments_of
 from keras_invdrop.statistics import correlation
 
@@ -235,11 +236,15 @@ def _correlations(
     correlations: dict[str, float | None] = {}
     if not len(observed):
         return correlations
-    for site in dropout_sites(network):
+    sites = dropout_sites(network)
+    batches = (
+        all_activities(network, part)
+        for part in Examples("x", observed).parts(size)
+    )
+    means = means_for_shifts(sites, moments_of(batches))
+    for site, mean in zip(sites, means, strict=True):
         if not isinstance(site.layer, ShiftedDropout):
             continue
-        activities = map(site.activities, parts(observed, size))
-        mean = mean_for_each_shift(site, moments_of(activities).mean)
         shift = keras.ops.convert_to_numpy(site.layer.shift)
         r = correlation(mean, shift)
         correlations[site.layer.name] = None if np.isnan(r) else round(r, 4)

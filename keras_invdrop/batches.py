@@ -4,9 +4,69 @@ import itertools
 from collections.abc import Iterator
 
 import keras
+import numpy as np
+from keras import ops
 from keras import tree
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    can_convert_arrays,
+)
+from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 
 from .validation import invalid
+
+
+class Examples:
+    """Examples in arrays of the kinds that `model.predict` takes.
+
+    Args:
+        argument: Name of the argument that they are given as.
+        x: Array, or structure of arrays, of shape `(examples, ...)`: those of
+            NumPy, SciPy, pandas and the backends.
+        least: Integer. How many examples there have to be.
+
+    Raises:
+        ValueError: If they are no arrays, have not as many examples each, or
+            too few.
+    """
+
+    def __init__(self, argument, x, least=1):
+        if x is None or not can_convert_arrays(x):
+            raise invalid(
+                argument, "an array, or a list, tuple or dict of arrays", x
+            )
+        self.argument = argument
+        self.shapes = _shapes(x)
+        # None stands for an optional input.
+        arrays = [array for array in tree.flatten(x) if array is not None]
+        sizes = {(*np.shape(array), -1)[0] for array in arrays}
+        if len(sizes) != 1 or min(sizes) < least:
+            raise ValueError(
+                f"Invalid value received for argument `{argument}`. Expected "
+                "arrays with the same number of examples, at least one. "
+                f"Received: shape {self.shapes}"
+            )
+        self._size = sizes.pop()
+        self._arrays = convert_to_sliceable(x, target_backend="numpy")
+
+    def __len__(self):
+        return self._size
+
+    def __getitem__(self, rows):
+        """The examples with these numbers, in NumPy arrays."""
+        rows = np.asarray(rows)
+        return _mapped(
+            lambda array: np.asarray(array.convert_to_numpy(array[rows])),
+            self._arrays,
+        )
+
+    def parts(self, size):
+        """Batches of `size` examples, the last one of the rest."""
+        for start in range(0, len(self), size):
+            yield self[range(start, min(start + size, len(self)))]
+
+    def check(self, graph):
+        """Raises if `graph` does not take the examples."""
+        standardized(graph, self[[0]], self.argument, self.shapes)
 
 
 def batches(data, batch_size, inputs=1):
@@ -31,7 +91,8 @@ def batches(data, batch_size, inputs=1):
         numbers = itertools.count() if size is None else range(size)
         found = map(data.__getitem__, numbers)
     elif _is_arrays(data, inputs):
-        found = ((part,) for part in parts(data, batch_size))
+        yield from Examples("data", data, least=0).parts(batch_size)
+        return
     elif hasattr(data, "__iter__"):
         found = iter(data)
     else:
@@ -39,39 +100,77 @@ def batches(data, batch_size, inputs=1):
             "data", "arrays, a data set or an iterable of batches", data
         )
     for batch in found:
-        examples, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        yield tree.map_structure(keras.ops.convert_to_numpy, examples)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        examples = Examples("data", x, least=0)
+        yield examples[range(len(examples))]
 
 
-def count_examples(x):
-    """How many examples the arrays `x` have, at least one.
+def standardized(graph, x, argument, shapes=None):
+    """A batch as `model.predict` gives it to the inputs of a model.
+
+    A dict may have more keys than there are inputs. A last axis of size 1 is
+    added or taken away, and each array gets the dtype of its input.
 
     Args:
-        x: Array, or structure of arrays, of shape `(examples, ...)`.
+        graph: A functional model.
+        x: Array, or structure of arrays, of shape `(batch, ...)`.
+        argument: Name of the argument that `x` comes from.
+        shapes: The shapes that an error shows, in the structure of `x`; by
+            default those of `x`.
+
+    Returns:
+        Tensors in the structure of the inputs of `graph`.
+
+    Raises:
+        ValueError: If they do not fit.
     """
-    shapes: list[tuple[int, ...]] = [
-        getattr(array, "shape", ()) for array in tree.flatten(x)
-    ]
-    sizes = {shape[0] if len(shape) else 0 for shape in shapes}
-    if len(sizes) != 1 or sizes == {0}:
-        raise ValueError(
-            "Invalid value received for argument `x`. Expected arrays with "
-            "the same number of examples, at least one. Received: shapes "
-            + ", ".join(str(tuple(shape)) for shape in shapes)
-        )
-    return sizes.pop()
+    given, cause = x, None
+    try:
+        if isinstance(x, dict):
+            # By name: Keras takes the first ones where there are more.
+            named = isinstance(graph.input, dict)
+            names = graph.input if named else [i.name for i in graph.inputs]
+            given = {name: x[name] for name in names}
+        tensors = _mapped(ops.convert_to_tensor, given)
+        tensors = graph._standardize_inputs(tensors)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        cause = error
+    else:
+        if len(tree.flatten(given)) == len(graph.inputs) and all(
+            tensor is None or _fits(tensor.shape, wanted.shape)
+            for tensor, wanted in zip(tensors, graph.inputs, strict=True)
+        ):
+            return tree.pack_sequence_as(graph.input, tensors)
+    expected = tree.map_structure(lambda each: each.shape, graph.input)
+    raise ValueError(
+        f"Invalid value received for argument `{argument}`. Expected arrays "
+        f"as the model takes them, of shape {expected}. Received: shape "
+        f"{shapes or _shapes(x)}"
+    ) from cause
 
 
-def parts(arrays, size):
-    """Batches of `size` examples of the arrays, the last one of the rest."""
-    examples = max(array.shape[0] for array in tree.flatten(arrays))
-    for start in range(0, examples, size):
-        part = slice(start, start + size)
-        yield tree.map_structure(lambda array: array[part], arrays)  # noqa: B023
+def _fits(shape, wanted):
+    # The size of a batch is that of the argument `batch_size`.
+    return len(shape) == len(wanted) and all(
+        size in (None, found)
+        for found, size in zip(shape[1:], wanted[1:], strict=True)
+    )
 
 
 def _is_arrays(data, count):
-    arrays = tree.flatten(data)
-    return len(arrays) == count and all(
-        hasattr(array, "shape") for array in arrays
+    if data is None or not can_convert_arrays(data):
+        return False
+    # A list of another length is one of batches.
+    batches = isinstance(data, (list, tuple))
+    return not batches or len(tree.flatten(data)) == count
+
+
+def _shapes(x):
+    return _mapped(lambda array: tuple(np.shape(array)), x)
+
+
+def _mapped(function, x):
+    """The structure `x` with what `function` makes of each array."""
+    return tree.map_structure(
+        lambda array: None if array is None else function(array), x
     )

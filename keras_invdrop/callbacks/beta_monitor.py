@@ -4,16 +4,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import tree
 
-from ..batches import count_examples
-from ..batches import parts
+from ..batches import Examples
 from ..extras import require
 from ..files import replacing
 from ..layers.shifted_dropout import ShiftedDropout
@@ -21,11 +19,12 @@ from ..models.dropout_sites import DropoutSite
 from ..models.dropout_sites import all_activities
 from ..models.dropout_sites import dropout_sites
 from ..models.graph import Names
-from ..models.variance_report import InjectedVariance
+from ..models.graph import graph_of
+from ..models.variance_report import LinearPart
 from ..models.variance_report import fraction_saved
 from ..models.variance_report import injected_variances
 from ..models.variance_report import linear_parts
-from ..models.variance_report import mean_for_each_shift
+from ..models.variance_report import means_for_shifts
 from ..models.variance_report import moments_of
 from ..models.variance_report import present_shift
 from ..statistics import correlation
@@ -42,6 +41,20 @@ class BetaFigures:
     beta_norm: float
     correlation: float
     variance_saved: float
+
+
+class _Sites(NamedTuple):
+    """The calls of layers with a beta.
+
+    Attributes:
+        sites: The sites.
+        linear: For each of them `linear_parts(site)`.
+        which: Their numbers among all of the model.
+    """
+
+    sites: list[DropoutSite]
+    linear: list[list[LinearPart]]
+    which: list[int]
 
 
 COLUMNS = ["epoch", "layer", *(field.name for field in fields(BetaFigures))]
@@ -132,7 +145,7 @@ class BetaMonitor(keras.callbacks.Callback):
     ):
         super().__init__()
         self.examples = check_positive_integer("examples", examples)
-        self.x = _sample(x, self.examples)
+        self.x = _sample(Examples("x", x), self.examples)
         self.filename = _check_path("filename", filename)
         self.log_dir = _check_path("log_dir", log_dir)
         self.freq = check_positive_integer("freq", freq)
@@ -141,21 +154,26 @@ class BetaMonitor(keras.callbacks.Callback):
             _read_rows(self.filename)
         if self.log_dir is not None:
             require("Argument `log_dir`", ["tensorboardX"], "tensorboard")
-        self._sites: list[tuple[DropoutSite, list]] = []
+        self._sites: _Sites | None = None
         self._writer: Any = None
+
+    def __getstate__(self):
+        # What is left out is made anew where it is needed. By way of the
+        # property, which brings the weights of a model in training up to date.
+        return {
+            **self.__dict__,
+            "_model": self.model,
+            "_sites": None,
+            "_writer": None,
+        }
 
     def on_train_begin(self, logs=None):
         self._close()  # that of a training that failed
-        sites = dropout_sites(self.model)
-        self._sites = [(site, linear_parts(site)) for site in sites]
-        if not any(isinstance(site.layer, ShiftedDropout) for site in sites):
-            raise invalid(
-                "model",
-                "a model with a dropout layer that has a beta, such as "
-                "`InvariantDropout`",
-                self.model,
-            )
-        self._check_x()
+        self._sites = None
+        # On TensorFlow a Sequential model without `keras.Input` is built by
+        # the first batch.
+        if self.model.built or not isinstance(self.model, keras.Sequential):
+            self._find_sites()
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch % self.freq:
@@ -180,32 +198,58 @@ class BetaMonitor(keras.callbacks.Callback):
             self._writer.close()
             self._writer = None
 
-    def _check_x(self):
-        """Raises if the model does not take `x`, before an epoch is lost."""
-        try:
-            all_activities(self.model, next(parts(self.x, self.batch_size)))
-        except (TypeError, ValueError) as error:
-            shapes = [array.shape for array in tree.flatten(self.x)]
-            raise ValueError(
-                "Invalid value received for argument `x`. Expected examples "
-                f"that model '{self.model.name}' takes. Received: shapes "
-                + ", ".join(map(str, shapes))
-            ) from error
+    def _find_sites(self) -> _Sites:
+        """Finds the layers with a beta, and raises if there are none.
+
+        Raises, too, if the model does not take `x`, before an epoch is lost.
+        """
+        sites = dropout_sites(self.model)
+        which = [
+            i
+            for i, site in enumerate(sites)
+            if isinstance(site.layer, ShiftedDropout)
+        ]
+        if not which:
+            raise invalid(
+                "model",
+                "a model with a dropout layer that has a beta, such as "
+                "`InvariantDropout`",
+                self.model,
+            )
+        Examples("x", self.x).check(graph_of(self.model))
+        sites = [sites[i] for i in which]
+        linear = [linear_parts(site) for site in sites]
+        self._sites = _Sites(sites, linear, which)
+        return self._sites
 
     def _measure(self) -> Iterator[tuple[str, BetaFigures]]:
         """The figures of each layer, by its name."""
-        arrived = [
-            all_activities(self.model, part)
-            for part in parts(self.x, self.batch_size)
-        ]
-        calls: dict[keras.Layer, list] = {}
-        for i, (site, linear) in enumerate(self._sites):
-            if isinstance(site.layer, ShiftedDropout):
-                batches = [activities[i] for activities in arrived]
-                calls.setdefault(site.layer, []).append((site, linear, batches))
+        sites, linear, which = self._sites or self._find_sites()
+        arrived = []
+        for part in Examples("x", self.x).parts(self.batch_size):
+            activities = all_activities(self.model, part)
+            arrived.append([activities[i] for i in which])
+        moments = moments_of(arrived)
+        means = means_for_shifts(sites, moments)
+        variances = injected_variances(sites, linear, moments, lambda: arrived)
+        calls: dict[keras.Layer, list[int]] = {}
+        for i, site in enumerate(sites):
+            calls.setdefault(site.layer, []).append(i)
         names = Names()
-        for layer, of_layer in calls.items():
-            yield names.unique(layer.name), _figures(of_layer)
+        for layer, numbers in calls.items():
+            rows = np.concatenate([variances[i] for i in numbers])
+            zero, present, _ = rows.sum(axis=0).tolist()
+            beta = present_shift(sites[numbers[0]])
+            yield (
+                names.unique(layer.name),
+                BetaFigures(
+                    beta_mean=float(beta.mean()),
+                    beta_std=float(beta.std()),
+                    beta_norm=float(np.linalg.norm(beta)),
+                    correlation=correlation(means[numbers[0]], beta),
+                    variance_saved=fraction_saved(zero, present),
+                ),
+            )
 
     def _write_rows(self, epoch, measured):
         """Adds rows to the file, in place of those from `epoch` on."""
@@ -245,43 +289,13 @@ class BetaMonitor(keras.callbacks.Callback):
         self._writer.flush()
 
 
-def _figures(calls):
-    """The figures of a layer from all its calls, as if they were one.
-
-    Args:
-        calls: For each call the site, its `linear_parts` and the batches of
-            activities that arrive.
-    """
-    means: list[np.ndarray] = []
-    variances: list[InjectedVariance] = []
-    for site, linear, batches in calls:
-        moments = moments_of(batches)
-        means.append(mean_for_each_shift(site, moments.mean))
-        variances += injected_variances(
-            site, linear, moments, partial(iter, batches)
-        )
-    beta = present_shift(site)
-    return BetaFigures(
-        beta_mean=float(beta.mean()),
-        beta_std=float(beta.std()),
-        beta_norm=float(np.linalg.norm(beta)),
-        correlation=correlation(np.mean(means, axis=0), beta),
-        variance_saved=fraction_saved(
-            sum(row.at_zero for row in variances),
-            sum(row.at_present for row in variances),
-        ),
-    )
-
-
-def _sample(x, size):
-    """At most `size` examples of `x`, always the same."""
-    count = count_examples(x)
-    arrays = tree.map_structure(keras.ops.convert_to_numpy, x)
+def _sample(examples, size):
+    """At most `size` examples, always the same."""
+    count = len(examples)
     if count <= size:
-        return arrays
+        return examples[range(count)]
     which = np.random.default_rng(0).choice(count, size, replace=False)
-    which.sort()
-    return tree.map_structure(lambda array: array[which], arrays)
+    return examples[np.sort(which)]
 
 
 def _check_path(argument, path):

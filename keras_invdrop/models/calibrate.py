@@ -9,6 +9,7 @@ from keras import ops
 from keras import tree
 
 from ..batches import batches
+from ..batches import standardized
 from ..layers.shifted_dropout import ShiftedDropout
 from ..validation import check_positive_integer
 from ..validation import invalid
@@ -202,29 +203,19 @@ def _calibrate(ready, arriving, graph, found):
 
 
 def _checked(found, graph):
-    """The batches as lists of arrays, which have to suit the model."""
+    """The batches as lists of arrays, as the model takes them."""
     names = [x.name for x in graph.inputs]
     examples = 0
     for batch in found:
-        if isinstance(batch, dict) and set(names) <= set(batch):
-            batch = [batch[name] for name in names]
-        arrays = tree.flatten(batch)
-        shapes = [array.shape for array in arrays]
-        expected = [x.shape for x in graph.inputs]
-        if len(shapes) != len(expected) or not all(
-            len(shape) == len(of_input)
-            and all(
-                n in (None, m) for m, n in zip(shape, of_input, strict=True)
-            )
-            for shape, of_input in zip(shapes, expected, strict=True)
-        ):
-            raise ValueError(
-                "Invalid value received for argument `data`. Expected batches "
-                f"of shape {_listed(expected)}. Received: {_listed(shapes)}"
-            )
-        last = examples + len(arrays[0])
+        arrays = [
+            None if x is None else ops.convert_to_numpy(x)
+            for x in tree.flatten(standardized(graph, batch, "data"))
+        ]
+        last = examples + max(len(x) for x in arrays if x is not None)
         for name, array in zip(names, arrays, strict=True):
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if array is None or array.dtype.kind != "f":
+                continue
+            if not np.isfinite(array).all():
                 raise ValueError(
                     "Invalid value received for argument `data`. Expected "
                     "finite numbers. Received a NaN or an infinity in input "
@@ -238,7 +229,3 @@ def _checked(found, graph):
             "Invalid value received for argument `data`. Expected one example "
             "or more. Received none"
         )
-
-
-def _listed(shapes):
-    return ", ".join(str(tuple(shape)) for shape in shapes)

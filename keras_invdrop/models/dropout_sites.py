@@ -1,25 +1,26 @@
 """Where a model drops activities, what reaches there and what comes next."""
 
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from dataclasses import field
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers
 from keras import ops
+from keras import tree
+from keras.src.backend import get_keras_mask
 from keras.src.models.functional import operation_fn
 
+from ..batches import standardized
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import mask_shape
 from ..validation import is_number
 from .graph import check_model
 from .graph import graph_layers
 from .graph import graph_of
-from .graph import nodes
 from .graph import run_through
 
 SPATIAL_DROPOUT = (
@@ -44,17 +45,15 @@ class DropoutSite:
 
     Attributes:
         layer: The dropout layer.
-        activities: Function from a batch of the model's input to the
-            activities that reach the layer in inference mode, an array of
-            shape `(batch, ...)`.
         next_layers: For each layer that takes the dropped activities, the
             layers in between that only rearrange them, and the layer. Empty
             where the dropped activities are the model's output.
     """
 
     layer: keras.Layer
-    activities: Callable[[Any], np.ndarray]
-    next_layers: list[tuple[list[keras.Layer], keras.Layer]]
+    next_layers: list[tuple[list[keras.Layer], keras.Layer]] = field(
+        default_factory=list
+    )
 
     def shift_axes(self, rank: int) -> tuple[int, ...]:
         """The axes, batch included, along which a shift is shared.
@@ -84,6 +83,28 @@ class DropoutSite:
         return mask_shape(noise_shape, shape)
 
 
+class Activities(NamedTuple):
+    """What reaches a site in inference mode.
+
+    Attributes:
+        values: The activities, of shape `(batch, ...)`.
+        counts: Which of them count: an array of booleans that broadcasts to
+            `values`, False for timesteps that are masked as padding. None
+            where all of them do.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Dropped:
+    """Stands for a tensor that holds what a site dropped, rearranged or not."""
+
+    site: DropoutSite
+    between: tuple[keras.Layer, ...] = ()
+
+
 def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     """Finds every call of a dropout layer, from the input on.
 
@@ -99,30 +120,58 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     """
     graph = graph_of(check_model(model))
     warn_of_hidden_dropout(model)
-    return list(_sites(graph, reach=lambda x: x))
+    sites: list[DropoutSite] = []
+
+    def call(layer, *args, **kwargs):
+        given = [x for x in tree.flatten((args, kwargs)) if x is not None]
+        # A layer that takes a tensor twice is one next layer.
+        dropped = dict.fromkeys(x for x in given if isinstance(x, _Dropped))
+        if isinstance(layer, REARRANGING):
+            return next(
+                (_Dropped(x.site, (*x.between, layer)) for x in dropped), None
+            )
+        for x in dropped:
+            x.site.next_layers.append(([*x.between], layer))
+        if isinstance(layer, DROPOUT):
+            sites.append(DropoutSite(layer))
+            return _Dropped(sites[-1])
+        return [None] * len(tree.flatten(layer.output))
+
+    run_through(graph, [None] * len(graph.inputs), call)
+    return sites
 
 
-def all_activities(model: keras.Model, x: Any) -> list[np.ndarray]:
+def all_activities(model: keras.Model, x: Any) -> list[Activities]:
     """The activities that reach each site, all from one pass.
 
     Args:
         model: A model that `dropout_sites` takes.
-        x: A batch of its input.
+        x: A batch of its input, as `model.predict` takes it.
 
     Returns:
-        For each of `dropout_sites(model)` what its `activities(x)` are.
+        For each of `dropout_sites(model)` what reaches it.
     """
     graph = graph_of(check_model(model))
     found = []
 
     def call(layer, *args, **kwargs):
         if isinstance(layer, DROPOUT):
-            inputs = args[0] if args else kwargs["inputs"]
-            found.append(ops.convert_to_numpy(inputs))
+            found.append(_arriving(args[0] if args else kwargs["inputs"]))
         return operation_fn(layer, training=False)(*args, **kwargs)
 
-    run_through(graph, graph._standardize_inputs(x), call)
+    run_through(graph, standardized(graph, x, "x"), call)
     return found
+
+
+def _arriving(tensor):
+    values = ops.convert_to_numpy(tensor)
+    mask = get_keras_mask(tensor)
+    if mask is None:
+        return Activities(values, None)
+    mask = ops.convert_to_numpy(mask).astype("bool")
+    # One value for each timestep, whatever its features.
+    mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return Activities(values, mask)
 
 
 def warn_of_hidden_dropout(model, seen=DROPOUT):
@@ -149,58 +198,6 @@ def warn_of_hidden_dropout(model, seen=DROPOUT):
             + "; ".join(hidden),
             stacklevel=3,
         )
-
-
-def _sites(graph, reach, after=()) -> Iterator[DropoutSite]:
-    """The sites in `graph`.
-
-    `reach` leads from the model's input to the input of `graph`, and `after`
-    holds, for each output of `graph`, the next layers behind it.
-    """
-    for node in nodes(graph):
-        layer = node.operation
-        if isinstance(layer, DROPOUT):
-            (inputs,) = node.arguments.keras_tensors
-        elif isinstance(layer, keras.Model):
-            inputs = [*node.arguments.args, *node.arguments.kwargs.values()][0]
-        else:
-            continue
-        model = keras.Model(graph.input, inputs)
-        inputs_of = _composed(partial(model, training=False), reach)
-        behind = [_next_layers(graph, out, after) for out in node.outputs]
-        if isinstance(layer, DROPOUT):
-            activities = _composed(ops.convert_to_numpy, inputs_of)
-            yield DropoutSite(layer, activities, *behind)
-        elif (nested := graph_of(layer)) is not None:
-            yield from _sites(nested, inputs_of, behind)
-
-
-def _composed(outer, inner):
-    return lambda x: outer(inner(x))
-
-
-def _next_layers(graph, tensor, after=()):
-    """The layers that take `tensor`, and those in between, as in a site."""
-    found = []
-    # At the top nothing is `after` the outputs.
-    for output, behind in zip(graph.outputs, after, strict=False):
-        if output is tensor:
-            found += behind
-    for node in nodes(graph):
-        arguments = node.arguments.keras_tensors
-        places = [i for i, each in enumerate(arguments) if each is tensor]
-        if not places:
-            continue
-        layer = node.operation
-        behind = [_next_layers(graph, out, after) for out in node.outputs]
-        if isinstance(layer, REARRANGING):
-            found += [([layer, *between], last) for between, last in behind[0]]
-        elif (nested := graph_of(layer)) is not None:
-            for i in places:
-                found += _next_layers(nested, nested.inputs[i], behind)
-        else:
-            found.append(([], layer))
-    return found
 
 
 def channel_axis(data_format, rank):

@@ -7,6 +7,8 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from ..batches import Examples
+from ..batches import standardized
 from ..validation import check_positive_integer
 from ..validation import check_seed
 from ..validation import invalid
@@ -17,6 +19,7 @@ from .dropout_sites import OTHER_DROPOUT
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import check_model
 from .graph import graph_layers
+from .graph import graph_of
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
 
@@ -154,8 +157,10 @@ class MonteCarlo:
                 examples, one or more.
         """
         check_positive_integer("batch_size", batch_size)
-        x = _checked(x, len(self._sampler.model.inputs))
-        examples = len(tree.flatten(x)[0])
+        graph = graph_of(self._sampler.model)
+        given = Examples("x", x)
+        given.check(graph)
+        examples = len(given)
         # Calls of equal size, of which the last one's surplus is left out:
         # for another size the model would be compiled once more.
         calls = -(-self.samples // batch_size)
@@ -166,7 +171,9 @@ class MonteCarlo:
         parts: list[list[_Statistics]] = []
         for start in range(0, examples, size):
             rows = np.minimum(np.arange(start, start + size), examples - 1)
-            batch = _rows(x, rows)
+            batch = tree.map_structure(
+                ops.convert_to_numpy, standardized(graph, given[rows], "x")
+            )
             part = [
                 _Statistics(_tolerance(output.dtype))
                 for output in self._sampler.model.outputs
@@ -268,32 +275,6 @@ def _without_sampling(layer):
     for name, value in layer.given.items():
         setattr(new, name, value)
     return new
-
-
-def _checked(x, inputs):
-    """`x` as NumPy arrays, one for each of the `inputs`."""
-    arrays = tree.flatten(x)
-    if len(arrays) != inputs or not all(
-        getattr(array, "shape", ()) for array in arrays
-    ):
-        raise invalid(
-            "x",
-            f"an array, or a list, tuple or dict of arrays: {inputs} in all, "
-            "one for each input of the model",
-            x,
-        )
-    sizes = {array.shape[0] for array in arrays}
-    if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(
-            "Invalid value received for argument `x`. Expected one example or "
-            "more, as many for each input. Received: arrays of shape "
-            + ", ".join(str(tuple(array.shape)) for array in arrays)
-        )
-    return tree.map_structure(ops.convert_to_numpy, x)
-
-
-def _rows(x, rows):
-    return tree.map_structure(lambda array: array[rows], x)
 
 
 def _tolerance(dtype):

@@ -1,25 +1,24 @@
 import math
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers
 from keras import ops
 
-from ..batches import count_examples
-from ..batches import parts
+from ..batches import Examples
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import keep_probability
 from ..validation import check_positive_integer
+from .dropout_sites import Activities
 from .dropout_sites import DropoutSite
+from .dropout_sites import all_activities
 from .dropout_sites import dropout_sites
+from .graph import graph_of
 from .linear_layers import core_of
 from .linear_layers import without_bias
 
@@ -151,59 +150,114 @@ def variance_report(
     - Ba, Xiong and Frey, 2014, section 4 and Eq. 10
     """
     check_positive_integer("batch_size", batch_size)
+    examples = Examples("x", x)
     sites = dropout_sites(model)
     if not sites:
         raise ValueError(
             "Invalid value received for argument `model`. Expected a model "
             f"with a dropout layer. Received: model={model}"
         )
-    count_examples(x)
+    examples.check(graph_of(model))
 
     # Anew at each call, so that they are never all in memory.
-    def activities(site):
-        return map(site.activities, parts(x, batch_size))
+    def batches():
+        for part in examples.parts(batch_size):
+            yield all_activities(model, part)
 
+    linear = [linear_parts(site) for site in sites]
+    moments = moments_of(batches())
+    variances = injected_variances(sites, linear, moments, batches)
     return [
-        row
-        for site in sites
-        for row in injected_variances(
-            site,
-            linear_parts(site),
-            moments_of(activities(site)),
-            partial(activities, site),
+        InjectedVariance(
+            site.layer.name, part.name, site.layer.rate, *values.tolist()
         )
+        for site, parts, of_site in zip(sites, linear, variances, strict=True)
+        for part, values in zip(parts, of_site, strict=True)
     ]
 
 
-class Moments(NamedTuple):
-    """What Eq. 10 needs of the activities, but where they share a mask.
+class Moments:
+    """The mean of activities over examples, and the mean of their squares.
 
-    Attributes:
-        mean: The mean of each activity over the examples.
-        square: The mean of its square.
-        examples: Over how many.
+    Activities that do not count, since they are padding, are left out.
     """
 
-    mean: np.ndarray
-    square: np.ndarray
-    examples: int
+    def __init__(self):
+        self.examples = 0
+        self._count: Any = 0
+        self._sum: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, activities: Activities) -> None:
+        """Adds a batch of activities, of shape `(batch, ...)`."""
+        a = counted(activities)
+        counts = activities.counts
+        if counts is None:
+            counts = np.ones((len(a), *[1] * (a.ndim - 1)), "bool")
+        self.examples += len(a)
+        self._count = self._count + counts.sum(axis=0)
+        self._sum = self._sum + a.sum(axis=0)
+        self._squares = self._squares + np.einsum("n...,n...->...", a, a)
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The fraction of the examples in which each activity counts."""
+        return np.broadcast_to(self._count / self.examples, self._sum.shape)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean of each activity; 0 where it never counts."""
+        return self._sum / np.maximum(self._count, 1)
+
+    @property
+    def square(self) -> np.ndarray:
+        """The mean square of each activity; 0 where it never counts."""
+        return self._squares / np.maximum(self._count, 1)
 
 
-def moments_of(batches: Iterable[np.ndarray]) -> Moments:
-    """The moments of batches of activities of shape `(batch, ...)`."""
-    total, square, examples = np.zeros(()), np.zeros(()), 0
+def counted(activities: Activities) -> np.ndarray:
+    """The activities in double precision, 0 where they do not count."""
+    values = activities.values.astype("float64")
+    if activities.counts is None:
+        return values
+    return np.where(activities.counts, values, 0)
+
+
+def moments_of(batches: Iterable[list[Activities]]) -> list[Moments]:
+    """The moments at each site, from batches of `all_activities`."""
+    moments: list[Moments] = []
     for batch in batches:
-        a = batch.astype("float64")
-        total = total + a.sum(axis=0)
-        square = square + np.einsum("n...,n...->...", a, a)
-        examples += len(a)
-    return Moments(total / examples, square / examples, examples)
+        moments = moments or [Moments() for _ in batch]
+        for of_site, activities in zip(moments, batch, strict=True):
+            of_site.add(activities)
+    return moments
 
 
-def mean_for_each_shift(site: DropoutSite, mean: np.ndarray) -> np.ndarray:
-    """The mean activity along the axes that share a shift, of size 1 then."""
-    shared = tuple(axis - 1 for axis in site.shift_axes(mean.ndim + 1)[1:])
-    return mean.mean(axis=shared, keepdims=True)
+def means_for_shifts(
+    sites: list[DropoutSite], moments: list[Moments]
+) -> list[np.ndarray]:
+    """For each site the mean activity for each shift, over what shares it.
+
+    That are axes of the activities, of size 1 in the result, and all calls of
+    a layer.
+    """
+    sums: dict[tuple, Any] = {}
+    weights: dict[tuple, Any] = {}
+    keys = []
+    for site, of_site in zip(sites, moments, strict=True):
+        mean, weight = of_site.mean, of_site.weight
+        axes = tuple(axis - 1 for axis in site.shift_axes(mean.ndim + 1)[1:])
+        total = np.sum(mean * weight, axes, keepdims=True)
+        # Keras' Dropout may be called on activities of different shapes.
+        keys.append((id(site.layer), total.shape))
+        sums[keys[-1]] = sums.get(keys[-1], 0) + total
+        weights[keys[-1]] = weights.get(keys[-1], 0) + np.sum(
+            weight, axes, keepdims=True
+        )
+    # A sum of no weights is 0.
+    return [
+        sums[key] / np.where(weights[key] > 0, weights[key], 1) for key in keys
+    ]
 
 
 def present_shift(site: DropoutSite) -> np.ndarray:
@@ -214,43 +268,61 @@ def present_shift(site: DropoutSite) -> np.ndarray:
 
 
 def injected_variances(
-    site: DropoutSite,
-    linear: list[tuple[str | None, Callable]],
-    moments: Moments,
-    activities: Callable[[], Iterable[np.ndarray]],
-) -> Iterator[InjectedVariance]:
-    """The lines of the report for one site.
+    sites: list[DropoutSite],
+    linear: list[list["LinearPart"]],
+    moments: list[Moments],
+    batches: Callable[[], Iterable[list[Activities]]],
+) -> list[list[np.ndarray]]:
+    """Eq. 10 with the shift at zero, as it is, and at minus the mean.
 
     Args:
-        site: The site.
-        linear: `linear_parts(site)`.
-        moments: The moments of the activities.
-        activities: Function that returns the batches of activities. Only
+        sites: The sites.
+        linear: For each of them `linear_parts(site)`.
+        moments: For each of them the moments of the activities.
+        batches: Function that returns the batches of `all_activities`. Only
             where activities share a mask are they needed.
+
+    Returns:
+        For each site and next layer the three variances.
     """
-    best = -mean_for_each_shift(site, moments.mean)
-    shifts = (np.zeros(()), present_shift(site), best)
-    shape = moments.mean.shape
-    mask_shape = site.mask_shape((1, *shape))
-    groups = math.prod(mask_shape[1:])
-    for next_layer, layer in linear:
-        if groups == math.prod(shape):
-            variances = _of_single_activities(layer, moments, shifts)
+    means = means_for_shifts(sites, moments)
+    shifts = [
+        (np.zeros(()), present_shift(site), -mean)
+        for site, mean in zip(sites, means, strict=True)
+    ]
+    sharing = []
+    found: list[list[np.ndarray]] = []
+    for i, (site, of_site) in enumerate(zip(sites, moments, strict=True)):
+        shape = of_site.mean.shape
+        if math.prod(site.mask_shape((1, *shape))[1:]) < math.prod(shape):
+            sharing.append(i)
+            found.append([np.zeros(len(shifts[i])) for _ in linear[i]])
         else:
-            variances = np.zeros(len(shifts))
-            for a in activities():
-                variances += [
-                    _of_groups(layer, a + shift, mask_shape)
-                    * len(a)
-                    / moments.examples
-                    for shift in shifts
+            found.append(
+                [
+                    _of_single_activities(part, of_site, shifts[i])
+                    for part in linear[i]
                 ]
-        yield InjectedVariance(
-            site.layer.name,
-            next_layer,
-            site.layer.rate,
-            *(_mask_variance(site.layer) * variances).tolist(),
+            )
+    for batch in batches() if sharing else ():
+        for i in sharing:
+            part_of_all = len(batch[i].values) / moments[i].examples
+            for part, variances in zip(linear[i], found[i], strict=True):
+                variances += part_of_all * np.array(
+                    [
+                        _of_groups(part, sites[i], batch[i], shift)
+                        for shift in shifts[i]
+                    ]
+                )
+    return [
+        [
+            _mask_variance(site.layer) * variances / (part.share(of_site) or 1)
+            for part, variances in zip(parts, of_parts, strict=True)
+        ]
+        for site, of_site, parts, of_parts in zip(
+            sites, moments, linear, found, strict=True
         )
+    ]
 
 
 def _mask_variance(layer):
@@ -270,47 +342,74 @@ def _of_single_activities(linear, moments, shifts):
     operation on squared activities with a squared kernel; and as that is
     linear, its mean over the examples is what it makes of their mean.
     """
-    mean, square, _ = moments
-    squares = [square + 2 * shift * mean + shift**2 for shift in shifts]
+    mean, square = moments.mean, moments.square
+    squares = [
+        moments.weight * (square + 2 * shift * mean + shift**2)
+        for shift in shifts
+    ]
     # A sum that ought to be 0 may come out below it.
     of_shifts = linear(np.maximum(squares, 0), squared=True)
     return of_shifts.reshape((len(shifts), -1)).mean(axis=1, dtype="float64")
 
 
-def _of_groups(linear, y, mask_shape):
-    """The same for shifted activities `y`, of shape `(batch, ...)`.
+def _of_groups(linear, site, activities, shift):
+    """The same where activities share elements of the mask, for one shift.
 
-    With the activities in a group `g` sharing an element of the mask, it is
+    With the shifted activities `y` in a group `g` sharing an element, it is
     the mean over examples and units of `sum_g (sum_{i in g} w_i y_i)^2`.
     """
-    groups = math.prod(mask_shape[1:])
-    group = np.arange(groups).reshape((1, *mask_shape[1:]))
+    y = counted(activities._replace(values=activities.values + shift))
+    mask_shape = site.mask_shape((1, *y.shape[1:]))[1:]
+    groups = math.prod(mask_shape)
+    group = np.arange(groups).reshape((1, *mask_shape))
     group = np.broadcast_to(group, (1, *y.shape[1:]))
     return sum(
         (linear(np.where(group == g, y, 0)) ** 2).mean() for g in range(groups)
     )
 
 
-def linear_parts(site: DropoutSite) -> list[tuple[str | None, Callable]]:
-    """What follows a site: the names of the next layers, and what they do.
+@dataclass(frozen=True)
+class LinearPart:
+    """What the next layer does to dropped activities, without its bias.
 
-    Each is without bias and activation function, and has the weights that the
-    layer has when it is called: a function of the dropped activities and of
-    whether to square the kernel, which returns an array.
+    Attributes:
+        name: Name of the next layer, or None where the dropped activities are
+            the model's output.
+        apply: Function of the activities and of whether to square the kernel,
+            which returns an array. The kernel is the one that the layer has
+            when it is called.
+        keeps_padding: Whether what is padding in the activities is padding in
+            the result.
     """
+
+    name: str | None
+    apply: Callable[[np.ndarray, bool], np.ndarray]
+    keeps_padding: bool
+
+    def __call__(self, y, squared=False):
+        return self.apply(y, squared)
+
+    def share(self, moments: Moments) -> float:
+        """The fraction of the results that are not padding."""
+        return float(moments.weight.mean()) if self.keeps_padding else 1.0
+
+
+def linear_parts(site: DropoutSite) -> list[LinearPart]:
+    """What follows a site: without bias and activation function."""
     if not site.next_layers:
-        return [(None, _linear_part([], None))]
-    return [
-        (layer.name, _linear_part(between, layer))
-        for between, layer in site.next_layers
-    ]
+        return [LinearPart(None, _unchanged, True)]
+    return [_linear_part(between, layer) for between, layer in site.next_layers]
 
 
-def _linear_part(between, layer):
-    layer = core_of(layer)
+def _unchanged(y, squared):
+    return y
+
+
+def _linear_part(between, next_layer):
+    layer = core_of(next_layer)
     # Not a subclass, which may do anything.
     if type(layer) not in LINEAR:
-        return lambda y, squared=False: y
+        return LinearPart(next_layer.name, _unchanged, True)
     if layer.quantization_mode is not None:
         raise ValueError(
             "Invalid value received for argument `model`. Expected a model "
@@ -321,7 +420,7 @@ def _linear_part(between, layer):
     zeros = {x: "zeros" for x in layer.get_config() if "_initializer" in x}
     twin = without_bias(layer, dtype="float32", **zeros)
 
-    def linear(y, squared=False):
+    def linear(y, squared):
         for rearrange in between:
             y = rearrange(y)
         if not twin.built:
@@ -330,4 +429,8 @@ def _linear_part(between, layer):
         twin.set_weights([kernel**2 if squared else kernel])
         return ops.convert_to_numpy(twin(y))
 
-    return linear
+    return LinearPart(
+        next_layer.name,
+        linear,
+        all(each.supports_masking for each in [*between, next_layer]),
+    )

@@ -1,5 +1,7 @@
+import copy
 import csv
 import math
+import pickle
 import re
 
 import keras
@@ -382,7 +384,7 @@ def test_a_training_that_diverges_is_followed_without_warnings(tmp_path):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="`x`. Expected arrays"):
+    with pytest.raises(ValueError, match="`x`. Expected an array"):
         BetaMonitor([[1.0, 2.0]])
     with pytest.raises(ValueError, match="`x`. Expected.*at least one"):
         BetaMonitor(X[:0])
@@ -398,7 +400,7 @@ def test_errors():
     seen = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: losses.append(logs["loss"])
     )
-    with pytest.raises(ValueError, match=r"`x`. Expected.*shapes \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"`x`.*\(None, 3\).*shape \(2, 2\)"):
         fit(small(), BetaMonitor(X[:, :2]), seen)
     assert not losses  # before an epoch is lost
 
@@ -417,3 +419,63 @@ def test_without_tensorboardx(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=re.escape(str(error))):
         BetaMonitor(X, log_dir=tmp_path)
     BetaMonitor(X, tmp_path / "beta.csv")
+
+
+def test_padding_is_left_out():
+    x = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 1, 2, 0]])
+    embedded = layers.Embedding(5, 3, mask_zero=True)
+    drop = InvariantDropout(0.5, shared_axes=[1], name="drop")
+    model = sequential(embedded, drop, layers.Dense(2), shape=(4,))
+    table = np.random.default_rng(0).normal(size=(5, 3)) + 10
+    embedded.set_weights([table])
+    a = table[x[x > 0]]
+    drop.set_shift(-a.mean(axis=0, keepdims=True))
+    history = fit(model, BetaMonitor(x, batch_size=2), x=x)
+    assert history["drop/correlation"] == [pytest.approx(-1, abs=1e-5)]
+    (row,) = variance_report(model, x)
+    assert row.saving == pytest.approx(0, abs=1e-6)
+    assert history["drop/variance_saved"] == [
+        pytest.approx(1 - row.at_best / row.at_zero, rel=1e-5)
+    ]
+
+
+def test_pickled_and_copied_before_during_and_after_training(tmp_path):
+    model = small(learning_rate=0.01)
+    monitor = BetaMonitor(X, tmp_path / "beta.csv", log_dir=tmp_path, freq=2)
+    copies = []
+
+    class Copying(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            copies.append(copy.deepcopy(monitor))
+            copies.append(pickle.loads(pickle.dumps(monitor)))
+            logs["same"] = all(
+                dict(new._measure()) == dict(monitor._measure())
+                for new in copies[-2:]
+            )
+
+    new = pickle.loads(pickle.dumps(copy.deepcopy(monitor)))
+    np.testing.assert_array_equal(new.x, X)
+    assert (new.filename, new.freq) == (monitor.filename, 2)
+    model.layers[0].beta.assign([-2.0, -1.5, 1.0])
+    x = X + [[1, 2, 3]]
+    monitor.x = new.x = x  # no correlation is NaN, which equals nothing
+    history = fit(model, monitor, Copying(), epochs=2, x=x)
+    assert history["same"] == [True, True]
+    # Each goes on by itself.
+    for again in (new, *copies[:2]):
+        assert fit(small(), again, x=x)["drop/correlation"]
+
+
+def test_a_sequential_model_without_input():
+    model = keras.Sequential(
+        [InvariantDropout(0.5, name="drop"), layers.Dense(2)]
+    )
+    model.compile("sgd", "mse")
+    history = model.fit(
+        X, np.ones((2, 2)), epochs=2, verbose=0, callbacks=[BetaMonitor(X)]
+    ).history
+    assert len(history["drop/beta_norm"]) == 2
+    model = keras.Sequential([layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="`model`. Expected a model with a"):
+        model.fit(X, np.ones((2, 2)), verbose=0, callbacks=[BetaMonitor(X)])

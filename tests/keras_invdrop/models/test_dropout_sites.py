@@ -1,3 +1,5 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,10 @@ from keras_invdrop.models.dropout_sites import dropout_sites
 
 def names(sites):
     return [site.layer.name for site in sites]
+
+
+def arriving(model, x):
+    return [activities.values for activities in all_activities(model, x)]
 
 
 def next_names(site):
@@ -54,12 +60,12 @@ def test_activities_are_those_of_inference():
         ]
     )
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    first, second, third = dropout_sites(model)
-    np.testing.assert_array_equal(first.activities(x), x)
+    first, second, third = arriving(model, x)
+    np.testing.assert_array_equal(first, x)
     hidden = ops.convert_to_numpy(model.layers[1](x))
-    np.testing.assert_allclose(second.activities(x), hidden, rtol=1e-5)
+    np.testing.assert_allclose(second, hidden, rtol=1e-5)
     outputs = ops.convert_to_numpy(model(x))
-    np.testing.assert_allclose(third.activities(x), outputs, rtol=1e-5)
+    np.testing.assert_allclose(third, outputs, rtol=1e-5)
 
 
 def test_branches_shared_layers_and_several_inputs():
@@ -76,8 +82,8 @@ def test_branches_shared_layers_and_several_inputs():
     assert found == [["left", "right"], ["other"]]
     x = {"a": np.ones((2, 3)), "b": np.zeros((2, 3))}
     means = {
-        next_names(site)[0][1]: float(np.mean(site.activities(x)))
-        for site in sites
+        next_names(site)[0][1]: float(np.mean(values))
+        for site, values in zip(sites, arriving(model, x), strict=True)
     }
     assert means["other"] == 0
     assert {means.get("left"), means.get("right")} == {1.0, None}
@@ -96,14 +102,14 @@ def test_nested_models():
     x = layers.Dropout(0.2, name="outer_drop")(inputs)
     outputs = layers.Dense(2, name="outer_dense")(inner(x))
     model = keras.Model(inputs, outputs)
-    sites = {site.layer.name: site for site in dropout_sites(model)}
-    assert set(sites) == {"outer_drop", "inner_drop"}
+    sites = dropout_sites(model)
+    assert names(sites) == ["outer_drop", "inner_drop"]
     # From the outer model into the nested one, and out of it.
-    assert next_names(sites["outer_drop"]) == [([], "inner_dense")]
-    assert next_names(sites["inner_drop"]) == [([], "outer_dense")]
+    assert next_names(sites[0]) == [([], "inner_dense")]
+    assert next_names(sites[1]) == [([], "outer_dense")]
     x = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
     np.testing.assert_allclose(
-        sites["inner_drop"].activities(x),
+        arriving(model, x)[1],
         ops.convert_to_numpy(inner(x)),
         rtol=1e-5,
     )
@@ -132,9 +138,11 @@ def test_a_layer_that_takes_the_activities_twice_counts_once():
 def test_inputs_given_by_name():
     inputs = keras.Input((4,))
     outputs = layers.Dropout(0.5)(training=True, inputs=inputs)
-    (site,) = dropout_sites(keras.Model(inputs, outputs))
+    model = keras.Model(inputs, outputs)
+    (site,) = dropout_sites(model)
+    assert next_names(site) == []
     x = np.ones((2, 4), dtype="float32")
-    np.testing.assert_array_equal(site.activities(x), x)
+    np.testing.assert_array_equal(*arriving(model, x), x)
 
 
 def test_the_model_is_left_as_it_is():
@@ -219,26 +227,83 @@ def test_dropout_that_is_not_seen_is_named():
 
 def test_all_activities_are_those_of_each_site():
     keras.utils.set_random_seed(0)
-    inner = keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dropout(0.5),
-            layers.Dense(4),
-            InvariantDropout(0.5, beta_initializer="ones"),
-        ]
-    )
+    first = layers.Dropout(0.5)
+    dense = layers.Dense(4)
+    second = InvariantDropout(0.5, beta_initializer="ones")
+    inner = keras.Sequential([keras.Input((4,)), first, dense, second])
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
-    shared = layers.Dropout(0.5)
-    left = layers.Dense(4)(shared(a, training=True))
+    shared, to_left = layers.Dropout(0.5), layers.Dense(4)
+    left = to_left(shared(a, training=True))
     x = layers.Add()([inner(left), inner(shared(inputs=b))])
     x = layers.BatchNormalization()(x)
-    model = keras.Model({"a": a, "b": b}, InvariantDropout(0.5)(x))
+    last = InvariantDropout(0.5)
+    model = keras.Model({"a": a, "b": b}, last(x))
     rng = np.random.default_rng(0)
-    batch = {"a": rng.normal(size=(5, 4)), "b": rng.normal(size=(5, 4))}
-    sites = dropout_sites(model)
-    found = all_activities(model, batch)
+    batch = {
+        "b": rng.normal(size=(5, 4)).astype("float32"),
+        "a": rng.normal(size=(5, 4)).astype("float32"),
+    }
+    left = to_left(batch["a"])
+    expected = {
+        shared: [batch["a"], batch["b"]],
+        first: [left, batch["b"]],
+        second: [dense(left), dense(batch["b"])],
+        # One is added to each branch.
+        last: [(dense(left) + dense(batch["b"]) + 2) / np.sqrt(1.001)],
+    }
+    sites, found = dropout_sites(model), arriving(model, batch)
     assert len(found) == len(sites) == 7
-    for activities, site in zip(found, sites, strict=True):
-        np.testing.assert_allclose(
-            activities, site.activities(batch), rtol=1e-5, atol=1e-6
-        )
+    for site, activities in zip(sites, found, strict=True):
+        values = [ops.convert_to_numpy(x) for x in expected[site.layer]]
+        # Each once, in whichever order.
+        (i,) = [
+            i
+            for i, value in enumerate(values)
+            if np.allclose(activities, value, rtol=1e-5, atol=1e-6)
+        ]
+        del expected[site.layer][i]
+    assert not any(expected.values())
+
+
+def residual(blocks):
+    inputs = x = keras.Input((3,))
+    for _ in range(blocks):
+        y = layers.Dropout(0.5)(layers.Dense(3)(x))
+        x = layers.Add()([x, y])
+    return keras.Model(inputs, x)
+
+
+def calls_of(function, *args):
+    """How many calls of functions it takes."""
+    count = 0
+
+    def counting(frame, event, arg):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counting)
+    try:
+        function(*args)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_residual_networks_take_work_in_proportion_to_their_size():
+    small, large = residual(6), residual(12)
+    # If each block doubled it, 64 times as many.
+    assert calls_of(dropout_sites, large) < 3 * calls_of(dropout_sites, small)
+    x = np.ones((2, 3), dtype="float32")
+    work = [calls_of(all_activities, model, x) for model in (small, large)]
+    assert work[1] < 3 * work[0]
+
+
+def test_next_layers_in_a_residual_network():
+    sites = dropout_sites(residual(60))
+    assert len(sites) == 60
+    assert all(
+        isinstance(last, layers.Add)
+        for site in sites
+        for _, last in site.next_layers
+    )
+    assert {len(site.next_layers) for site in sites} == {1}

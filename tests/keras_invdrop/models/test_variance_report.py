@@ -11,6 +11,7 @@ from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop import calibrate
 from keras_invdrop import variance_report
 from keras_invdrop.models.variance_report import InjectedVariance
 
@@ -229,7 +230,7 @@ def test_quantized_weights_are_refused():
 
 def test_errors():
     model = sequential(layers.Dropout(0.5), shape=(3,))
-    with pytest.raises(ValueError, match="`x`. Expected arrays"):
+    with pytest.raises(ValueError, match="`x`. Expected an array"):
         variance_report(model, [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="`x`. Expected.*at least one"):
         variance_report(model, np.zeros((0, 3)))
@@ -241,3 +242,112 @@ def test_errors():
         variance_report(
             sequential(layers.Dense(2), shape=(3,)), np.ones((2, 3))
         )
+
+
+class Counting(layers.Layer):
+    """Counts how often it is called on numbers."""
+
+    calls = 0
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            return inputs
+        Counting.calls += 1
+        return inputs
+
+
+def test_a_residual_network_is_run_once_for_each_batch():
+    inputs = x = keras.Input((3,))
+    for _ in range(60):
+        y = layers.Dropout(0.5)(layers.Dense(3)(Counting()(x)))
+        x = layers.Add()([x, y])
+    model = keras.Model(inputs, x)
+    Counting.calls = 0
+    report = variance_report(model, examples(6, 3), batch_size=3)
+    assert len(report) == 60
+    assert Counting.calls == 2 * 60
+
+
+def padded(*shape):
+    """Examples of which a third are padded behind the first timesteps."""
+    x = examples(*shape)
+    counts = np.arange(shape[1]) < np.arange(shape[0])[:, None] % 3 + 1
+    x[~counts] = 0
+    return x, counts
+
+
+def test_padding_is_left_out_as_calibrate_leaves_it_out():
+    x = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 1, 2, 0]])
+    inputs = keras.Input((4,), dtype="int32")
+    embedded = layers.Embedding(
+        5, 3, mask_zero=True, embeddings_initializer="normal"
+    )
+    drop = InvariantDropout(0.5, shared_axes=[1])
+    dense = layers.Dense(2)
+    outputs = dense(drop(embedded(inputs)))
+    model = keras.Model(inputs, outputs)
+    table = np.arange(15.0).reshape((5, 3)) + 10
+    embedded.set_weights([table])
+    model = calibrate(model, x)
+    (row,) = variance_report(model, x)
+    assert row.saving == pytest.approx(0, abs=1e-6)
+    # Of the six timesteps that are no padding.
+    a = table[x[x > 0]]
+    w2 = ops.convert_to_numpy(dense.kernel) ** 2
+    expected = ((a - a.mean(axis=0)) ** 2 @ w2).mean()
+    assert row.at_present == pytest.approx(expected, rel=1e-4)
+    assert row.at_zero == pytest.approx((a**2 @ w2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_padding_before_layers_that_keep_it_and_that_do_not(spatial):
+    x, counts = padded(9, 4, 3)
+    a = x[counts]
+    one = layers.SpatialDropout1D(0.5) if spatial else layers.Dropout(0.5)
+    flat = layers.Flatten()
+    inputs = keras.Input((4, 3))
+    dropped = one(layers.Masking(0.0)(inputs))
+    dense = layers.Dense(2, name="dense")
+    outputs = [
+        dense(dropped),
+        layers.LSTM(2, name="lstm")(dropped),
+        layers.Dense(2, name="sum", kernel_initializer="ones")(flat(dropped)),
+    ]
+    report = variance_report(keras.Model(inputs, outputs), x)
+    found = {row.next_layer: row for row in report}
+    w2 = ops.convert_to_numpy(dense.kernel) ** 2
+    per_step = (a**2 @ w2).mean()
+    assert found["dense"].at_zero == pytest.approx(per_step, rel=1e-5)
+    assert found["lstm"].at_zero == pytest.approx((a**2).mean(), rel=1e-5)
+    shifted = a - a.mean(axis=0)
+    best = (shifted**2 @ w2).mean()
+    assert found["dense"].at_best == pytest.approx(best, rel=1e-4)
+    # What is padding is summed with the rest, and adds nothing. Where a mask
+    # is shared, over the timesteps, their sums are squared.
+    sums = x.sum(axis=1) ** 2 if spatial else (x**2).sum(axis=1)
+    whole = sums.sum(axis=-1).mean()
+    assert found["sum"].at_zero == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_step_that_is_always_padding_injects_nothing():
+    x = examples(6, 4, 3)
+    x[:, 3] = 0
+    model = sequential(
+        layers.Masking(0.0),
+        InvariantDropout(0.5),
+        layers.Dense(2, kernel_initializer="ones"),
+        shape=(4, 3),
+    )
+    (row,) = variance_report(model, x)
+    assert row.at_zero == pytest.approx(3 * np.mean(x[:, :3] ** 2), rel=1e-5)
+    (row,) = variance_report(model, np.zeros_like(x))
+    assert (row.at_zero, row.at_best) == (0, 0)
+
+
+def test_a_shared_layer_has_one_best_shift():
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    drop, dense = InvariantDropout(0.5), layers.Dense(2)
+    model = keras.Model([a, b], [dense(drop(a)), dense(drop(b))])
+    x = [examples(50, 3), examples(50, 3, seed=1) - 5]
+    for row in variance_report(calibrate(model, x), x):
+        assert row.at_present == pytest.approx(row.at_best, rel=1e-5)
