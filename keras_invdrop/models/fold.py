@@ -18,6 +18,7 @@ from .graph import new_inputs
 from .graph import run_through
 from .linear_layers import LINEAR
 from .linear_layers import array
+from .linear_layers import as_bias
 from .linear_layers import core_of
 from .linear_layers import response_to
 from .linear_layers import with_bias
@@ -191,7 +192,7 @@ class _Folding:
         )
         new.build(shape)
         kernel = np.full(new.kernel.shape, value.scale)
-        new.set_weights([kernel, _as_bias(shift, new.bias.shape)])
+        new.set_weights([kernel, as_bias(shift, new.bias.shape)])
         return new
 
     def affine_with_mask(self, value, name, dtype):
@@ -343,7 +344,7 @@ class _Folding:
             config = {**layer.get_config(), **settings, "name": name}
             new = type(layer).from_config(config)
             new.build(shape)
-            bias = _as_bias(bias, core_of(new).bias.shape)
+            bias = as_bias(bias, core_of(new).bias.shape)
             new.set_weights([*kernels, bias])
             return [new]
         new = without_bias(core, name=name)
@@ -372,9 +373,3 @@ class _Folding:
                 layers.Activation(layer.activation, name=name, dtype=dtype)
             )
         return chain
-
-
-def _as_bias(array, shape):
-    """`array` in the shape of a bias that broadcasts to more axes."""
-    full = (1,) * (array.ndim - len(shape)) + tuple(shape)
-    return np.broadcast_to(array, full).reshape(shape)
