@@ -467,7 +467,10 @@ def test_which_of_the_two_is_not_guessed():
         ([LocallyConnected2D(3, 3, padding="same")], (6, 5, 3)),
         ([layers.SeparableConv2D(3, 3), layers.ReLU()], (6, 5, 3)),
         ([layers.Flatten()], (4, 5, 3)),
-        ([layers.Reshape((10, 6)), layers.Permute((2, 1))], (4, 5, 3)),
+        (
+            [layers.Reshape((10, 6)), layers.Permute((2, 1)), layers.Flatten()],
+            (4, 5, 3),
+        ),
         ([layers.MaxPooling2D(2), layers.Flatten()], (4, 5, 3)),
         ([layers.AveragePooling2D(3, 2, "same")], (4, 5, 3)),
         ([layers.GlobalMaxPooling2D()], (4, 5, 3)),
@@ -592,7 +595,7 @@ def test_nested_models_keep_their_predictions():
     x = random(100, 6)
     new = calibrate(model, x, keep_predictions=True)
     np.testing.assert_allclose(
-        new.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5
+        new.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
     hidden = inner.layers[0](x + ops.convert_to_numpy(model.layers[1].beta))
     np.testing.assert_allclose(
@@ -644,7 +647,7 @@ def test_padding_that_is_masked():
     varied(model)
     new = calibrate(model, x, keep_predictions=True)
     np.testing.assert_allclose(
-        new.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5
+        new.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
     counted = (x != 0).any(axis=-1)
     np.testing.assert_allclose(
@@ -727,7 +730,7 @@ def test_a_trained_network_is_not_damaged():
         InvariantDropout(0.5),
         layers.Dense(2, activation="softmax"),
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(x, y, epochs=20, verbose=0)
     before = model.predict(x, verbose=0)
     new = calibrate(model, x, keep_predictions=True)
@@ -754,12 +757,11 @@ def test_batch_normalisation_that_has_not_been_trained():
     # Nothing else has changed, the moving statistics neither.
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
-    pairs = zip(new.weights, model.weights, strict=True)
-    for weight, old in pairs:
-        if "invariant" not in weight.path and weight.shape != ():
-            if "one" in weight.path or "two" in weight.path:
-                continue
-            np.testing.assert_array_equal(weight, old)
+    for layer, old in zip(new.layers, model.layers, strict=True):
+        if not isinstance(layer, ShiftedDropout):
+            pairs = zip(layer.weights, old.weights, strict=True)
+            for weight, value in pairs:
+                np.testing.assert_array_equal(weight, value)
     with pytest.raises(ValueError, match="`keep_predictions=False`.*'norm'"):
         calibrate(model, x, keep_predictions=True)
 
@@ -778,7 +780,7 @@ def test_batch_normalisation_that_takes_its_moving_statistics():
     model.layers[0].trainable = False
     for keep_predictions in (False, True):
         new = calibrate(model, x, keep_predictions=keep_predictions)
-        np.testing.assert_allclose(new.layers[1].beta, -x.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(new.layers[1].beta, -x.mean(0), rtol=1e-4)
     # Trained, it has statistics of its own.
     model = normalized()
     model.layers[0].moving_mean.assign(6 * [4.0])
