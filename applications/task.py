@@ -165,8 +165,8 @@ class Task:
         if isinstance(examples, Stream):
             with examples.reading():
                 data = examples.batches(batch_size, self.seed)
-                return calibrate(model, data)
-        return calibrate(model, examples.x, batch_size)
+                return calibrate(model, data, keep_predictions=False)
+        return calibrate(model, examples.x, batch_size, keep_predictions=False)
 
     def metric(self, from_logits: bool) -> keras.Metric:
         """The metric whose values are `figures`: the higher the better."""

@@ -11,13 +11,17 @@ from keras import tree
 from ..batches import batches
 from ..batches import standardized
 from ..layers.shifted_dropout import ShiftedDropout
+from ..validation import check_boolean
 from ..validation import check_positive_integer
 from ..validation import invalid
+from .compensate import compensated
 from .copies import copied
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import check_model
 from .graph import inlined
+from .graph import new_inputs
 from .graph import nodes
+from .graph import run_through
 
 
 def calibrate(
@@ -25,6 +29,8 @@ def calibrate(
     data: Any,
     batch_size: int = 128,
     steps: int | None = None,
+    *,
+    keep_predictions: bool | None = None,
 ) -> keras.Model:
     """Sets each shift to minus the mean activity that arrives there.
 
@@ -33,12 +39,31 @@ def calibrate(
     there trains from the first step as if its input and its activation
     functions were centred, whatever their encoding.
 
-    The means are those of inference, taken from the input on: what arrives at
-    a layer has been shifted by the layers before it. So the data are read
-    once for each dropout layer that has others before it, a batch at a time
-    and never all in memory. The mean is over the examples and over the axes
-    along which the layer shares its shift; timesteps that are masked as
-    padding are left out. A regularizer or constraint of beta has no say.
+    A shift adds a constant to what the next layer gets. What becomes of it,
+    `keep_predictions` says, which has no default:
+
+    - `True`, for a model that has been trained. The constant goes out of the
+      bias, or the moving mean of batch normalisation, that comes next; in
+      between may be pooling, flattening and whatever else `fold` passes.
+      Predictions stay what they were, up to rounding. Where the constant
+      cannot be taken out, because an activation function or the model's
+      output is next, a convolution pads with zeros or a layer has no bias,
+      the shift of that dropout layer stays as it was, and a warning says what
+      is in the way.
+    - `False`, for a model that has not been trained. The shifts alone are
+      set, and each next layer starts with inputs that are centred. What the
+      model predicts changes: training has yet to begin.
+
+    The means are those without dropout. What arrives at a layer has been
+    shifted by the layers before it; so where predictions change, the data are
+    read once for each dropout layer that has others before it, and else once.
+    They are read a batch at a time and never all in memory. The mean is over
+    the examples and over the axes along which the layer shares its shift;
+    timesteps that are masked as padding are left out. A regularizer or
+    constraint of beta has no say.
+
+    Batch normalisation whose moving statistics are still the initial ones
+    takes those of each batch here, as it will in training.
 
     Args:
         model: A functional or sequential model that has been built, with
@@ -48,11 +73,14 @@ def calibrate(
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
             weights are ignored. An iterator, which can be read only once,
-            will do where no dropout layer has another before it.
+            will do where predictions are kept or no dropout layer has another
+            before it.
         batch_size: Positive integer. Examples per batch, if `data` are
             arrays.
         steps: Positive integer. Batches to read each time; all by default.
             It is needed where the data do not end by themselves.
+        keep_predictions: Boolean. Whether the model is to predict what it
+            predicted before.
 
     Returns:
         A new model: a copy of `model`, compiled like it, with a new optimizer.
@@ -61,11 +89,14 @@ def calibrate(
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if there are no data, they have not the shape of
-            the model's input or hold a NaN or an infinity; if they can be
-            read only once and have to be read again; if a dropout layer is
-            called again on what depends on its own output, so that no shift
-            suits both.
+            graph of layers; if `keep_predictions` is not given; if there are
+            no data, they have not the shape of the model's input or hold a
+            NaN or an infinity; if they can be read only once and have to be
+            read again; if a dropout layer is called again on what depends on
+            its own output, so that no shift suits both; if batch
+            normalisation comes before dropout and has not been trained, while
+            predictions are to be kept or inside another layer; if predictions
+            are to be kept and no shift can be set.
 
     Example:
 
@@ -73,7 +104,7 @@ def calibrate(
     ...     [keras.Input((2,)), keras_invdrop.InvariantDropout(0.5)]
     ... )
     >>> x = np.array([[1.0, 0.0], [3.0, 4.0]])
-    >>> new_model = keras_invdrop.calibrate(model, x)
+    >>> new_model = keras_invdrop.calibrate(model, x, keep_predictions=False)
     >>> ops.convert_to_numpy(new_model.layers[0].beta)
     array([-2., -2.], dtype=float32)
 
@@ -85,6 +116,15 @@ def calibrate(
     check_positive_integer("batch_size", batch_size)
     if steps is not None:
         check_positive_integer("steps", steps)
+    if keep_predictions is None:
+        raise invalid(
+            "keep_predictions",
+            "True for a model that has been trained, which then predicts what "
+            "it did before, or False for one that has not, of which the "
+            "shifts alone are set",
+            keep_predictions,
+        )
+    check_boolean("keep_predictions", keep_predictions)
     warn_of_hidden_dropout(model)
     # The means are taken in a copy of its own, whose layers are called anew.
     scratch = copied(model, compiled=False)
@@ -98,13 +138,25 @@ def calibrate(
             stacklevel=2,
         )
         return model
+    untrained = _untrained(graph, arriving)
+    if untrained and keep_predictions:
+        raise ValueError(
+            "Batch normalisation before dropout has its initial moving mean "
+            "and variance, which are not those of the data. Calibrate with "
+            "`keep_predictions=False`, or train the model first. Received: a "
+            f"model in which this holds for {[x.name for x in untrained]}"
+        )
+    if untrained:
+        graph = _with_batch_statistics(graph, untrained)
+        arriving, waits_for = _arriving(graph)
     read_once = isinstance(data, Iterator)
     done: set[ShiftedDropout] = set()
     while len(done) < len(arriving):
         ready = [
             layer
             for layer in arriving
-            if layer not in done and waits_for[layer] <= done
+            if layer not in done
+            and (keep_predictions or waits_for[layer] <= done)
         ]
         if not ready:
             names = [layer.name for layer in arriving if layer not in done]
@@ -123,12 +175,40 @@ def calibrate(
             )
         found = batches(data, batch_size, len(graph.inputs))
         found = _checked(itertools.islice(found, steps), graph)
-        _calibrate(ready, arriving, graph, found)
+        means = _means(ready, arriving, graph, found)
+        if not keep_predictions:
+            for layer, mean in means.items():
+                layer.set_shift(-mean)
         done.update(ready)
     result = copied(model)
+    if keep_predictions:
+        _report(compensated(graph, means), arriving)
+        # The biases have changed, too.
+        result.set_weights(scratch.get_weights())
+        return result
     for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
         layer.set_shift(source.shift)
     return result
+
+
+def _report(kept, arriving):
+    """Says which shifts stayed, for the reasons in `kept`."""
+    if not kept:
+        return
+    reasons = "; ".join(
+        f"'{layer.name}': {reason}" for layer, reason in kept.items()
+    )
+    if len(kept) == len(arriving):
+        raise ValueError(
+            "No shift can be set without a change of what the model predicts. "
+            "Train it after `calibrate` with `keep_predictions=False`, or "
+            f"leave the shifts to the training. What is in the way: {reasons}"
+        )
+    warnings.warn(
+        "The shifts of some layers stay as they were, since others would "
+        f"change what the model predicts. What is in the way: {reasons}",
+        stacklevel=3,
+    )
 
 
 def _shifted(model):
@@ -154,6 +234,65 @@ def _arriving(graph):
     return arriving, waits_for
 
 
+def _untrained(graph, arriving):
+    """Batch normalisation before dropout that has not seen data yet.
+
+    A layer that is frozen takes its moving statistics in training, too.
+    """
+    found = []
+    before = keras.Model(graph.inputs, tree.flatten(list(arriving.values())))
+    for layer in before.layers:
+        for part in layer._flatten_layers():
+            if not (
+                isinstance(part, keras.layers.BatchNormalization)
+                and part.trainable
+                and _is_initial(part.moving_mean, part.moving_mean_initializer)
+                and _is_initial(
+                    part.moving_variance, part.moving_variance_initializer
+                )
+            ):
+                continue
+            if part is not layer:
+                raise ValueError(
+                    f"Batch normalisation '{part.name}' in layer "
+                    f"'{layer.name}', which comes before dropout, has its "
+                    "initial moving mean and variance, which are not those of "
+                    "the data. Train the model for a few steps first"
+                )
+            found.append(layer)
+    return found
+
+
+def _is_initial(weight, initializer):
+    initial = initializer(weight.shape, dtype=weight.dtype)
+    return np.array_equal(
+        ops.convert_to_numpy(weight), ops.convert_to_numpy(initial)
+    )
+
+
+def _with_batch_statistics(graph, untrained):
+    """`graph` with batch normalisation as in training, all else as it is."""
+    in_training = {id(layer): _InTraining(layer) for layer in untrained}
+
+    def call(layer, *args, **kwargs):
+        return in_training.get(id(layer), layer)(*args, **kwargs)
+
+    inputs = new_inputs(graph)
+    return keras.Model(inputs, run_through(graph, inputs, call))
+
+
+class _InTraining(keras.Layer):
+    """A layer that does at inference what it does in training."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        return self.layer(inputs, training=True, mask=mask)
+
+
 class _Probe(keras.Layer):
     """Gives out what comes in, with its mask if it has one."""
 
@@ -166,8 +305,8 @@ class _Probe(keras.Layer):
         return [x] if mask is None else [x, ops.cast(mask, "bool")]
 
 
-def _calibrate(ready, arriving, graph, found):
-    """Sets the shift of each layer in `ready`, of which none needs another."""
+def _means(ready, arriving, graph, found):
+    """The mean of what arrives at each dropout layer in `ready`."""
     probes = [_Probe()(x) for layer in ready for x in arriving[layer]]
     owners = [layer for layer in ready for _ in arriving[layer]]
     probe = keras.Model(graph.inputs, probes)
@@ -186,6 +325,7 @@ def _calibrate(ready, arriving, graph, found):
                 x, axes, dtype="float64", where=mask, keepdims=True
             )
             counts[layer] += np.sum(mask, axes, keepdims=True)
+    means = {}
     for layer in ready:
         if not np.all(counts[layer]):
             raise ValueError(
@@ -199,7 +339,8 @@ def _calibrate(ready, arriving, graph, found):
                 "NaN or an infinity, though the data do not: look at the "
                 "weights before it"
             )
-        layer.set_shift(-mean)
+        means[layer] = mean
+    return means
 
 
 def _checked(found, graph):

@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -6,84 +5,32 @@ import numpy as np
 from keras import layers
 from keras import tree
 
-from ..layers.invariant_dropout import InvariantDropout
 from ..layers.maxout import Maxout
-from ..layers.running_average_dropout import RunningAverageDropout
-from ..layers.shared_invariant_dropout import SharedInvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
-from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ..random import keep_probability
 from .copies import Copies
 from .copies import compile_like
-from .dropout_sites import channel_axis
 from .graph import Names
 from .graph import check_model
 from .graph import graph_layers
 from .graph import graph_of
-from .graph import made_anew
 from .graph import new_inputs
 from .graph import run_through
 from .linear_layers import LINEAR
 from .linear_layers import array
+from .linear_layers import as_bias
 from .linear_layers import core_of
-from .linear_layers import evaluated
 from .linear_layers import response_to
 from .linear_layers import with_bias
 from .linear_layers import without_bias
-
-# All of these mean the class itself: a subclass may do anything.
-
-# Layers that do nothing at inference.
-VANISHING = (
-    layers.AlphaDropout,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-)
-SHIFTED = (
-    InvariantDropout,
-    RunningAverageDropout,
-    SharedInvariantDropout,
-    SpatialInvariantDropout,
-)
-# Layers that put elements into other places, repeat them or put zeros between.
-REARRANGING = (
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.Flatten,
-    layers.Permute,
-    layers.RepeatVector,
-    layers.Reshape,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
-)
-# Layers that take a mean over space, with weights that add up to 1 ...
-AVERAGING = (
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
-)
-# ... and those that take a maximum.
-MAXIMUM = (
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-)
-MERGING = (layers.Add, layers.Average, layers.Concatenate, layers.Subtract)
+from .shifts import MERGING
+from .shifts import SHIFTED
+from .shifts import VANISHING
+from .shifts import Shifted
+from .shifts import carried
+from .shifts import compact
+from .shifts import has_one_for_each_feature
+from .shifts import kept_by
+from .shifts import sources_of
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -100,10 +47,12 @@ def fold(model: keras.Model) -> keras.Model:
       through `Flatten`, `Reshape` and the like, pooling, `Add`, `Concatenate`
       and `BatchNormalization`, for each of several consumers.
     - Where a convolution pads its input with zeros, what beta adds is not the
-      same near the border: the bias becomes a map, held by a `Rescaling`,
-      one more layer, after the convolution.
+      same near the border: the bias becomes a map, held by one more layer
+      after the convolution, an `EinsumDense` with a diagonal kernel.
     - Where something else follows, such as an activation function, beta stays
-      as a `Rescaling` with the name of the dropout layer.
+      in such an `EinsumDense` with the name of the dropout layer. Where a mask
+      has to go on, it is the weight of a `PReLU` between an `Add` and two
+      `Rescaling`.
     - Standard dropout, which does nothing at inference, disappears.
 
     Args:
@@ -147,7 +96,7 @@ def fold(model: keras.Model) -> keras.Model:
     inputs = new_inputs(graph)
     folding = _Folding(tensor.name for tensor in tree.flatten(inputs))
     values = run_through(
-        graph, tree.map_structure(_Shifted, inputs), folding.call
+        graph, tree.map_structure(Shifted, inputs), folding.call
     )
     outputs = tree.map_structure(folding.materialised, values)
     result = keras.Model(inputs, outputs, name=model.name)
@@ -171,53 +120,6 @@ def _check_layer(layer):
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _Shifted:
-    """Stands for a tensor of the old model: `scale * tensor + shift`.
-
-    Attributes:
-        tensor: A tensor of the new model, of the same shape.
-        shift: Array of the shape of one example, with 1 on each axis along
-            which it is constant; None for zero.
-        scale: Float.
-        name: Of the dropout layer that shifted.
-    """
-
-    tensor: Any
-    shift: np.ndarray | None = None
-    scale: float = 1.0
-    name: str = ""
-
-    @property
-    def plain(self):
-        return self.shift is None and self.scale == 1
-
-    @property
-    def rank(self):
-        return len(self.tensor.shape)
-
-    def constant(self):
-        """The shift as an array, zero where there is none."""
-        if self.shift is None:
-            return np.zeros((1,) * (self.rank - 1))
-        return self.shift
-
-    def having(self, tensor, shift, scale=None):
-        scale = self.scale if scale is None else scale
-        return _Shifted(tensor, _compact(shift), scale, self.name)
-
-
-def _compact(shift):
-    """`shift` with 1 on each axis along which it is constant."""
-    if shift is None or not np.any(shift):
-        return None
-    for axis in range(shift.ndim):
-        first = shift.take([0], axis)
-        if (shift == first).all():
-            shift = first
-    return shift
-
-
 class _Folding:
     """Builds the new model, layer by layer."""
 
@@ -231,57 +133,92 @@ class _Folding:
         self.made: dict[Any, tuple] = {}
 
     def call(self, layer, *args, **kwargs):
-        """What stands for the output of `layer`, a `_Shifted`."""
+        """What stands for the output of `layer`, a `Shifted`."""
         flat = tree.flatten((args, kwargs))
-        values = [value for value in flat if isinstance(value, _Shifted)]
+        values = [value for value in flat if isinstance(value, Shifted)]
         kind = type(layer)
         if kind in VANISHING:
             return values[0]
         if kind in SHIFTED:
             return self.shifted(layer, values[0])
-        result = None
+        if kind in MERGING:
+            values = self.of_one_scale(values)
         if not all(value.plain for value in values):
-            if kind in MERGING:
-                result = self.merged(layer, values)
-            elif len(values) == 1:
-                result = self.through(layer, values[0])
-        return result or self.opaque(layer, args, kwargs)
-
-    def through(self, layer, value):
-        """What stands for the output of a layer of one input.
-
-        None if the layer has to get what the old one got.
-        """
-        kind = type(layer)
-        if kind in REARRANGING:
-            return self.rearranged(layer, value)
-        if _is_linear_activation(layer):
-            return value.having(self.called(layer, value.tensor), value.shift)
-        if kind in AVERAGING or kind in MAXIMUM:
-            return self.pooled(layer, value)
-        if kind is layers.BatchNormalization:
-            return self.normalized(layer, value)
-        if kind in LINEAR:
-            return self.absorbed(layer, value)
-        return None
+            result = None
+            if kind in LINEAR:
+                result = self.absorbed(layer, values[0])
+            elif kind is layers.BatchNormalization:
+                result = self.moved(layer, values[0])
+            result = result or self.carried(layer, values)
+            if result is not None:
+                return result
+        return self.opaque(layer, args, kwargs)
 
     def materialised(self, value):
         """A tensor of the new model that has the value itself."""
         if value.plain:
             return value.tensor
         if id(value) not in self.made:
-            tensor = self.rescaled(value, value.tensor.dtype)
-            self.made[id(value)] = value, tensor
+            dtype = value.tensor.dtype
+            if dtype in ("float16", "bfloat16"):
+                dtype = f"mixed_{dtype}"  # with weights that are not rounded
+            self.made[id(value)] = value, self.shifted_tensor(value, dtype)
         return self.made[id(value)][1]
 
-    def rescaled(self, value, dtype):
-        rescaling = layers.Rescaling(
-            value.scale,
-            offset=value.constant().astype("float32"),
-            name=self.names.unique(value.name),
+    def shifted_tensor(self, value, dtype):
+        name = value.sources[-1].name
+        return self.affine(value, value.tensor.shape, name, dtype)(value.tensor)
+
+    def affine(self, value, shape, name, dtype):
+        """Layers of Keras that multiply by the scale and add the shift.
+
+        Both are weights, which no copy or checkpoint loses. An `EinsumDense`
+        with a diagonal kernel has a bias along any axes.
+
+        Returns:
+            Function from tensor to tensor: a layer, or several in one.
+        """
+        shift = value.constant()
+        labels = "abcdefghijk"[: len(shape)]
+        fixed = [x for x, n in zip(labels[1:], shape[1:], strict=True) if n]
+        if value.masked or not fixed:
+            return self.affine_with_mask(value, name, dtype)
+        varies = zip(labels[1:], shift.shape, strict=True)
+        new = layers.EinsumDense(
+            f"{labels},{fixed[-1]}->{labels}",
+            output_shape=shape[1:],
+            bias_axes="".join(x for x, n in varies if n > 1) or fixed[-1],
+            name=self.names.unique(name),
             dtype=dtype,
         )
-        return rescaling(value.tensor)
+        new.build(shape)
+        kernel = np.full(new.kernel.shape, value.scale)
+        new.set_weights([kernel, as_bias(shift, new.bias.shape)])
+        return new
+
+    def affine_with_mask(self, value, name, dtype):
+        """As `affine`, in layers that pass a mask on and fit every size.
+
+        An `EinsumDense` does neither. What a `PReLU` makes of -1 is its
+        weight.
+        """
+        shift = value.constant()
+        shared = [axis for axis, n in enumerate(shift.shape, 1) if n == 1]
+
+        def unique(suffix):
+            return {"name": self.names.unique(name + suffix), "dtype": dtype}
+
+        scaling = layers.Rescaling(value.scale, **unique("_scale"))
+        minus_one = layers.Rescaling(0.0, offset=-1.0, **unique("_minus_one"))
+        weight = layers.PReLU(shared_axes=shared, **unique("_shift"))
+        weight.build((None, *shift.shape))
+        weight.set_weights([-shift])
+        add = layers.Add(**unique(""))
+
+        def affine(x):
+            return add([scaling(x), weight(minus_one(x))])
+
+        return affine
 
     def once(self, layer, value, make):
         """What `make` returns, once for each layer, scale and shift.
@@ -308,119 +245,65 @@ class _Folding:
     def opaque(self, layer, args, kwargs):
         """A layer that gets what the old one got."""
         args, kwargs = tree.map_structure(
-            lambda x: self.materialised(x) if isinstance(x, _Shifted) else x,
+            lambda x: self.materialised(x) if isinstance(x, Shifted) else x,
             (args, kwargs),
         )
         outputs = self.called(layer, *args, **kwargs)
-        return tree.map_structure(_Shifted, outputs)
+        return tree.map_structure(Shifted, outputs)
 
     def shifted(self, layer, value):
         """An invariant dropout layer, which does no more than to shift."""
-        keep = 1.0
-        if isinstance(layer, InvariantDropout) and layer.scaling == "test":
-            keep = keep_probability(layer.rate)
-        shift = value.constant() + array(layer.shift)
-        new = _Shifted(
-            value.tensor,
-            _compact(keep * shift),
-            keep * value.scale,
-            layer.name,
-        )
+        keep = kept_by(layer)
+        shift = keep * (value.constant() + array(layer.shift))
+        sources = (*value.sources, layer)
+        new = Shifted(value.tensor, compact(shift), keep * value.scale, sources)
         is_float = keras.backend.is_float_dtype(value.tensor.dtype)
         if keep == 0 or not is_float:
             # Nothing is left to put into a kernel, or the layer also casts.
-            return _Shifted(self.rescaled(new, layer.dtype_policy))
+            return Shifted(self.shifted_tensor(new, layer.dtype_policy))
         return new
 
-    def rearranged(self, layer, value):
-        """A layer `L` that is linear: `L(s x + c) = s L(x) + L(c)`."""
-        shift = None
-        if value.shift is not None:
-            shape = value.tensor.shape[1:]
-            if None in shape:
-                return None
-            shift = evaluated(made_anew(layer), value.shift, shape)
-        return value.having(self.called(layer, value.tensor), shift)
+    def of_one_scale(self, values):
+        """The inputs of a layer that adds: with different scales it cannot."""
+        if len({value.scale for value in values}) == 1:
+            return values
+        return [
+            value if value.scale == 1 else Shifted(self.materialised(value))
+            for value in values
+        ]
 
-    def pooled(self, layer, value):
-        """A layer that maps what is constant over space to itself."""
-        channels = (
-            channel_axis(getattr(layer, "data_format", None), value.rank) - 1
+    def carried(self, layer, values):
+        """A layer that passes scale and shift on."""
+        shift = carried(layer, values)
+        if shift is None:
+            return None
+        tensors = [value.tensor for value in values]
+        tensor = self.called(
+            layer, tensors if type(layer) in MERGING else tensors[0]
         )
-        shift = value.constant()
-        space = [axis for axis in range(shift.ndim) if axis != channels]
-        if all(shift.shape[axis] == 1 for axis in space):
-            tensor = self.called(layer, value.tensor)
-            if len(tensor.shape) < value.rank:
-                shift = shift.squeeze(tuple(space))
-            return value.having(tensor, shift)
-        # A mask would make a mean depend on what is masked.
-        if type(layer) in AVERAGING and not _is_masked(value.tensor):
-            return self.rearranged(layer, value)
-        return None
-
-    def normalized(self, layer, value):
-        """Batch normalisation: `B(x) = gamma (x - mean) / deviation + beta`."""
-        axis = layer.axis % value.rank - 1
-        shift = value.constant()
-        if all(n == 1 for i, n in enumerate(shift.shape) if i != axis):
-            return _Shifted(
-                self.once(layer, value, lambda: self.moved(layer, value))(
-                    value.tensor
-                )
-            )
-        # Along the other axes each element is treated alike.
-        shape = list(shift.shape)
-        shape[axis] = value.tensor.shape[axis + 1]
-        # Affine: B(s x + c) = s B(x) + B(c) - s B(0).
-        of_shift = evaluated(layer, shift, shape)
-        of_zero = evaluated(layer, np.zeros_like(shift), shape)
-        return value.having(
-            self.called(layer, value.tensor), of_shift - value.scale * of_zero
+        return Shifted(
+            tensor, compact(shift), values[0].scale, sources_of(values)
         )
 
     def moved(self, layer, value):
         """A batch normalisation with statistics of what is not shifted."""
-        new = Copies().of(layer)
-        new.name = self.names.unique(layer.name)
-        mean, variance = (
-            array(layer.moving_mean),
-            array(layer.moving_variance),
-        )
-        scale = value.scale
-        new.moving_mean.assign((mean - value.constant().ravel()) / scale)
-        new.moving_variance.assign(
-            (variance + layer.epsilon) / scale**2 - layer.epsilon
-        )
-        return new
-
-    def merged(self, layer, values):
-        """A layer that adds its inputs, or puts them side by side."""
-        if len({value.scale for value in values}) > 1:
-            values = [
-                value
-                if value.scale == 1
-                else _Shifted(self.materialised(value))
-                for value in values
-            ]
-        shifted = [value for value in values if not value.plain]
-        if not shifted or len({value.rank for value in values}) > 1:
+        if not has_one_for_each_feature(value.constant(), layer, value.rank):
             return None
-        shifts = [value.constant() for value in values]
-        if type(layer) is layers.Concatenate:
-            axis = layer.axis % values[0].rank - 1
-            sizes = [value.tensor.shape[axis + 1] for value in values]
-            if axis < 0 or None in sizes:
-                return None
-            shift = _concatenated(shifts, axis, sizes)
-        elif type(layer) is layers.Subtract:
-            shift = shifts[0] - shifts[1]
-        else:
-            shift = sum(shifts)
-            if type(layer) is layers.Average:
-                shift = shift / len(shifts)
-        tensor = self.called(layer, [value.tensor for value in values])
-        return shifted[0].having(tensor, shift)
+
+        def make():
+            new = Copies().of(layer)
+            new.name = self.names.unique(layer.name)
+            mean, variance = layer.moving_mean, layer.moving_variance
+            new.moving_mean.assign(
+                (array(mean) - value.constant().ravel()) / value.scale
+            )
+            new.moving_variance.assign(
+                (array(variance) + layer.epsilon) / value.scale**2
+                - layer.epsilon
+            )
+            return new
+
+        return Shifted(self.once(layer, value, make)(value.tensor))
 
     def absorbed(self, layer, value):
         """A layer with a kernel `K` and a bias `b`.
@@ -437,7 +320,7 @@ class _Folding:
         tensor = value.tensor
         for new in chain:
             tensor = new(tensor)
-        return _Shifted(tensor)
+        return Shifted(tensor)
 
     def linear(self, layer, core, value):
         """What takes the place of a layer with a kernel: layers, in turn."""
@@ -456,9 +339,7 @@ class _Folding:
             config = {**layer.get_config(), **settings, "name": name}
             new = type(layer).from_config(config)
             new.build(shape)
-            of_new = core_of(new).bias.shape
-            full = (1,) * (bias.ndim - len(of_new)) + tuple(of_new)
-            bias = np.broadcast_to(bias, full).reshape(of_new)
+            bias = as_bias(bias, core_of(new).bias.shape)
             new.set_weights([*kernels, bias])
             return [new]
         new = without_bias(core, name=name)
@@ -467,13 +348,14 @@ class _Folding:
         if getattr(core, "data_format", None) == "channels_first":
             bias = np.moveaxis(bias, -1, 0)
         dtype = layer.dtype_policy
+        as_map = Shifted(value.tensor, bias)
         chain = [
             new,
-            layers.Rescaling(
-                1.0,
-                offset=bias.astype("float32"),
-                name=self.names.unique(f"{layer.name}_bias"),
-                dtype=dtype,
+            self.affine(
+                as_map,
+                new.compute_output_shape(shape),
+                f"{layer.name}_bias",
+                dtype,
             ),
         ]
         if core is not layer:
@@ -486,25 +368,3 @@ class _Folding:
                 layers.Activation(layer.activation, name=name, dtype=dtype)
             )
         return chain
-
-
-def _is_linear_activation(layer):
-    return (
-        type(layer) is layers.Activation
-        and layer.activation is keras.activations.linear
-    )
-
-
-def _is_masked(tensor):
-    return getattr(tensor, "_keras_mask", None) is not None
-
-
-def _concatenated(shifts, axis, sizes):
-    """The shifts side by side along `axis`, on which they have `sizes`."""
-    others = [shift.take([0], axis).shape for shift in shifts]
-    shape = list(np.broadcast_shapes(*others))
-    parts = []
-    for shift, size in zip(shifts, sizes, strict=True):
-        shape[axis] = size
-        parts.append(np.broadcast_to(shift, shape))
-    return np.concatenate(parts, axis)

@@ -46,6 +46,18 @@ def array(weight):
     return ops.convert_to_numpy(weight).astype("float64")
 
 
+def as_bias(array, shape):
+    """An array of the shape of an output as a bias of `shape`.
+
+    The bias may have fewer axes. None if the array differs along an axis along
+    which the bias does not.
+    """
+    full = (1,) * (array.ndim - len(shape)) + tuple(shape)
+    if any(n not in (1, m) for n, m in zip(array.shape, full, strict=True)):
+        return None
+    return np.broadcast_to(array, full).reshape(shape)
+
+
 def evaluated(layer, shift, shape):
     """What `layer` makes of a shift, broadcast to `shape`, without batch."""
     x = np.broadcast_to(shift, shape).astype("float32")

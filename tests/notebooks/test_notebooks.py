@@ -186,7 +186,7 @@ def test_convert_your_model(run):
     assert set(classes) == {
         "InputLayer",
         "Conv2D",
-        "Rescaling",
+        "EinsumDense",
         "Activation",
         "Flatten",
         "Dense",

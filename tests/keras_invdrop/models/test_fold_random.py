@@ -1,6 +1,7 @@
-"""Random networks are folded, and compute the same as before."""
+"""Random networks compute the same as before, folded or calibrated."""
 
 import math
+import warnings
 from functools import partial
 
 import hypothesis
@@ -17,10 +18,12 @@ from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop.layers.shifted_dropout import ShiftedDropout
 
 ARCHITECTURES = 300
+CALIBRATED = 60  # each is read through and compiled anew
 # Sizes are few, so that compiled operations are used again.
 SIZE, CHANNELS = 6, 4
 # TensorFlow's convolutions have the other one on a CPU only if XLA compiles
@@ -237,18 +240,27 @@ def relative_error(found, expected):
     return np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-3)
 
 
+def drawn(count):
+    """Runs a test on `count` architectures, the same ones each time."""
+
+    def decorate(test):
+        settings = hypothesis.settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            derandomize=True,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        return settings(hypothesis.given(st.data(), st.integers(0, 1000))(test))
+
+    return decorate
+
+
 def test_random_architectures(record_property):
     errors, kinds = [], set()
 
-    @hypothesis.settings(
-        max_examples=ARCHITECTURES,
-        database=None,
-        deadline=None,
-        derandomize=True,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(st.data(), st.integers(0, 1000))
+    @drawn(ARCHITECTURES)
     def folded_is_the_same(data, seed):
         model = Architecture(data.draw).model
         with_random_weights(model, seed)
@@ -270,4 +282,61 @@ def test_random_architectures(record_property):
         "folded",
         f"{len(errors)} random architectures of {len(kinds)} kinds of layers, "
         f"worst relative error {max(errors):.1e} ({keras.backend.backend()})",
+    )
+
+
+def arriving(model, layer, x):
+    """The mean of what arrives at a dropout layer, in the shape of its shift.
+
+    In double precision.
+    """
+    part = keras.Model(model.inputs, layer.input)
+    arrives = ops.convert_to_numpy(part(x)).astype("float64")
+    shared = [i for i, n in enumerate(layer.shift.shape, 1) if n == 1]
+    return arrives.mean(axis=(0, *shared), keepdims=True)[0]
+
+
+def test_random_architectures_calibrated(record_property):
+    errors, calibrated, left = [], [], []
+
+    @drawn(CALIBRATED)
+    def calibrated_is_the_same(data, seed):
+        model = Architecture(data.draw).model
+        # A classifier, which takes up what gets as far as that.
+        outputs = layers.Dense(3)(layers.Flatten()(model.output))
+        model = keras.Model(model.inputs, outputs)
+        with_random_weights(model, seed)
+        x = np.random.default_rng(seed).normal(size=(3, *model.input_shape[1:]))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                new = calibrate(model, x, keep_predictions=True)
+        except ValueError as error:
+            assert "No shift can be set" in str(error)
+            return
+        error = relative_error(new(x), model(x))
+        assert error < 1e-5, model.summary()
+        errors.append(error)
+        for old, layer in zip(model.layers, new.layers, strict=True):
+            if not isinstance(layer, ShiftedDropout):
+                continue
+            shift = ops.convert_to_numpy(layer.shift)
+            if np.array_equal(shift, ops.convert_to_numpy(old.shift)):
+                left.append(layer)
+                continue
+            mean = arriving(new, layer, x)
+            difference = np.abs(shift + mean).max()
+            assert difference < 1e-5 * max(1, np.abs(mean).max())
+            calibrated.append(layer)
+
+    calibrated_is_the_same()
+    keras.backend.clear_session(free_memory=True)
+    # The test would say nothing where no shift is ever set, or each is.
+    assert len(calibrated) > CALIBRATED / 2
+    assert len(left) > CALIBRATED / 10
+    record_property(
+        "calibrated",
+        f"{len(errors)} of {CALIBRATED} random architectures, "
+        f"{len(calibrated)} shifts set and {len(left)} left, worst relative "
+        f"error {max(errors):.1e} ({keras.backend.backend()})",
     )
