@@ -18,11 +18,8 @@ from keras import tree
 from keras.src.models.functional import Functional
 from keras.src.models.functional import functional_like_constructor
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.utils import tracking
 from keras.src.utils.backend_utils import DynamicBackend
-from keras.src.utils.tracking import TrackedDict
-from keras.src.utils.tracking import TrackedList
-from keras.src.utils.tracking import TrackedOrderedDict
-from keras.src.utils.tracking import TrackedSet
 from keras.src.utils.tracking import Tracker
 
 from .graph import graph_of
@@ -44,11 +41,16 @@ SHARED = (
     type(threading.RLock()),
     DynamicBackend,
 )
+# Keras' collections that track what is put into them, as plain ones.
 COLLECTIONS = {
-    TrackedDict: dict,
-    TrackedList: list,
-    TrackedOrderedDict: dict,
-    TrackedSet: set,
+    getattr(tracking, name): kind
+    for name, kind in {
+        "TrackedDict": dict,
+        "TrackedList": list,
+        "TrackedOrderedDict": dict,
+        "TrackedSet": set,
+    }.items()
+    if hasattr(tracking, name)  # TrackedOrderedDict is new in 3.14
 }
 # What the copy of a layer starts without: its calls in a graph and the losses
 # of its last call ...

@@ -76,11 +76,6 @@ def check_model(model):
     return model
 
 
-def made_anew(layer):
-    """Another layer of the same configuration."""
-    return type(layer).from_config(layer.get_config())
-
-
 def new_inputs(graph):
     """New inputs for `graph`, in its structure."""
     return tree.map_structure(
@@ -91,7 +86,7 @@ def new_inputs(graph):
 
 def new_input_layer(layer):
     """An `InputLayer` like `layer`."""
-    new = made_anew(layer)
+    new = type(layer).from_config(layer.get_config())
     new.trainable = layer.trainable  # which is not in its config
     return new
 

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import threading
+from functools import partial
 
 import keras
 import numpy as np
@@ -427,7 +428,9 @@ def test_a_folded_network_needs_no_optimizer_of_the_model():
     assert type(folded.optimizer).__module__.startswith("keras.")
     folded.fit(x, y, verbose=0)
     # The copies that are to be trained have it.
-    assert calibrate(model, x).optimizer.learning_rate_factors == {"drop": 10}
+    assert calibrate(
+        model, x, keep_predictions=True
+    ).optimizer.learning_rate_factors == {"drop": 10}
 
 
 class OwnStep(keras.Sequential):
@@ -458,7 +461,7 @@ def test_a_subclass_that_would_lose_its_training_step_is_refused():
     model = Scaled(2)
     for function in (
         invariantize,
-        lambda model: calibrate(model, random(8, 6)),
+        partial(calibrate, data=random(8, 6), keep_predictions=False),
     ):
         with pytest.raises(ValueError, match="`Scaled`.*own `train_step`"):
             function(model)
