@@ -117,7 +117,7 @@ def predicted(model, x):
 def check(model, x, expected):
     """Each function sees the activities `expected` where the dropout is."""
     mean = expected.mean(axis=0)
-    new = calibrate(model, x, batch_size=4)
+    new = calibrate(model, x, batch_size=4, keep_predictions=False)
     beta = ops.convert_to_numpy(new.get_layer("drop").beta)
     np.testing.assert_allclose(beta, -mean, rtol=1e-5)
     (row,) = variance_report(new, x, batch_size=4)
@@ -173,7 +173,7 @@ def test_what_predict_refuses(case):
     monitor = BetaMonitor(x)
     monitor.set_model(model)
     for function, argument in (
-        (lambda: calibrate(model, x), "data"),
+        (lambda: calibrate(model, x, keep_predictions=False), "data"),
         (lambda: variance_report(model, x), "x"),
         (monitor.on_train_begin, "x"),
         (lambda: MonteCarlo(model).predict(x), "x"),
