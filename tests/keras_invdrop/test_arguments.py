@@ -14,7 +14,8 @@ PUBLIC = {
     for name, value in vars(module).items()
     if (inspect.isclass(value) or inspect.isfunction(value))
     and value.__module__.startswith("keras_invdrop")
-    and value.__name__ not in ("StrictConfig", "invalid", "is_number")
+    and value.__name__
+    not in ("StrictConfig", "dtype_of_sums", "invalid", "is_number")
 }
 
 
