@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Literal
 
-# Each by its name, by its config, or itself.
+import keras
+
+# Each by its name, by its config, or itself: an instance of Keras' class, such
+# as `keras_invdrop.regularizers.Variance`, or any function.
 Activation = str | dict | Callable
-Constraint = str | dict | Callable
-Initializer = str | dict | Callable
-Regularizer = str | dict | Callable
+Constraint = str | dict | keras.constraints.Constraint | Callable
+Initializer = str | dict | keras.initializers.Initializer | Callable
+Regularizer = str | dict | keras.regularizers.Regularizer | Callable
 
 Axes = int | list[int] | tuple[int, ...]
 DataFormat = Literal["channels_last", "channels_first"]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from .precision import dtype_of_sums
 from .validation import StrictConfig
 from .validation import invalid
 from .validation import is_number
@@ -52,7 +53,7 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
     def __call__(self, x: Any) -> Any:
         # In float16 the square of a deviation of 256 is infinite.
         x = ops.convert_to_tensor(x)
-        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        x = ops.cast(x, dtype_of_sums(x.dtype))
         return self.factor * ops.sum(ops.square(x - ops.mean(x)))
 
     def get_config(self) -> dict[str, Any]:

@@ -80,6 +80,23 @@ def check_data_format(data_format):
     )
 
 
+def resolve_data_format(data_format, rank):
+    """Returns `data_format`, or that of inputs of this rank where it is None.
+
+    Of images and volumes it is that of the Keras configuration. Sequences
+    have their features on the last axis, as for `SpatialDropout1D`.
+    """
+    if data_format is None and rank > 3:
+        return keras.config.image_data_format()
+    return data_format or "channels_last"
+
+
+def channel_axis(data_format, rank):
+    """Returns the axis of the feature maps of inputs of this rank."""
+    first = resolve_data_format(data_format, rank) == "channels_first"
+    return 1 if first else rank - 1
+
+
 def check_shared_axes(shared_axes):
     """Returns `shared_axes` as a list of ints, or None.
 

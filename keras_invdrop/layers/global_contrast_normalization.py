@@ -3,6 +3,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ..precision import dtype_of_sums
 from ..validation import StrictConfig
 from ..validation import check_boolean
 from ..validation import check_positive_number
@@ -78,7 +79,7 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
     def call(self, inputs):
         numpy = self.backend.numpy
         # Squares of a few hundred are too large for float16.
-        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        dtype = dtype_of_sums(self.compute_dtype)
         given = x = self.backend.cast(inputs, dtype)
         axes = tuple(range(1, len(x.shape)))
         # Without the first element, equal ones are 0 and have a mean of 0,

@@ -5,6 +5,7 @@ from keras import ops
 
 from ..arguments import Axes
 from ..arguments import NoiseShape
+from ..precision import dtype_of_sums
 from ..random import check_first_pass
 from ..validation import check_fraction
 from .shifted_dropout import ShiftedDropout
@@ -101,7 +102,7 @@ class RunningAverageDropout(ShiftedDropout):
             trainable=False,
             # In a 16-bit dtype a step of 1 % would be lost in the rounding,
             # and the sum over a batch may be infinite.
-            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
+            dtype=dtype_of_sums(self.variable_dtype),
             autocast=False,
         )
 

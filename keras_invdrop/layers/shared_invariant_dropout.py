@@ -8,7 +8,9 @@ from ..arguments import DataFormat
 from ..arguments import Initializer
 from ..arguments import Regularizer
 from ..arguments import Scaling
+from ..validation import channel_axis
 from ..validation import check_data_format
+from ..validation import resolve_data_format
 from .invariant_dropout import InvariantDropout
 
 
@@ -24,8 +26,10 @@ class SharedInvariantDropout(InvariantDropout):
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop.
         data_format: `"channels_last"` or `"channels_first"`. Where the
-            feature maps are: on the last axis or on axis 1. It defaults to
-            the `image_data_format` of the Keras configuration.
+            feature maps are: on the last axis or on axis 1. It defaults, when
+            the layer is built, to the last axis for inputs of rank 3, which
+            are sequences, and for others to the `image_data_format` of the
+            Keras configuration.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`.
@@ -89,7 +93,9 @@ class SharedInvariantDropout(InvariantDropout):
             seed=seed,
             **kwargs,
         )
-        self.data_format = check_data_format(data_format)
+        if data_format is not None:
+            check_data_format(data_format)
+        self.data_format = data_format
 
     def spatial_axes(self, input_shape: Sequence[int | None]) -> list[int]:
         """The axes of space and time: all but batch and channels."""
@@ -101,12 +107,15 @@ class SharedInvariantDropout(InvariantDropout):
                 "axes of space and time. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
-        if self.data_format == "channels_last":
-            return list(range(1, rank - 1))
-        return list(range(2, rank))
+        channels = channel_axis(self.data_format, rank)
+        return [axis for axis in range(1, rank) if axis != channels]
 
     def build(self, input_shape):
         self.shared_axes = self.spatial_axes(input_shape)
+        # From here on it is in the config, whatever that of Keras says.
+        self.data_format = resolve_data_format(
+            self.data_format, len(input_shape)
+        )
         super().build(input_shape)
 
     def get_config(self):

@@ -15,8 +15,8 @@ class SpatialInvariantDropout(SharedInvariantDropout):
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
         data_format: `"channels_last"` or `"channels_first"`. Where the
-            feature maps are: on the last axis or on axis 1. It defaults to
-            the `image_data_format` of the Keras configuration.
+            feature maps are: on the last axis or on axis 1, see
+            `SharedInvariantDropout` for the default.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`.

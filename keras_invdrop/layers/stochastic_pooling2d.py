@@ -6,6 +6,7 @@ from keras import ops
 from ..arguments import DataFormat
 from ..arguments import Padding
 from ..arguments import Pair
+from ..precision import dtype_of_sums
 from ..random import check_first_pass
 from ..random import seed_generator
 from ..random import uniform
@@ -106,7 +107,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
     def average(self, a: Any) -> Any:
         """The mean of each window's activities, weighted by themselves."""
         # A sum of float16s may be too large for float16; the mean is not.
-        exact = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
+        exact = ops.cast(a, dtype_of_sums(a.dtype))
         total = ops.sum(exact, axis=-1, keepdims=True)
         # The sum of a window of zeros may be anything but zero.
         weights = exact / ops.where(total > 0, total, 1)

@@ -3,8 +3,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from ..batches import batches
+from ..precision import dtype_of_sums
 from ..validation import StrictConfig
 from ..validation import invalid
 from ..validation import is_number
@@ -23,8 +26,9 @@ class ZCAWhitening(StrictConfig, DataLayer):
     `adapt()` learns the mean and the covariance `V diag(l) V^T` of the
     flattened examples. The layer subtracts the mean and multiplies by
     `V diag(1 / sqrt(l + epsilon)) V^T`, the whitening that changes the
-    examples least: whitened images still look like images. Until it is
-    adapted it changes nothing.
+    examples least: whitened images still look like images. Called before
+    `adapt()`, and without weights from a file, it raises an error; in a step
+    that is compiled, which does not see the weights, it gives NaN.
 
     It keeps a matrix of the square of an example's size (38 MB for images of
     32 x 32 x 3), which is saved with the model. The layer may be used inside a
@@ -46,8 +50,9 @@ class ZCAWhitening(StrictConfig, DataLayer):
         Same shape as the input.
 
     Raises:
-        ValueError: If `epsilon` is not a finite number of at least 0, or the
-            size of the input is not fixed.
+        ValueError: If `epsilon` is not a finite number of at least 0, the
+            size of the input is not fixed, or the layer is called before
+            `adapt()`.
 
     Example:
 
@@ -70,6 +75,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         if not is_number(epsilon) or not 0 <= epsilon < math.inf:
             raise invalid("epsilon", "a finite float of at least 0", epsilon)
         self.epsilon = float(epsilon)
+        self._adapted = False  # or not known to be
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape):
@@ -79,15 +85,22 @@ class ZCAWhitening(StrictConfig, DataLayer):
                 f"Received: input_shape={tuple(input_shape)}"
             )
         size = math.prod(input_shape[1:])
-        self.mean = self.add_weight(
-            name="mean", shape=(size,), initializer="zeros", trainable=False
-        )
-        self.whitening = self.add_weight(
-            name="whitening",
-            shape=(size, size),
-            initializer="identity",
-            trainable=False,
-        )
+        dtype = dtype_of_sums(self.variable_dtype)
+
+        def add_weight(name, shape):
+            # The diagonal of what `adapt` learns is positive: zeros say that
+            # it has not been called.
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
+
+        self.mean = add_weight("mean", (size,))
+        self.whitening = add_weight("whitening", (size, size))
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape),
             axes=dict(enumerate(input_shape[1:], start=1)),
@@ -155,16 +168,41 @@ class ZCAWhitening(StrictConfig, DataLayer):
         # A matrix times its own transpose: half of the products suffice.
         root = vectors / variances**0.25
         self.whitening.assign(root @ root.T)
+        self._adapted = True
 
     def call(self, inputs):
-        backend = self.backend
+        backend, numpy = self.backend, self.backend.numpy
+        # Of 255 bfloat16 has whole numbers alone, and what is left of them
+        # is multiplied by a hundred where images hardly vary.
+        dtype = dtype_of_sums(self.compute_dtype)
+        mean = backend.cast(self.convert_weight(self.mean), dtype)
+        matrix = backend.cast(self.convert_weight(self.whitening), dtype)
+        if not self._adapted:
+            self._adapted = self._is_adapted()
+            mean = numpy.where(matrix[0, 0] > 0, mean, math.nan)
         shape = backend.shape(inputs)
-        x = backend.cast(inputs, self.compute_dtype)
-        x = backend.numpy.reshape(x, (-1, self.mean.shape[0]))
-        mean = backend.cast(self.convert_weight(self.mean), x.dtype)
-        matrix = backend.cast(self.convert_weight(self.whitening), x.dtype)
-        return backend.numpy.reshape(
-            backend.numpy.matmul(x - mean, matrix), shape
+        x = backend.cast(inputs, dtype)
+        x = numpy.reshape(x, (-1, self.mean.shape[0]))
+        x = numpy.reshape(numpy.matmul(x - mean, matrix), shape)
+        return backend.cast(x, self.compute_dtype)
+
+    def _is_adapted(self):
+        """Whether the weights are seen to be learned.
+
+        Raises:
+            ValueError: If they are seen not to be.
+        """
+        if in_symbolic_scope():  # A model may be built before.
+            return False
+        try:
+            corner = float(ops.convert_to_numpy(self.whitening.value[0, 0]))
+        except Exception:
+            return False  # No values, in a step that is being compiled.
+        if corner > 0:
+            return True
+        raise ValueError(
+            f"Layer '{self.name}' has not learned what to whiten. Call "
+            "`adapt(data)` first, or load its weights from a file."
         )
 
     def compute_output_shape(self, input_shape):

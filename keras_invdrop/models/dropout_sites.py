@@ -17,6 +17,7 @@ from keras.src.models.functional import operation_fn
 from ..batches import standardized
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import mask_shape
+from ..validation import channel_axis as channel_axis
 from ..validation import is_number
 from .graph import check_model
 from .graph import graph_layers
@@ -198,14 +199,3 @@ def warn_of_hidden_dropout(model, seen=DROPOUT):
             + "; ".join(hidden),
             stacklevel=3,
         )
-
-
-def channel_axis(data_format, rank):
-    """The axis of the feature maps.
-
-    Where no data format is given, it is that of the Keras configuration for
-    images and volumes, and the last axis for sequences.
-    """
-    if data_format is None and rank > 3:
-        data_format = keras.config.image_data_format()
-    return 1 if data_format == "channels_first" else rank - 1

@@ -5,6 +5,7 @@ from keras import ops
 from keras.src import testing
 
 from keras_invdrop import SharedInvariantDropout
+from keras_invdrop import SpatialInvariantDropout
 
 SHAPES = {
     3: {"channels_last": (2, 6, 3), "channels_first": (2, 3, 6)},
@@ -64,15 +65,35 @@ class SharedInvariantDropoutTest(testing.TestCase):
             x = np.zeros((2, size, size + 1, 3), dtype="float32")
             self.assertEqual(model(x, training=True).shape, x.shape)
 
-    def test_data_format_of_the_configuration(self):
+    @parameterized.product(
+        configured=["channels_last", "channels_first"],
+        given=[None, "channels_last", "channels_first"],
+        shape=[(4, 3, 3), (4, 3, 5, 3), (4, 3, 5, 6, 3)],
+        layer_type=[SharedInvariantDropout, SpatialInvariantDropout],
+    )
+    def test_where_the_channels_are(self, configured, given, shape, layer_type):
+        # What is given; else the last axis of sequences, and for images what
+        # is configured. A file has it, wherever it is loaded.
+        by_default = "channels_last" if len(shape) == 3 else configured
+        data_format = given or by_default
+        ones = [1] * (len(shape) - 2)
+        expected = (*ones, 3) if data_format == "channels_last" else (3, *ones)
         before = keras.config.image_data_format()
-        for data_format in ("channels_first", "channels_last"):
-            keras.config.set_image_data_format(data_format)
-            try:
-                layer = SharedInvariantDropout(0.5)
-            finally:
-                keras.config.set_image_data_format(before)
-            self.assertEqual(layer.data_format, data_format)
+        try:
+            keras.config.set_image_data_format(configured)
+            inputs = keras.Input(shape[1:])
+            model = keras.Model(inputs, layer_type(0.5, given)(inputs))
+            path = self.get_temp_dir() + "/model.keras"
+            model.save(path)
+            for loaded_under in ("channels_last", "channels_first"):
+                keras.config.set_image_data_format(loaded_under)
+                layer = keras.saving.load_model(path).layers[1]
+                self.assertEqual(layer.data_format, data_format)
+                self.assertEqual(layer.beta.shape, expected)
+        finally:
+            keras.config.set_image_data_format(before)
+        layer = layer_type(0.5, given)
+        self.assertEqual(layer.get_config()["data_format"], given)
 
     def test_config_holds_what_the_constructor_takes(self):
         layer = SharedInvariantDropout(0.5, "channels_first")
@@ -97,6 +118,8 @@ class SharedInvariantDropoutTest(testing.TestCase):
             ValueError, "`data_format`. Expected one of.*Received: data_format"
         ):
             SharedInvariantDropout(0.5, data_format="last")
+        with self.assertRaisesRegex(ValueError, "`data_format`. Expected one"):
+            SharedInvariantDropout(0.5, data_format="")
         for shape in ((4, 3), (1, 1, 1, 1, 1, 3)):
             with self.assertRaisesRegex(ValueError, "rank 3, 4 or 5"):
                 SharedInvariantDropout(0.5)(np.ones(shape))

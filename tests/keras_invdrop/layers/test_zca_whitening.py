@@ -38,11 +38,20 @@ class Batches(keras.utils.PyDataset):
         return self.x[64 * i : 64 * (i + 1)], np.zeros(1)
 
 
+class Adapted(ZCAWhitening):
+    """Adapted as soon as it is built."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.whitening.assign(np.eye(self.mean.shape[0]))
+
+
 class ZCAWhiteningTest(testing.TestCase):
     def test_basics(self):
         self.run_layer_test(
-            ZCAWhitening,
+            Adapted,
             init_kwargs={"epsilon": 0.2},
+            custom_objects={"Adapted": Adapted},
             input_shape=(2, 4, 3),
             expected_output_shape=(2, 4, 3),
             expected_num_trainable_weights=0,
@@ -51,9 +60,73 @@ class ZCAWhiteningTest(testing.TestCase):
             expected_num_losses=0,
         )
 
-    def test_not_adapted_it_changes_nothing(self):
+    def test_not_adapted_it_is_refused(self):
         x = correlated(5)
-        self.assertAllClose(ZCAWhitening()(x), x)
+        for layer in (ZCAWhitening(name="zca"), ZCAWhitening(name="zca")):
+            # Symbolic inputs build a model, to adapt later.
+            inputs = keras.Input((4, 3))
+            model = keras.Model(inputs, layer(inputs))
+            for function in (layer, model):
+                with self.assertRaisesRegex(
+                    ValueError, r"Layer 'zca' has not learned.*`adapt\(data\)`"
+                ):
+                    function(x)
+            data = tf.data.Dataset.from_tensors(x)
+            if keras.backend.backend() != "tensorflow":
+                with self.assertRaisesRegex(ValueError, "has not learned"):
+                    data.map(layer)
+        layer.adapt(correlated())
+        self.assertAllClose(model.predict(x), layer(x), atol=1e-5)
+
+    def test_not_adapted_a_compiled_step_gives_nan(self):
+        model = keras.Sequential([keras.Input((4, 3)), ZCAWhitening()])
+        if keras.backend.backend() == "torch":  # which does not compile
+            with self.assertRaisesRegex(ValueError, "has not learned"):
+                model.predict(correlated(5))
+        else:
+            outputs = model.predict(correlated(5))
+            self.assertTrue(np.isnan(outputs).all())
+
+    def test_a_subclassed_model_is_built_before(self):
+        class Whitened(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.whiten = ZCAWhitening()
+                self.dense = keras.layers.Dense(2)
+
+            def call(self, inputs):
+                return self.dense(self.whiten(inputs))
+
+        model = Whitened()
+        self.assertEqual(
+            model.compute_output_spec(keras.Input((4, 3))).shape, (None, 4, 2)
+        )
+
+    def test_weights_of_another_layer_count(self):
+        layer, other = ZCAWhitening(), ZCAWhitening()
+        x = correlated()
+        layer.adapt(x)
+        inputs = keras.Input((4, 3))
+        model = keras.Model(inputs, other(inputs))
+        model.set_weights(layer.get_weights())
+        self.assertAllClose(model.predict(x), layer(x), atol=1e-4)
+        self.assertAllEqual(other(x), layer(x))
+
+    @parameterized.parameters("bfloat16", "mixed_bfloat16", "float16")
+    def test_pixels_in_16_bits(self, dtype):
+        rng = np.random.default_rng(6)
+        # Whole numbers to 255, of which 16 bits hold all, smooth as images.
+        x = np.cumsum(rng.normal(size=(500, 30)), axis=1) * 12 + 120
+        x = np.clip(np.round(x), 0, 255)
+        exact, layer = ZCAWhitening(), ZCAWhitening(dtype=dtype)
+        exact.adapt(x)
+        layer.adapt(x)
+        outputs = layer(x)
+        self.assertDType(outputs, layer.compute_dtype)
+        # To the rounding of the output.
+        self.assertAllClose(
+            ops.cast(outputs, "float32"), exact(x), atol=1e-3, rtol=2.0**-8
+        )
 
     @parameterized.parameters(0.1, 10.0)
     def test_equals_the_formula(self, epsilon):
