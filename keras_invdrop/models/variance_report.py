@@ -121,15 +121,15 @@ def variance_report(
     the examples. Where a model that has not been trained had an `excess` of
     about 2 or less in each row, invariant dropout made no difference that the
     seeds do not hide, and where a row had 6 or more, it made fewer errors in
-    all cases but one. The
-    guide "Would it help my model?" has the figures, and the exception.
-    Training makes the signal stronger, and the `excess` smaller.
+    all cases but one. The guide "Would it help my model?" has the figures,
+    and the exception. Training makes the signal stronger, and the `excess`
+    smaller.
 
     The mean is taken for each shift that there is: over the batch, the calls
     and the shared axes of a layer of this library, and one per feature map,
     as in `SharedInvariantDropout`, for a layer of Keras. It is the best shift
-    where each has its own activity; where activities of different weights share one,
-    it need not be, and can even be worse than the present one.
+    where each has its own activity; where activities of different weights
+    share one, it need not be, and can even be worse than the present one.
 
     Every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every dropout layer of
     this library is looked at. Activities that share a mask, as in
