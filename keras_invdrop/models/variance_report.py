@@ -193,15 +193,14 @@ def variance_report(
             yield all_activities(model, part)
 
     linear = [linear_parts(site) for site in sites]
-    received = [[Moments() for _ in parts] for parts in linear]
+    # What arrives at the next layers, beside what arrives at the sites.
+    received = [[(part, Moments()) for part in parts] for parts in linear]
 
     def observed():
         for batch in batches():
-            for activities, parts, of_site in zip(
-                batch, linear, received, strict=True
-            ):
-                for part, moments in zip(parts, of_site, strict=True):
-                    moments.add(part.received(activities))
+            for activities, of_site in zip(batch, received, strict=True):
+                for part, of_part in of_site:
+                    of_part.add(part.received(activities))
             yield batch
 
     moments = moments_of(observed())
@@ -211,12 +210,10 @@ def variance_report(
             site.layer.name,
             part.name,
             site.layer.rate,
-            *[*values.tolist(), _scale(site.layer) ** 2 * moments.variance()],
+            *[*values.tolist(), _scale(site.layer) ** 2 * of_part.variance()],
         )
-        for site, parts, of_site, of_data in zip(
-            sites, linear, variances, received, strict=True
-        )
-        for part, values, moments in zip(parts, of_site, of_data, strict=True)
+        for site, of_site, parts in zip(sites, variances, received, strict=True)
+        for values, (part, of_part) in zip(of_site, parts, strict=True)
     ]
 
 
