@@ -17,13 +17,13 @@ from keras import ops
 
 from .extras import missing
 from .layers.shifted_dropout import ShiftedDropout
-from .models.dropout_sites import channel_axis
 from .models.variance_report import InjectedVariance
 from .random import dropout_mask
 from .random import mask_shape
 from .random import seed_generator
 from .statistics import correlation
 from .statistics import mean_and_interval
+from .validation import channel_axis
 from .validation import check_broadcast
 from .validation import check_fraction
 from .validation import check_noise_shape

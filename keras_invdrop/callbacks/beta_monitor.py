@@ -88,8 +88,9 @@ class BetaMonitor(keras.callbacks.Callback):
     a few `examples` have to do there, or a larger `freq`.
 
     Args:
-        x: Array, or the list or dict of arrays that the model takes. Examples
-            on which activities are measured, such as those of training.
+        x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
+            them. Examples on which activities are measured, such as those of
+            training. Timesteps that are masked as padding are left out.
         filename: Filename of a CSV file, with a row for each epoch and layer:
             epochs count from 0, as in `keras.callbacks.CSVLogger`. It is
             replaced as a whole after each epoch, so that it is never found

@@ -17,7 +17,7 @@ from keras.src.models.functional import operation_fn
 from ..batches import standardized
 from ..layers.shifted_dropout import ShiftedDropout
 from ..random import mask_shape
-from ..validation import channel_axis as channel_axis
+from ..validation import channel_axis
 from ..validation import is_number
 from .graph import check_model
 from .graph import graph_layers

@@ -8,12 +8,12 @@ from ..arguments import DataFormat
 from ..arguments import Regularizer
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from ..validation import channel_axis
 from ..validation import check_choice
 from ..validation import check_data_format
 from ..validation import invalid
 from .copies import copied
 from .dropout_sites import SPATIAL_DROPOUT
-from .dropout_sites import channel_axis
 from .dropout_sites import warn_of_hidden_dropout
 from .graph import calls
 from .graph import check_model

@@ -7,7 +7,7 @@ from keras import ops
 from ..layers.locally_connected2d import LocallyConnected2D
 from ..layers.maxout_conv2d import MaxoutConv2D
 from ..layers.maxout_dense import MaxoutDense
-from .dropout_sites import channel_axis
+from ..validation import channel_axis
 
 # Convolutions that do the same at every place, but where they pad.
 CONVOLUTIONS = (

@@ -153,8 +153,8 @@ class MonteCarlo:
 
         Raises:
             ValueError: If `batch_size` is not a positive integer, or `x` is
-                not one array for each input, all with the same number of
-                examples, one or more.
+                not what the model takes: one array for each input, all with
+                the same number of examples, one or more.
         """
         check_positive_integer("batch_size", batch_size)
         graph = graph_of(self._sampler.model)

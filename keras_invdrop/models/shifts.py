@@ -13,7 +13,7 @@ from ..layers.shared_invariant_dropout import SharedInvariantDropout
 from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ..random import keep_probability
-from .dropout_sites import channel_axis
+from ..validation import channel_axis
 from .linear_layers import array
 from .linear_layers import evaluated
 

@@ -201,7 +201,10 @@ def test_a_row_reads_as_a_sentence():
     )
     (row,) = variance_report(model, examples(50, 3))
     assert str(row).startswith("drop (rate 0.5) -> dense: variance ")
-    assert str(row).endswith(f"({row.saving:.0%} less than now)")
+    assert str(row).endswith(
+        f"({row.saving:.0%} less than now, by {row.excess:.2g} times the "
+        "variance over the examples)"
+    )
 
 
 class Doubling(layers.Dense):
@@ -217,8 +220,50 @@ def test_a_layer_that_may_do_anything_is_not_taken_for_linear():
 
 
 def test_a_worse_shift_reads_as_more():
-    row = InjectedVariance("drop", "dense", 0.5, 1.0, 1.0, 1.5)
-    assert str(row).endswith("(50% more than now)")
+    row = InjectedVariance("drop", "dense", 0.5, 1.0, 1.0, 1.5, 0.25)
+    assert "(50% more than now, by 2 times the variance" in str(row)
+
+
+@pytest.mark.parametrize("scaling", ["train", "test"])
+def test_the_variance_of_the_data_is_that_of_what_the_next_layer_gets(scaling):
+    drop = InvariantDropout(0.4, scaling=scaling, beta_initializer="ones")
+    dense = layers.Dense(3, bias_initializer="ones")
+    model = sequential(drop, dense, shape=(5,))
+    x = examples(40, 5)
+    (row,) = variance_report(model, x, batch_size=7)
+    variance = model.predict(x, verbose=0).var(axis=0).mean()
+    # The masks of `keep` are drawn from 16 bits.
+    assert row.of_data == pytest.approx(variance, rel=1e-4)
+    difference = row.at_present - row.at_best
+    assert row.excess == pytest.approx(difference / row.of_data)
+
+
+def test_the_variance_of_the_data_leaves_padding_out():
+    x, counts = padded(9, 4, 3)
+    model = sequential(
+        layers.Masking(0.0),
+        layers.Dropout(0.5),
+        layers.Dense(2, kernel_initializer="ones"),
+        shape=(4, 3),
+    )
+    (row,) = variance_report(model, x, batch_size=4)
+    sums = x.sum(axis=-1)
+    steps = [sums[counts[:, step], step] for step in range(3)]
+    expected = sum(s.var() * len(s) for s in steps) / counts.sum()
+    assert row.of_data == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_that_are_all_the_same():
+    model = sequential(
+        InvariantDropout(0.5),
+        layers.Dense(2, kernel_initializer="ones"),
+        shape=(3,),
+    )
+    (row,) = variance_report(model, np.ones((5, 3)))
+    assert (row.at_present, row.at_best, row.of_data) == (3, 0, 0)
+    assert row.excess == np.inf
+    (row,) = variance_report(model, np.zeros((5, 3)))
+    assert row.excess == 0
 
 
 def test_quantized_weights_are_refused():
