@@ -1,5 +1,6 @@
 """Layers that are linear in their input, and what a constant adds to it."""
 
+import keras
 import numpy as np
 from keras import layers
 from keras import ops
@@ -58,9 +59,19 @@ def as_bias(array, shape):
     return np.broadcast_to(array, full).reshape(shape)
 
 
+def finest_dtype():
+    """The dtype with the least rounding that the backend computes in.
+
+    It is float64, but on JAX, unless that has been told to allow it.
+    """
+    return keras.backend.standardize_dtype(
+        ops.convert_to_tensor(np.zeros(1)).dtype
+    )
+
+
 def evaluated(layer, shift, shape):
     """What `layer` makes of a shift, broadcast to `shape`, without batch."""
-    x = np.broadcast_to(shift, shape).astype("float32")
+    x = np.broadcast_to(shift, shape).astype(layer.dtype)
     return array(layer(x[None], training=False))[0]
 
 
@@ -95,7 +106,7 @@ def response_to(shift, layer, kernels, input_shape):
     shape = _probe_shape(layer, shift, input_shape)
     if None in shape:
         return None
-    shift, changes = np.broadcast_to(shift, shape), {"dtype": "float32"}
+    shift, changes = np.broadcast_to(shift, shape), {"dtype": finest_dtype()}
     if getattr(layer, "data_format", None) == "channels_first":
         # TensorFlow has most convolutions in channels_last only on a CPU.
         shift = np.moveaxis(shift, 0, -1)

@@ -16,6 +16,7 @@ from ..random import keep_probability
 from ..validation import channel_axis
 from .linear_layers import array
 from .linear_layers import evaluated
+from .linear_layers import finest_dtype
 
 # All of these mean the class itself: a subclass may do anything.
 
@@ -181,8 +182,8 @@ def _rearranged(layer, value):
     shape = value.tensor.shape[1:]
     if None in shape:
         return None
-    # Whatever its policy is: in 16 bits the shift would be rounded.
-    config = {**layer.get_config(), "dtype": "float32"}
+    # Whatever its policy is: the shift is rounded once, in a weight.
+    config = {**layer.get_config(), "dtype": finest_dtype()}
     return evaluated(type(layer).from_config(config), value.shift, shape)
 
 

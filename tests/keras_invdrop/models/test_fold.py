@@ -464,6 +464,50 @@ def test_mixed_precision():
     assert folded.layers[1].dtype_policy.name == policy
 
 
+def in_double_precision():
+    """Layers of every way that a shift goes, with weights in float64."""
+    return sequential(
+        InvariantDropout(0.5, scaling="test", dtype="float64"),
+        layers.AveragePooling2D(2, dtype="float64"),
+        layers.Conv2D(4, 3, padding="same", dtype="float64"),
+        layers.ReLU(dtype="float64"),
+        SharedInvariantDropout(0.5, "channels_last", dtype="float64"),
+        layers.Conv2D(4, 2, use_bias=False, dtype="float64"),
+        layers.BatchNormalization(dtype="float64"),
+        layers.ReLU(dtype="float64"),
+        InvariantDropout(0.5, dtype="float64"),
+        layers.Flatten(dtype="float64"),
+        layers.Dense(3, dtype="float64"),
+        shape=(8, 8, 3),
+    )
+
+
+def test_nothing_but_rounding_is_lost():
+    """In float64, of the backends that have it, the two agree to 1e-13."""
+    exact = keras.backend.standardize_dtype(
+        ops.convert_to_tensor(np.zeros(1)).dtype
+    )
+    tolerance = 1e-13 if exact == "float64" else 1e-6
+    x = random(3, 8, 8, 3).astype("float64")
+    assert_folded(in_double_precision(), x, tolerance)
+
+
+def test_rounding_where_little_is_left_of_large_numbers():
+    """The error is of the size of the terms, not of the small output."""
+    model = sequential(InvariantDropout(0.5), layers.Dense(5), shape=(200,))
+    x = 100 + 0.01 * random(50, 200)
+    kernel, bias = random(200, 5, seed=1), np.zeros(5)
+    model.layers[0].beta.assign(-x.mean(axis=0))
+    model.layers[1].set_weights([kernel, bias])
+    expected = (x - x.mean(axis=0).astype("float64")) @ kernel
+    found = fold(model).predict(x, verbose=0)
+    error = np.abs(found - expected).max()
+    terms = (np.abs(x) @ np.abs(kernel)).max()
+    assert error < 1e-6 * terms
+    # In units of the output that is as much as a wrong sum could be.
+    assert terms > 1e4 * np.abs(expected).max()
+
+
 def test_what_cannot_be_folded_into_gets_what_it_got():
     lora = sequential(InvariantDropout(0.5), layers.Dense(3))
     lora.layers[1].enable_lora(2)
