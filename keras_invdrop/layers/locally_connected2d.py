@@ -25,7 +25,9 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
     """2D locally-connected layer: a convolution whose weights are not shared.
 
     Each position of the output has a kernel and a bias of its own. Keras 2
-    had the layer; the arguments are the same.
+    had the layer; the arguments are the same but for `implementation`, which
+    is left out of a config from there. The kernel has the shape that it has
+    there with `implementation=1`.
 
     Args:
         filters: Positive integer, number of feature maps of the output.
@@ -179,6 +181,17 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
             self.data_format,
             channels=self.filters,
         )
+
+    @classmethod
+    def from_config(cls, config):
+        # How Keras 2 computes the layer, in one of three ways.
+        config = dict(config)
+        if config.pop("implementation", 1) not in (1, 2, 3):
+            raise ValueError(
+                f"Invalid config received for `{cls.__name__}`. Expected "
+                "`implementation` to be 1, 2 or 3, as in Keras 2"
+            )
+        return super().from_config(config)
 
     def get_config(self):
         config = {

@@ -69,6 +69,10 @@ class Maxout(StrictConfig, keras.Layer):
         units = inputs.shape[axis] // self.pieces
         # (..., units * pieces, ...) -> (..., units, pieces, ...)
         groups = (*shape[:axis], units, self.pieces, *shape[axis + 1 :])
+        if 0 in inputs.shape:  # of which `max` is refused
+            return ops.reshape(
+                inputs, (*groups[: axis + 1], *groups[axis + 2 :])
+            )
         return ops.max(ops.reshape(inputs, groups), axis=axis + 1)
 
     def compute_mask(self, inputs, previous_mask):

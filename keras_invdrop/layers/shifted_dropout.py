@@ -122,6 +122,8 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             x = scaled_sum(x, shift, 1 / keep_probability(self.rate))
         else:
             x = x + shift
+        # The size of the batch is not known before.
+        check_broadcast(self.noise_shape, x.shape)
         shape = mask_shape(self.noise_shape, ops.shape(x))
         seeded = self.seed is not None
         if seeded:
@@ -134,6 +136,12 @@ class ShiftedDropout(StrictConfig, keras.Layer):
                 f"Received: seed={self.seed}",
             )
         mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
+        if self.noise_shape is not None and any(
+            size is None and mask_size not in (None, 1)
+            for mask_size, size in zip(self.noise_shape, x.shape, strict=True)
+        ):
+            # Nor in a compiled step of TensorFlow: there this is the check.
+            mask = ops.broadcast_to(mask, ops.shape(x))
         # Selected rather than multiplied: a dropped infinity is a zero.
         return selected(mask, x)
 

@@ -252,6 +252,29 @@ def test_compiled_step_is_the_eager_step(case, policy, rate):
 
 
 @every_layer
+def test_a_batch_of_no_examples(case):
+    model, x = build(case)
+    expected = model.compute_output_shape((0, *x.shape[1:]))
+    layer = model.layers[0]
+    if isinstance(layer, keras_invdrop.MaxoutConv2D):
+        # TensorFlow's convolutions of none fail on some CPUs. What follows
+        # them does not.
+        shape = layer.conv.compute_output_shape(x[:0].shape)
+        outputs = layer.maxout(np.zeros(shape, "float32"))
+        assert tuple(outputs.shape) == layer.compute_output_shape(x[:0].shape)
+        try:
+            layer.conv(x[:0])
+        except Exception:
+            assert keras.backend.backend() == "tensorflow"
+            return
+    for training in (False, True) if is_random(case) else (None,):
+        options = {} if training is None else {"training": training}
+        outputs = layer(x[:0], **options)
+        assert tuple(outputs.shape) == layer.compute_output_shape(x[:0].shape)
+    assert tuple(model(x[:0]).shape) == expected
+
+
+@every_layer
 def test_file_round_trip(case, tmp_path):
     model, x = build(case)
     model.save(tmp_path / "model.keras")

@@ -473,6 +473,26 @@ class InvariantDropoutTest(testing.TestCase):
         ):
             layer(np.ones((4, 3)))
 
+    @parameterized.parameters(1, 4, 16)
+    def test_a_mask_of_another_batch(self, batch):
+        # One example would become eight.
+        layer = InvariantDropout(0.5, noise_shape=(8, 3))
+        layer.build((None, 3))
+        with self.assertRaisesRegex(
+            ValueError, rf"`noise_shape`.*broadcast.*\({batch}, 3\)"
+        ):
+            layer(np.ones((batch, 3)), training=True)
+        outputs = ops.convert_to_numpy(layer(np.ones((8, 3)), training=True))
+        self.assertEqual(outputs.shape, (8, 3))
+        model = keras.Sequential(
+            [keras.Input((3,)), layer, keras.layers.Dense(1)]
+        )
+        model.compile("sgd", "mse", jit_compile=False)
+        with self.assertRaises(Exception):  # noqa: B017, each backend has its own
+            model.fit(
+                np.ones((batch, 3)), np.ones((batch, 1)), batch, verbose=0
+            )
+
     def test_another_shape_than_at_first(self):
         layer = InvariantDropout(0.5)
         layer(np.ones((4, 3)))

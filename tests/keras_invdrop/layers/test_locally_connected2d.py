@@ -95,6 +95,16 @@ class LocallyConnected2DTest(testing.TestCase):
         self.assertIsNone(layer.bias)
         self.assertEqual(layer.count_params(), 9 * 18 * 4)
 
+    def test_a_config_of_keras_2(self):
+        config = LocallyConnected2D(4, 3, activation="relu").get_config()
+        for implementation in (1, 2, 3):
+            old = {**config, "implementation": implementation}
+            layer = LocallyConnected2D.from_config(old)
+            self.assertEqual(layer.get_config(), config)
+        for wrong in ({"implementation": 4}, {"implementations": 1}):
+            with self.assertRaisesRegex(ValueError, "implementation"):
+                LocallyConnected2D.from_config({**config, **wrong})
+
     def test_errors(self):
         with self.assertRaisesRegex(ValueError, "`filters`. Expected a posit"):
             LocallyConnected2D(0, 3)
