@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -16,13 +18,14 @@ from typing import Any
 import keras
 import matplotlib
 import typer
-from rich.console import Console
 
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
+from keras_invdrop_command import when_interrupted
 
 from . import recipes
 from .console import JobsTable
+from .console import console
 from .console import paper_table
 from .data_parallel import Devices
 from .data_parallel import check_backend
@@ -35,6 +38,7 @@ from .execution import run_on_cluster
 from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .measurements import as_objects
+from .measurements import counted
 from .options import Activation
 from .options import BetaDecay
 from .options import Calibrate
@@ -161,6 +165,17 @@ def check(jobs: Sequence[Job]) -> None:
         build(job.row, job.width, job.activation)
 
 
+def check_writable(out: Path) -> None:
+    """Raises an `OSError` if no file can be written to a directory."""
+    try:
+        parents = (out, *out.absolute().parents)
+        there = next(path for path in parents if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        # Better said now than after the first epoch.
+        raise OSError(f"{out} is not writable: {error.strerror}") from error
+
+
 def do(
     jobs: Sequence[Job],
     out: Path,
@@ -169,14 +184,10 @@ def do(
 ) -> None:
     """Does jobs, and prints what was measured."""
     check(jobs)
-    try:
-        parents = (out, *out.absolute().parents)
-        there = next(path for path in parents if path.exists())
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        # Better said now than after the first epoch.
-        raise OSError(f"{out} is not writable: {error.strerror}") from error
+    check_writable(out)
     first = not jobs[0].data_parallel or is_first()
+    if first:
+        say(f"Training {announced(jobs)}")
     if first and jobs[0].data_parallel:
         tell_devices(jobs)
     # A network that is trained anew takes as many again, at most.
@@ -186,18 +197,18 @@ def do(
     }
     units = {job.title: job.row.unit for job in jobs}
     with (
-        cluster(workers, scheduler) as client,
+        when_interrupted(lambda: kept(jobs, out) if first else None),
         JobsTable(epochs, units, quiet=not first) as table,
+        cluster(workers, scheduler) as client,
     ):
         if client is None:
             run_here(jobs, out, table)
         else:
             run_on_cluster(jobs, out.absolute(), table, client)
     results = [each for title in epochs if (each := table.results.get(title))]
-    console = Console(quiet=not first)
-    if results:
-        console.print(paper_table(results, measured_only=True))
-        console.print(f"Models, histories and results are in {out}/")
+    if results and first:
+        console().print(paper_table(results, measured_only=True))
+        print(f"Models, histories and results are in {out}/")
     if table.failures:
         raise ValueError(
             f"{len(table.failures)} of {len(jobs)} trainings failed: "
@@ -205,18 +216,57 @@ def do(
         )
 
 
+def say(text: str) -> None:
+    """Prints a line that is no result, as it stands."""
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def announced(jobs: Sequence[Job]) -> str:
+    """What is going to be trained, and on what, in a line."""
+
+    def listed(values: Iterable[Any], shown: int = 8) -> str:
+        texts = list(dict.fromkeys(map(str, values)))
+        more = len(texts) - shown
+        return ", ".join(texts[:shown]) + f" and {more} more" * (more > 0)
+
+    seeds = {job.seed for job in jobs}
+    return (
+        f"{counted(len(jobs), 'network')} on "
+        f"{listed(job.data or job.row.dataset for job in jobs)}, "
+        f"{listed(job.row.recipe.epochs for job in jobs)} epochs, "
+        f"{jobs[0].backend} backend: {listed(job.row.id for job in jobs)}; "
+        f"seed{'s' * (len(seeds) > 1)} {listed(job.seed for job in jobs)}. "
+        "The first epoch begins when the data are loaded and the network is "
+        "compiled."
+    )
+
+
+def kept(jobs: Sequence[Job], out: Path) -> str:
+    """What is left of trainings that are interrupted."""
+    files = (
+        out / f"{job.name}{end}" for job in jobs for end in (".npz", ".json")
+    )
+    if any(file.exists() for file in files):
+        return (
+            "the same command goes on from the last epoch that was finished, "
+            f"which is kept in {out}/"
+        )
+    return "no epoch was finished, so the same command begins anew"
+
+
 def tell_devices(jobs: Sequence[Job]) -> None:
     """Says over how many devices batches are divided."""
     for size in dict.fromkeys(job.row.recipe.batch_size for job in jobs):
         devices = Devices(size)
         divided = size % devices.number == 0
-        Console(stderr=True).print(
+        say(
             f"Processes: {devices.processes}. Batches of {size} are "
             + (
-                f"divided over {devices.number} of {devices.available} devices"
+                f"divided over {devices.number} of "
+                f"{counted(devices.available, 'device')}"
                 if divided
-                else f"computed whole on each of {devices.number} devices, "
-                "which do not divide them: no faster than one"
+                else f"computed whole on each of {devices.number} devices, as "
+                "they do not divide evenly: no faster than on one device"
             )
         )
 
@@ -276,12 +326,20 @@ def demo(
     their histories (.csv), the results (.json) and the paper's figures 1 and 2
     (.png).
     """
-    results = run_demo(
-        out, range(seeds), epochs or recipes.DEMO.epochs, called()
+    epochs = epochs or recipes.DEMO.epochs
+    say(
+        f"Training 6 networks with {counted(seeds, 'seed')} on digits, "
+        f"{counted(epochs, 'epoch')} each, {keras.backend.backend()} backend: "
+        "standard, invariant and calibrated dropout on two encodings."
     )
-    console = Console()
-    console.print(paper_table(results, measured_only=True))
-    console.print(f"Models, histories, results and figures are in {out}/")
+    with when_interrupted(
+        lambda: (
+            f"what was finished is in {out}/, but the same command begins anew"
+        )
+    ):
+        results = run_demo(out, range(seeds), epochs, called())
+    console().print(paper_table(results, measured_only=True))
+    print(f"Models, histories, results and figures are in {out}/")
 
 
 @app.command()
@@ -453,24 +511,47 @@ def tune(
     if len({job.row.unit for job in jobs}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
     check(jobs)
-    console = Console(stderr=True)
-    with cluster(workers, scheduler) as client:
+    check_writable(out)
+    unit = jobs[0].row.unit
+    say(
+        f"Searching {settings} in {counted(trials, 'trial')}, each of "
+        f"{announced(jobs)}"
+    )
+    table = JobsTable(
+        defaultdict(lambda: jobs[0].row.recipe.epochs),
+        defaultdict(lambda: unit),
+        live=False,
+    )
+    with (
+        when_interrupted(
+            lambda: (
+                "the same command goes on from the trials that have ended, "
+                f"which are kept in {out}/"
+            )
+        ),
+        cluster(workers, scheduler) as client,
+    ):
         study = search(
             jobs,
             names,
             trials,
             out.absolute(),
-            lambda trial: console.print(
+            lambda trial: say(
                 f"trial {trial.number}: {trial.params}: "
-                + (f"{trial.value:.2f}" if completed(trial) else "given up")
+                + (
+                    f"{trial.value:.2f} {unit}"
+                    if completed(trial)
+                    else "given up"
+                )
             ),
             client,
+            table.epoch,
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")
     best = study.best_trial
     print(
-        f"{best.value:.2f} {jobs[0].row.unit} on the validation examples, "
+        f"{best.value:.2f} {unit} on the validation examples, "
         f"trial {best.number} of {len(study.trials)}: {best.params}"
     )
 
@@ -493,7 +574,7 @@ def tables(
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
     else:
-        Console().print(paper_table(found))
+        console().print(paper_table(found))
 
 
 @app.command()
