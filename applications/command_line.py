@@ -19,6 +19,7 @@ import keras
 import matplotlib
 import typer
 
+import keras_invdrop
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
 from keras_invdrop_command import when_interrupted
@@ -79,6 +80,31 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the versions, and ends the command."""
+    if wanted:
+        print(
+            f"keras-invdrop {keras_invdrop.__version__} (Keras "
+            f"{keras.__version__}, {keras.backend.backend()} backend)"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and the backend, and exit.",
+            callback=print_version,
+            is_eager=True,
+        ),
+    ] = False,
+):
+    pass  # They have ended the command.
 
 
 def called() -> str:
@@ -559,18 +585,20 @@ def tune(
 @app.command()
 def tables(
     results: Annotated[
-        Path,
+        Path | None,
         typer.Option(
+            exists=True,
             file_okay=False,
             help="Directory of results: all files *.json below it.",
+            show_default="runs",
         ),
-    ] = Path("runs"),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="A list of objects, for scripts.")
     ] = False,
 ):
     """List the rows of the paper's tables, and what was measured of each."""
-    found = read_results(results)
+    found = read_results(results or Path("runs"))
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
     else:
