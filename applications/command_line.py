@@ -339,17 +339,18 @@ def together(
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")
+        int,
+        typer.Option(min=1, help="Number of seeds, which are 0, 1, ..."),
     ] = 3,
     epochs: Epochs = None,
 ):
     """Train with standard and invariant dropout on two encodings of digits.
 
-    The paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that come
-    with a package, about five minutes on two cores. Invariant dropout is
-    trained twice: as the paper does, with beta from 0, and calibrated, with
-    beta from minus the mean activity. Writes the trained models (.keras),
-    their histories (.csv), the results (.json) and the paper's figures 1 and 2
+    Trains the paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that
+    come with a package, which takes about five minutes on two cores. Invariant
+    dropout is trained twice: beta starts at 0, as in the paper, and at minus
+    the mean activity (calibrated). Writes the trained models (.keras), their
+    histories (.csv), the results (.json) and the paper's figures 1 and 2
     (.png).
     """
     epochs = epochs or recipes.DEMO.epochs
@@ -375,12 +376,17 @@ def train(
         typer.Argument(
             metavar="ROW",
             help="A row of the paper's tables, such as table3/relu/invariant, "
-            "or several: table5, table5/1. `keras-invdrop tables` lists them.",
+            "or the beginning that several rows share: table5, table5/1. "
+            "`keras-invdrop tables` lists them.",
         ),
     ],
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of initial weights, masks and shuffling."),
+        typer.Option(
+            min=0,
+            help="Seed of the initial weights, the masks and the order of the "
+            "examples.",
+        ),
     ] = 0,
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -400,7 +406,11 @@ def train(
     processes: Processes = None,
     process_id: ProcessId = None,
 ):
-    """Train rows of the paper's tables with one seed; see reproduce."""
+    """Train rows of the paper's tables with one seed.
+
+    `keras-invdrop reproduce` does the same with several seeds, and its help
+    says what is written.
+    """
     reproduce(
         [row],
         str(seed),
@@ -428,7 +438,7 @@ def train(
 def reproduce(
     row: RowArguments,
     seeds: Annotated[
-        str, typer.Option(help="Of the trainings: 0-4, or 0,2,7.")
+        str, typer.Option(help="Seeds of the trainings: 0-4, or 0,2,7.")
     ] = "0-2",
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -453,10 +463,10 @@ def reproduce(
     """Train rows with several seeds, select on validation, test once.
 
     Each row with each seed is a training of its own, and leaves a model
-    (.keras), its history (.csv) and its result (.json). One that is finished
-    is not repeated; one that was stopped goes on from the last epoch that was
-    done, and ends with the weights that it would have had. All methods of a
-    table start from the same initial weights.
+    (.keras), its history (.csv) and its result (.json). A finished training is
+    not repeated. One that was stopped goes on from the last finished epoch,
+    and ends with the weights that it would have had. All methods of a table
+    start from the same initial weights.
     """
     jobs = jobs_of(
         row,
@@ -487,13 +497,19 @@ def reproduce(
 def tune(
     row: RowArguments,
     settings: Annotated[
-        str, typer.Option(help="What to search: of " + ", ".join(SPACE) + ".")
+        str,
+        typer.Option(
+            help="What to search, with commas between: " + ", ".join(SPACE)
+        ),
     ] = "learning_rate",
     trials: Annotated[
-        int, typer.Option(min=1, help="In all, with those made before.")
+        int,
+        typer.Option(
+            min=1, help="Number of trials, with those of earlier calls."
+        ),
     ] = 20,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the trainings and the search.")
+        int, typer.Option(min=0, help="Seed of the trainings and the search.")
     ] = 0,
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -512,9 +528,9 @@ def tune(
 ):
     """Search settings by the validation examples alone, with Optuna.
 
-    With several rows, one setting for all of them: by their mean figure. The
-    trials are written to trials-*.csv as they come, and the same command goes
-    on where it was stopped.
+    Several rows get the same settings, those with the best mean figure. Each
+    trial is written to trials-*.csv when it has ended, and the same command
+    goes on where it was stopped.
     """
     names = settings.split(",")
     for name in names:
@@ -589,15 +605,17 @@ def tables(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Directory of results: all files *.json below it.",
+            help="Directory of the results, which are all files *.json below "
+            "it.",
             show_default="runs",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A list of objects, for scripts.")
+        bool,
+        typer.Option("--json", help="Print a list of objects, for scripts."),
     ] = False,
 ):
-    """List the rows of the paper's tables, and what was measured of each."""
+    """List the rows of the paper's tables, and what was measured for each."""
     found = read_results(results or Path("runs"))
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
@@ -610,7 +628,7 @@ def report(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", file_okay=False, help="Where the results are."
+            metavar="DIR", file_okay=False, help="Directory of the results."
         ),
     ],
     into: Annotated[
@@ -618,16 +636,16 @@ def report(
         typer.Option(
             dir_okay=False,
             exists=True,
-            help="A Markdown file in which to replace, between its marks, "
-            "the rows that were measured and what holds.",
+            help="A Markdown file in which to replace, between two marks, the "
+            "rows that were measured and the claims that hold.",
             show_default="none",
         ),
     ] = None,
 ):
-    """Write report.md: printed and measured, and what holds of the claims.
+    """Write report.md: the paper's figures, those measured, and its claims.
 
-    Of trainings of Table 2 whose histories (.csv) are there it draws the
-    paper's figure 1, and with a model (.keras) figure 2.
+    For trainings of Table 2 the report draws the paper's figure 1 from their
+    histories (.csv), and figure 2 from their models (.keras).
     """
     print(f"The report is {write_report(directory)}")
     if into is not None:
@@ -638,28 +656,36 @@ def report(
 @app.command()
 def generate_splicing(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where to write: an .npz.")
+        Path, typer.Argument(metavar="FILE", help="The .npz file to write.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the random draws.")
+    ] = 0,
 ):
     """GENERATE data of the shape of the splicing data, for Table 5.
 
-    The mouse splicing data of the paper are not public in one file. These
-    have their size, are drawn at random, and are sparse and biased as the
-    paper says of its own: 93 % of the features are 0, and in 90 % of the
-    tissues "no change" is the most likely outcome, which are choices. They
-    serve to try the command, and say nothing about splicing.
+    The mouse splicing data of the paper are not public in one file. The
+    generated data have their size and are drawn at random, sparse and biased
+    as the paper says of its own: 93 % of the features are 0, and in 90 % of
+    the tissues "no change" is the most likely outcome. Both numbers are
+    choices.
+
+    Generated data serve to try the command, and say nothing about splicing.
     """
     save_splicing(path, generated(seed=seed))
     print(f"Generated data are in {path}")
 
 
 def main():
-    """Runs the command; what the user can mend is said in one line."""
+    """Runs the command; what the user can mend is said in one sentence."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
     matplotlib.use("agg")  # pictures are files; no display is needed
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
-        print(f"keras-invdrop: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            # Without the number that Python begins with.
+            told = f"{error.filename}: {error.strerror}"
+        print(f"keras-invdrop: {told}", file=sys.stderr)
         sys.exit(1)
