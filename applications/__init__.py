@@ -1,6 +1,7 @@
 """The paper's data sets, networks and training, ready to run.
 
-Needs the extra: `pip install keras-invdrop[applications]`.
+The data sets and the command need the extra `applications`; in a clone of the
+repository, `pip install '.[applications]'`.
 """
 
 from .metrics import CodeQuality as CodeQuality

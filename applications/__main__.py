@@ -1,19 +1,6 @@
-"""The command, or what to install for it."""
+"""The command `keras-invdrop`, as `python -m keras_invdrop.applications`."""
 
-import sys
-
-
-def main() -> None:
-    """Runs `keras-invdrop`."""
-    try:
-        from .command_line import main as run
-    except ModuleNotFoundError as error:
-        sys.exit(
-            f"keras-invdrop: {error}, which the command needs: "
-            '`pip install "keras-invdrop[applications]"`'
-        )
-    run()
-
+from keras_invdrop_command import main
 
 if __name__ == "__main__":
     main()

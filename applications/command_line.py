@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -16,13 +18,15 @@ from typing import Any
 import keras
 import matplotlib
 import typer
-from rich.console import Console
 
+import keras_invdrop
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
+from keras_invdrop_command import when_interrupted
 
 from . import recipes
 from .console import JobsTable
+from .console import console
 from .console import paper_table
 from .data_parallel import Devices
 from .data_parallel import check_backend
@@ -35,6 +39,7 @@ from .execution import run_on_cluster
 from .jobs import IMAGE_DATA_FORMAT
 from .jobs import Job
 from .measurements import as_objects
+from .measurements import counted
 from .options import Activation
 from .options import BetaDecay
 from .options import Calibrate
@@ -75,6 +80,31 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the versions, and ends the command."""
+    if wanted:
+        print(
+            f"keras-invdrop {keras_invdrop.__version__} (Keras "
+            f"{keras.__version__}, {keras.backend.backend()} backend)"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and the backend, and exit.",
+            callback=print_version,
+            is_eager=True,
+        ),
+    ] = False,
+):
+    pass  # They have ended the command.
 
 
 def called() -> str:
@@ -161,6 +191,17 @@ def check(jobs: Sequence[Job]) -> None:
         build(job.row, job.width, job.activation)
 
 
+def check_writable(out: Path) -> None:
+    """Raises an `OSError` if no file can be written to a directory."""
+    try:
+        parents = (out, *out.absolute().parents)
+        there = next(path for path in parents if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        # Better said now than after the first epoch.
+        raise OSError(f"{out} is not writable: {error.strerror}") from error
+
+
 def do(
     jobs: Sequence[Job],
     out: Path,
@@ -169,14 +210,10 @@ def do(
 ) -> None:
     """Does jobs, and prints what was measured."""
     check(jobs)
-    try:
-        parents = (out, *out.absolute().parents)
-        there = next(path for path in parents if path.exists())
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        # Better said now than after the first epoch.
-        raise OSError(f"{out} is not writable: {error.strerror}") from error
+    check_writable(out)
     first = not jobs[0].data_parallel or is_first()
+    if first:
+        say(f"Training {announced(jobs)}")
     if first and jobs[0].data_parallel:
         tell_devices(jobs)
     # A network that is trained anew takes as many again, at most.
@@ -186,18 +223,18 @@ def do(
     }
     units = {job.title: job.row.unit for job in jobs}
     with (
-        cluster(workers, scheduler) as client,
+        when_interrupted(lambda: kept(jobs, out) if first else None),
         JobsTable(epochs, units, quiet=not first) as table,
+        cluster(workers, scheduler) as client,
     ):
         if client is None:
             run_here(jobs, out, table)
         else:
             run_on_cluster(jobs, out.absolute(), table, client)
     results = [each for title in epochs if (each := table.results.get(title))]
-    console = Console(quiet=not first)
-    if results:
-        console.print(paper_table(results, measured_only=True))
-        console.print(f"Models, histories and results are in {out}/")
+    if results and first:
+        console().print(paper_table(results, measured_only=True))
+        print(f"Models, histories and results are in {out}/")
     if table.failures:
         raise ValueError(
             f"{len(table.failures)} of {len(jobs)} trainings failed: "
@@ -205,18 +242,57 @@ def do(
         )
 
 
+def say(text: str) -> None:
+    """Prints a line that is no result, as it stands."""
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def announced(jobs: Sequence[Job]) -> str:
+    """What is going to be trained, and on what, in a line."""
+
+    def listed(values: Iterable[Any], shown: int = 8) -> str:
+        texts = list(dict.fromkeys(map(str, values)))
+        more = len(texts) - shown
+        return ", ".join(texts[:shown]) + f" and {more} more" * (more > 0)
+
+    seeds = {job.seed for job in jobs}
+    return (
+        f"{counted(len(jobs), 'network')} on "
+        f"{listed(job.data or job.row.dataset for job in jobs)}, "
+        f"{listed(job.row.recipe.epochs for job in jobs)} epochs, "
+        f"{jobs[0].backend} backend: {listed(job.row.id for job in jobs)}; "
+        f"seed{'s' * (len(seeds) > 1)} {listed(job.seed for job in jobs)}. "
+        "The first epoch begins when the data are loaded and the network is "
+        "compiled."
+    )
+
+
+def kept(jobs: Sequence[Job], out: Path) -> str:
+    """What is left of trainings that are interrupted."""
+    files = (
+        out / f"{job.name}{end}" for job in jobs for end in (".npz", ".json")
+    )
+    if any(file.exists() for file in files):
+        return (
+            "the same command goes on from the last epoch that was finished, "
+            f"which is kept in {out}/"
+        )
+    return "no epoch was finished, so the same command begins anew"
+
+
 def tell_devices(jobs: Sequence[Job]) -> None:
     """Says over how many devices batches are divided."""
     for size in dict.fromkeys(job.row.recipe.batch_size for job in jobs):
         devices = Devices(size)
         divided = size % devices.number == 0
-        Console(stderr=True).print(
+        say(
             f"Processes: {devices.processes}. Batches of {size} are "
             + (
-                f"divided over {devices.number} of {devices.available} devices"
+                f"divided over {devices.number} of "
+                f"{counted(devices.available, 'device')}"
                 if divided
-                else f"computed whole on each of {devices.number} devices, "
-                "which do not divide them: no faster than one"
+                else f"computed whole on each of {devices.number} devices, as "
+                "they do not divide evenly: no faster than on one device"
             )
         )
 
@@ -263,25 +339,34 @@ def together(
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")
+        int,
+        typer.Option(min=1, help="Number of seeds, which are 0, 1, ..."),
     ] = 3,
     epochs: Epochs = None,
 ):
     """Train with standard and invariant dropout on two encodings of digits.
 
-    The paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that come
-    with a package, about five minutes on two cores. Invariant dropout is
-    trained twice: as the paper does, with beta from 0, and calibrated, with
-    beta from minus the mean activity. Writes the trained models (.keras),
-    their histories (.csv), the results (.json) and the paper's figures 1 and 2
+    Trains the paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that
+    come with a package, which takes about five minutes on two cores. Invariant
+    dropout is trained twice: beta starts at 0, as in the paper, and at minus
+    the mean activity (calibrated). Writes the trained models (.keras), their
+    histories (.csv), the results (.json) and the paper's figures 1 and 2
     (.png).
     """
-    results = run_demo(
-        out, range(seeds), epochs or recipes.DEMO.epochs, called()
+    epochs = epochs or recipes.DEMO.epochs
+    say(
+        f"Training 6 networks with {counted(seeds, 'seed')} on digits, "
+        f"{counted(epochs, 'epoch')} each, {keras.backend.backend()} backend: "
+        "standard, invariant and calibrated dropout on two encodings."
     )
-    console = Console()
-    console.print(paper_table(results, measured_only=True))
-    console.print(f"Models, histories, results and figures are in {out}/")
+    with when_interrupted(
+        lambda: (
+            f"what was finished is in {out}/, but the same command begins anew"
+        )
+    ):
+        results = run_demo(out, range(seeds), epochs, called())
+    console().print(paper_table(results, measured_only=True))
+    print(f"Models, histories, results and figures are in {out}/")
 
 
 @app.command()
@@ -291,12 +376,17 @@ def train(
         typer.Argument(
             metavar="ROW",
             help="A row of the paper's tables, such as table3/relu/invariant, "
-            "or several: table5, table5/1. `keras-invdrop tables` lists them.",
+            "or the beginning that several rows share: table5, table5/1. "
+            "`keras-invdrop tables` lists them.",
         ),
     ],
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of initial weights, masks and shuffling."),
+        typer.Option(
+            min=0,
+            help="Seed of the initial weights, the masks and the order of the "
+            "examples.",
+        ),
     ] = 0,
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -316,7 +406,11 @@ def train(
     processes: Processes = None,
     process_id: ProcessId = None,
 ):
-    """Train rows of the paper's tables with one seed; see reproduce."""
+    """Train rows of the paper's tables with one seed.
+
+    `keras-invdrop reproduce` does the same with several seeds, and its help
+    says what is written.
+    """
     reproduce(
         [row],
         str(seed),
@@ -344,7 +438,7 @@ def train(
 def reproduce(
     row: RowArguments,
     seeds: Annotated[
-        str, typer.Option(help="Of the trainings: 0-4, or 0,2,7.")
+        str, typer.Option(help="Seeds of the trainings: 0-4, or 0,2,7.")
     ] = "0-2",
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -369,10 +463,10 @@ def reproduce(
     """Train rows with several seeds, select on validation, test once.
 
     Each row with each seed is a training of its own, and leaves a model
-    (.keras), its history (.csv) and its result (.json). One that is finished
-    is not repeated; one that was stopped goes on from the last epoch that was
-    done, and ends with the weights that it would have had. All methods of a
-    table start from the same initial weights.
+    (.keras), its history (.csv) and its result (.json). A finished training is
+    not repeated. One that was stopped goes on from the last finished epoch,
+    and ends with the weights that it would have had. All methods of a table
+    start from the same initial weights.
     """
     jobs = jobs_of(
         row,
@@ -403,13 +497,19 @@ def reproduce(
 def tune(
     row: RowArguments,
     settings: Annotated[
-        str, typer.Option(help="What to search: of " + ", ".join(SPACE) + ".")
+        str,
+        typer.Option(
+            help="What to search, with commas between: " + ", ".join(SPACE)
+        ),
     ] = "learning_rate",
     trials: Annotated[
-        int, typer.Option(min=1, help="In all, with those made before.")
+        int,
+        typer.Option(
+            min=1, help="Number of trials, with those of earlier calls."
+        ),
     ] = 20,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the trainings and the search.")
+        int, typer.Option(min=0, help="Seed of the trainings and the search.")
     ] = 0,
     width: Width = 1.0,
     epochs: Epochs = None,
@@ -428,9 +528,9 @@ def tune(
 ):
     """Search settings by the validation examples alone, with Optuna.
 
-    With several rows, one setting for all of them: by their mean figure. The
-    trials are written to trials-*.csv as they come, and the same command goes
-    on where it was stopped.
+    Several rows get the same settings, those with the best mean figure. Each
+    trial is written to trials-*.csv when it has ended, and the same command
+    goes on where it was stopped.
     """
     names = settings.split(",")
     for name in names:
@@ -453,24 +553,47 @@ def tune(
     if len({job.row.unit for job in jobs}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
     check(jobs)
-    console = Console(stderr=True)
-    with cluster(workers, scheduler) as client:
+    check_writable(out)
+    unit = jobs[0].row.unit
+    say(
+        f"Searching {settings} in {counted(trials, 'trial')}, each of "
+        f"{announced(jobs)}"
+    )
+    table = JobsTable(
+        defaultdict(lambda: jobs[0].row.recipe.epochs),
+        defaultdict(lambda: unit),
+        live=False,
+    )
+    with (
+        when_interrupted(
+            lambda: (
+                "the same command goes on from the trials that have ended, "
+                f"which are kept in {out}/"
+            )
+        ),
+        cluster(workers, scheduler) as client,
+    ):
         study = search(
             jobs,
             names,
             trials,
             out.absolute(),
-            lambda trial: console.print(
+            lambda trial: say(
                 f"trial {trial.number}: {trial.params}: "
-                + (f"{trial.value:.2f}" if completed(trial) else "given up")
+                + (
+                    f"{trial.value:.2f} {unit}"
+                    if completed(trial)
+                    else "given up"
+                )
             ),
             client,
+            table.epoch,
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")
     best = study.best_trial
     print(
-        f"{best.value:.2f} {jobs[0].row.unit} on the validation examples, "
+        f"{best.value:.2f} {unit} on the validation examples, "
         f"trial {best.number} of {len(study.trials)}: {best.params}"
     )
 
@@ -478,22 +601,26 @@ def tune(
 @app.command()
 def tables(
     results: Annotated[
-        Path,
+        Path | None,
         typer.Option(
+            exists=True,
             file_okay=False,
-            help="Directory of results: all files *.json below it.",
+            help="Directory of the results, which are all files *.json below "
+            "it.",
+            show_default="runs",
         ),
-    ] = Path("runs"),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A list of objects, for scripts.")
+        bool,
+        typer.Option("--json", help="Print a list of objects, for scripts."),
     ] = False,
 ):
-    """List the rows of the paper's tables, and what was measured of each."""
-    found = read_results(results)
+    """List the rows of the paper's tables, and what was measured for each."""
+    found = read_results(results or Path("runs"))
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
     else:
-        Console().print(paper_table(found))
+        console().print(paper_table(found))
 
 
 @app.command()
@@ -501,7 +628,7 @@ def report(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", file_okay=False, help="Where the results are."
+            metavar="DIR", file_okay=False, help="Directory of the results."
         ),
     ],
     into: Annotated[
@@ -509,16 +636,16 @@ def report(
         typer.Option(
             dir_okay=False,
             exists=True,
-            help="A Markdown file in which to replace, between its marks, "
-            "the rows that were measured and what holds.",
+            help="A Markdown file in which to replace, between two marks, the "
+            "rows that were measured and the claims that hold.",
             show_default="none",
         ),
     ] = None,
 ):
-    """Write report.md: printed and measured, and what holds of the claims.
+    """Write report.md: the paper's figures, those measured, and its claims.
 
-    Of trainings of Table 2 whose histories (.csv) are there it draws the
-    paper's figure 1, and with a model (.keras) figure 2.
+    For trainings of Table 2 the report draws the paper's figure 1 from their
+    histories (.csv), and figure 2 from their models (.keras).
     """
     print(f"The report is {write_report(directory)}")
     if into is not None:
@@ -529,28 +656,36 @@ def report(
 @app.command()
 def generate_splicing(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where to write: an .npz.")
+        Path, typer.Argument(metavar="FILE", help="The .npz file to write.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the random draws.")
+    ] = 0,
 ):
     """GENERATE data of the shape of the splicing data, for Table 5.
 
-    The mouse splicing data of the paper are not public in one file. These
-    have their size, are drawn at random, and are sparse and biased as the
-    paper says of its own: 93 % of the features are 0, and in 90 % of the
-    tissues "no change" is the most likely outcome, which are choices. They
-    serve to try the command, and say nothing about splicing.
+    The mouse splicing data of the paper are not public in one file. The
+    generated data have their size and are drawn at random, sparse and biased
+    as the paper says of its own: 93 % of the features are 0, and in 90 % of
+    the tissues "no change" is the most likely outcome. Both numbers are
+    choices.
+
+    Generated data serve to try the command, and say nothing about splicing.
     """
     save_splicing(path, generated(seed=seed))
     print(f"Generated data are in {path}")
 
 
 def main():
-    """Runs the command; what the user can mend is said in one line."""
+    """Runs the command; what the user can mend is said in one sentence."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
     matplotlib.use("agg")  # pictures are files; no display is needed
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
-        print(f"keras-invdrop: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            # Without the number that Python begins with.
+            told = f"{error.filename}: {error.strerror}"
+        print(f"keras-invdrop: {told}", file=sys.stderr)
         sys.exit(1)

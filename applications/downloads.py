@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_invdrop.extras import missing
+
 # Seconds that a host has to accept a connection. More are for its answer.
 PATIENCE = 10
 
@@ -214,11 +216,12 @@ def _tensorflow_datasets(name: str) -> Any:
     try:
         tensorflow = importlib.import_module("tensorflow")
         datasets = importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise ImportError(
-            f"tensorflow-datasets needs TensorFlow to read '{name}', whatever "
-            "the backend: pip install keras-invdrop[applications,tensorflow]. "
-            f"({error})"
+    except ModuleNotFoundError as error:
+        raise missing(
+            f"The data set '{name}', with every backend,",
+            error.name,
+            "applications",
+            "tensorflow",
         ) from error
     if keras.backend.backend() != "tensorflow":
         # It only reads files: the memory of a GPU is left to the backend.

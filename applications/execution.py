@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_invdrop.extras import missing
 from keras_invdrop.validation import invalid
 
 from .console import JobsTable
@@ -22,12 +23,16 @@ from .jobs import Job
 from .jobs import run
 from .results import Result
 
-# What workers of a cluster tell of their epochs.
+# What workers of a cluster tell of their trainings.
 TOPIC = "keras-invdrop"
 
 # How often a job is begun again on this machine after the process that did it
 # was killed. It goes on from its backup each time.
 RETRIES = 10
+
+# Called after an epoch with what is trained, the number of epochs done, and the
+# figure of the validation examples.
+OnTitledEpoch = Callable[[str, int, float | None], None]
 
 
 def run_here(jobs: Sequence[Job], directory: Path, table: JobsTable) -> None:
@@ -42,6 +47,8 @@ def run_here(jobs: Sequence[Job], directory: Path, table: JobsTable) -> None:
     """
     for job in jobs:
         told = functools.partial(table.epoch, job.title)
+        if job.finished(directory) is None:
+            table.began(job.title)
         try:
             table.ended(job.title, run(job, directory, told))
         except Diverged as error:
@@ -73,11 +80,9 @@ def run_on_cluster(
     from distributed import KilledWorker
     from distributed import as_completed
 
-    def told(event: tuple[float, tuple]) -> None:
-        _, epoch = event
-        table.epoch(*epoch)
-
-    client.subscribe_topic(TOPIC, told)
+    client.subscribe_topic(
+        TOPIC, lambda event: getattr(table, event[1][0])(*event[1][1:])
+    )
     futures = {
         client.submit(_on_worker, job, directory, pure=False): job
         for job in jobs
@@ -107,24 +112,29 @@ def _gone() -> OSError:
 
 
 def each_result(
-    function: Callable[[Any], Any],
+    function: Callable[[Any, OnTitledEpoch], Any],
     arguments: Iterable[Any],
+    on_epoch: OnTitledEpoch,
     client: Any = None,
 ) -> Iterator[Any]:
     """What a function returns for each argument, as it comes.
 
     Args:
-        function: What to call.
+        function: What to call, with an argument and with what it is to call
+            after each epoch.
         arguments: Of each call.
+        on_epoch: Called here, in this process, after each of those epochs.
         client: A `distributed.Client` of the cluster that makes the calls;
             None for this process.
     """
     if client is None:
-        yield from map(function, arguments)
+        for each in arguments:
+            yield function(each, on_epoch)
         return
     from distributed import CancelledError
     from distributed import as_completed
 
+    client.subscribe_topic(TOPIC, lambda event: on_epoch(*event[1]))
     futures = [
         client.submit(_called_on_worker, function, each, pure=False)
         for each in arguments
@@ -136,18 +146,22 @@ def each_result(
             raise _gone() from error
 
 
-def _called_on_worker(function: Callable[[Any], Any], argument: Any) -> Any:
-    _prepared_worker()
-    return function(argument)
+def _called_on_worker(
+    function: Callable[[Any, OnTitledEpoch], Any], argument: Any
+) -> Any:
+    worker = _prepared_worker()
+    return function(argument, lambda *epoch: worker.log_event(TOPIC, epoch))
 
 
 def _on_worker(job: Job, directory: Path) -> Result:
     worker = _prepared_worker()
 
-    def told(done: int, validation: float | None) -> None:
-        worker.log_event(TOPIC, (job.title, done, validation))
+    def tell(method: str, *arguments: Any) -> None:
+        worker.log_event(TOPIC, (method, job.title, *arguments))
 
-    return run(job, directory, told)
+    if job.finished(directory) is None:
+        tell("began")
+    return run(job, directory, functools.partial(tell, "epoch"))
 
 
 def _prepared_worker() -> Any:
@@ -260,9 +274,8 @@ def _dask() -> tuple[Any, Any]:
     try:
         import dask
         import distributed
-    except ImportError as error:
-        raise ImportError(
-            "Jobs in several processes need dask.distributed: "
-            "pip install keras-invdrop[reproduce]"
+    except ModuleNotFoundError as error:
+        raise missing(
+            "Training in several processes", error.name, "reproduce"
         ) from error
     return dask, distributed

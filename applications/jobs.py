@@ -19,6 +19,7 @@ from .datasets import Dataset
 from .datasets import load
 from .results import Result
 from .results import read_result
+from .splicing import check_file
 from .splicing import load_splicing
 from .splicing import partition_of
 from .tables import Row
@@ -105,7 +106,7 @@ class Job:
         return read_result(path) if path.exists() else None
 
     def check_data(self) -> None:
-        """Raises a `ValueError` if `data` is not what the row takes."""
+        """Raises an error if `data` is not what the row takes."""
         if self.row.partition is None:
             names = (None, "digits") if self.row.dataset == "mnist" else (None,)
             if self.data not in names:
@@ -128,6 +129,8 @@ class Job:
                 "FILE.npz` makes data of the same shape",
                 self.data,
             )
+        else:
+            check_file(Path(self.data))
 
     def dataset(self) -> Dataset:
         """Loads the examples.

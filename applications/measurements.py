@@ -53,7 +53,7 @@ class Measurement:
     def conditions(self) -> str:
         """On what, in a few words."""
         return (
-            f"{self.dataset}, {self.training_examples:,} examples, "
+            f"{self.dataset}, {counted(self.training_examples, 'example')}, "
             f"{self._training()}, {self.backend}"
         )
 
@@ -62,7 +62,7 @@ class Measurement:
         """On what, and how, in a sentence."""
         seeds = ", ".join(map(str, self.seeds))
         return (
-            f"{self.source}: {self.training_examples:,} examples for "
+            f"{self.source}: {counted(self.training_examples, 'example')} for "
             f"training, {self.validation_examples:,} for validation, "
             f"{self.test_examples:,} for test; {self._training()}; "
             f"seed{'s' * (len(self.seeds) > 1)} {seeds}; "
@@ -78,9 +78,14 @@ class Measurement:
             details["width"] = self.width
         if self.activation is not None:
             details["activation"] = self.activation
-        return f"{self.epochs} epochs" + "".join(
+        return counted(self.epochs, "epoch") + "".join(
             f", {name} {value}" for name, value in details.items()
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: `"1 epoch"`, `"1,000 examples"`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def with_interval(mean: float, half_width: float | None) -> str:

@@ -14,28 +14,28 @@ Epochs = Annotated[
 RowArguments = Annotated[
     list[str],
     typer.Argument(
-        metavar="ROW...",
+        metavar="ROW",
         help="Rows of the paper's tables, such as table3/relu/invariant, "
-        "or the beginnings of several: table2, table5/1. `keras-invdrop "
-        "tables` lists them.",
+        "or the beginning that several rows share: table2, table5/1. "
+        "`keras-invdrop tables` lists them.",
     ),
 ]
 Width = Annotated[
     float,
-    typer.Option(
-        help="Multiplier of the units and feature maps of every layer."
-    ),
+    typer.Option(help="Multiplies the units and feature maps of every layer."),
 ]
 LimitTrain = Annotated[
     int | None,
-    typer.Option(min=1, help="Training examples to use.", show_default="all"),
+    typer.Option(
+        min=1, help="Number of training examples to use.", show_default="all"
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="For Table 2: digits, 5,000 that come with a package, in "
-        "place of MNIST. For Table 5: the file of the splicing data "
-        "(.csv or .npz).",
+        help="For Table 2: `digits` trains on 5,000 digits that come with a "
+        "package, in place of MNIST. For Table 5: the file of the splicing "
+        "data (.csv or .npz).",
         show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, "
         "or downloads",
     ),
@@ -43,14 +43,18 @@ Data = Annotated[
 Activation = Annotated[
     str | None,
     typer.Option(
-        help="Of the hidden units, in Tables 2, 3 (dnn) and 5: relu, "
-        "sigmoid, tanh ...",
+        help="Activation function of the hidden units, in Tables 2, 3 (dnn) "
+        "and 5: relu, sigmoid, tanh ...",
         show_default="relu",
     ),
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(min=0, help="At the start.", show_default="the recipe's"),
+    typer.Option(
+        min=0,
+        help="Learning rate at the start of the training.",
+        show_default="the recipe's",
+    ),
 ]
 BetaDecay = Annotated[
     float | None,
@@ -80,8 +84,8 @@ Calibrate = Annotated[
 DtypePolicy = Annotated[
     str | None,
     typer.Option(
-        help="Of the network: float32, or, where the machine is faster "
-        "with it, mixed_bfloat16 (mixed_float16).",
+        help="What the network computes in: float32, or mixed_bfloat16 or "
+        "mixed_float16 where the machine is faster with them.",
         show_default="float32",
     ),
 ]
@@ -89,8 +93,9 @@ Validation = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Examples to set aside for validation. With 0 the network is "
-        "trained on all, and that of the last epoch is tested.",
+        help="Number of examples to set aside for validation. With 0 the "
+        "network is trained on all examples, and tested as it is after the "
+        "last epoch.",
         show_default="as in the paper",
     ),
 ]
@@ -99,24 +104,26 @@ StepsPerExecution = Annotated[
     typer.Option(
         min=1,
         help="Training steps in one call of the backend, on JAX and "
-        "TensorFlow: on a GPU, 100 save most of the time of a small network.",
+        "TensorFlow. On a GPU, 100 steps save most of the time that a small "
+        "network takes.",
     ),
 ]
 DataParallel = Annotated[
     bool,
     typer.Option(
         "--data-parallel",
-        help="Divide each batch over all devices, on JAX: of this machine, "
-        "and of those that the next options or a launcher (Slurm, Kubernetes, "
-        "Open MPI) join to it. See docs/scaling_out.md.",
+        help="Divide each batch over all devices, on JAX: those of this "
+        "machine, and of the machines that the next three options or a "
+        "launcher (Slurm, Kubernetes, Open MPI) add. See "
+        "docs/scaling_out.md.",
     ),
 ]
 Coordinator = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="With --data-parallel, over several machines: a free port of "
-        "the machine of process 0. The same in every process.",
+        help="With --data-parallel over several machines: the machine of "
+        "process 0 and a free port of it, the same in every process.",
         show_default="the launcher's, or this machine alone",
     ),
 ]
@@ -124,7 +131,7 @@ Processes = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="The number of processes that train together.",
+        help="Number of processes that train together.",
         show_default="the launcher's",
     ),
 ]
@@ -132,7 +139,7 @@ ProcessId = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Which of them this is, from 0 on. Process 0 writes the files.",
+        help="Number of this process, from 0 on. Process 0 writes the files.",
         show_default="the launcher's",
     ),
 ]
@@ -144,16 +151,18 @@ Workers = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes on this machine, each with its share of the cores.",
+        help="Number of processes on this machine, each of which trains "
+        "networks on its share of the cores.",
     ),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="A running Dask cluster, tcp://HOST:PORT. Scheduler and workers "
-        "have this package; workers have one thread (--nthreads 1), the same "
-        "KERAS_BACKEND and, at the same path, the directory to write to.",
+        help="A running Dask cluster, tcp://HOST:PORT. Its scheduler and "
+        "workers have this package installed; each worker has one thread "
+        "(--nthreads 1), the same KERAS_BACKEND and, at the same path, the "
+        "directory to write to.",
         show_default="this machine",
     ),
 ]

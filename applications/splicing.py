@@ -25,6 +25,7 @@ at least six exons, and one in each partition.
 """
 
 import reprlib
+import zipfile
 from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,6 +84,14 @@ def load_splicing(path: str | Path) -> Splicing:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
+    check_file(path)
+    if path.suffix == ".csv":
+        return _splicing(path, _read_csv(path), path.name)
+    return _splicing(path, *_read_npz(path))
+
+
+def check_file(path: Path) -> None:
+    """Raises an error if `load_splicing` cannot read such a file."""
     if path.suffix not in (".csv", ".npz"):
         raise invalid("path", "a path that ends in .csv or .npz", str(path))
     if not path.is_file():
@@ -92,9 +101,6 @@ def load_splicing(path: str | Path) -> Splicing:
             "three outcomes of splicing. `keras-invdrop generate-splicing "
             "FILE.npz` makes data of the same shape."
         )
-    if path.suffix == ".csv":
-        return _splicing(path, _read_csv(path), path.name)
-    return _splicing(path, *_read_npz(path))
 
 
 def save_splicing(path: str | Path, splicing: Splicing) -> None:
@@ -266,6 +272,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_npz(path: Path) -> tuple[pd.DataFrame, str]:
     names = ("features", "targets", "partition", "source")
     try:
+        if not zipfile.is_zipfile(path):
+            # NumPy would advise to unpickle it.
+            raise ValueError("it is not a ZIP archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names if name in file}
     except Exception as error:

@@ -193,17 +193,25 @@ def rows(name: str) -> list[Row]:
             several, up to a slash: `"table5"`, `"table5/1"`.
 
     Raises:
-        ValueError: If no row has such an id; it suggests the nearest.
+        ValueError: If no row has such an id; it suggests the nearest, or
+            names the tables.
     """
     found = [
         row for row in _ROWS if f"{row.id}/".startswith(f"{name}/") and name
     ]
     if not found:
-        near = difflib.get_close_matches(name, ROWS, n=3, cutoff=0.4)
+        tables = dict.fromkeys(id.partition("/")[0] for id in ROWS)
+        ids = [
+            id for id in ROWS if id.partition("/")[0] == name.partition("/")[0]
+        ]
+        near = difflib.get_close_matches(
+            name, ids or ROWS, n=3, cutoff=0.6 if ids else 0.8
+        )
         raise invalid(
             "row",
-            "the id of a row of the paper's tables (`keras-invdrop tables` "
-            "lists them)" + (f"; near are {', '.join(near)}" if near else ""),
+            "a row of the paper's tables, or the beginning of several "
+            f"(`keras-invdrop tables` lists them), such as "
+            f"{', '.join(near or tables)}",
             name,
         )
     return found

@@ -18,9 +18,11 @@ from keras_invdrop.models.dropout_sites import dropout_sites
 from keras_invdrop.models.variance_report import means_for_shifts
 from keras_invdrop.models.variance_report import moments_of
 from keras_invdrop.statistics import correlation
+from keras_invdrop.validation import invalid
 
 from .datasets import Dataset
 from .datasets import Split
+from .datasets import Stream
 from .datasets import in_memory
 from .fitting import Fitted
 from .fitting import evaluation_batch
@@ -108,11 +110,21 @@ def train(
         A `Run`.
 
     Raises:
-        ValueError: If the loss is no longer finite, `width` leaves a layer
+        ValueError: If the loss is no longer finite, the recipe trains a
+            network anew whose examples are a `Stream`, `width` leaves a layer
             empty, the network does not take an `activation`, or `backup` is
             not that of this training.
         OSError: If `backup` cannot be written.
     """
+    anew = row.recipe.retrain and len(dataset.validation) > 0
+    if anew and isinstance(dataset.train, Stream):
+        # Better said now than after the first of two trainings.
+        raise invalid(
+            "retrain",
+            "False for training examples that are read while they are used, "
+            "to which those for validation cannot be added",
+            True,
+        )
     commit = _commit()  # now: it may be another one when the training ends
     task = Task(
         row,
@@ -141,7 +153,7 @@ def train(
     history = _history(task, fitted)
     selected = fitted.selected_epoch
     examples, tested = len(dataset.train), fitted
-    if row.recipe.retrain and len(dataset.validation):
+    if anew:
         examples += len(dataset.validation)
         tested = _trained_anew(task, fitted, backup, on_epoch)
         tested.seconds += fitted.seconds

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_invdrop.extras import missing
+
+from .execution import OnTitledEpoch
 from .execution import each_result
 from .fitting import Diverged
 from .fitting import Fitted
@@ -39,6 +42,7 @@ def tune(
     directory: Path,
     on_trial: Callable[[Any], None] = lambda trial: None,
     client: Any = None,
+    on_epoch: OnTitledEpoch = lambda title, done, validation: None,
 ) -> Any:
     """Searches settings that serve several trainings, with Optuna.
 
@@ -57,6 +61,8 @@ def tune(
         on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
         client: A `distributed.Client` of the cluster that makes the trials,
             several at once; None for this process.
+        on_epoch: Called after each epoch with what is trained, the number of
+            epochs done and the figure of the validation examples.
 
     Returns:
         The study (`optuna.Study`).
@@ -83,7 +89,7 @@ def tune(
     sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
     make = functools.partial(_make_trial, jobs, settings, journal, name)
-    for number in each_result(make, seeds, client):
+    for number in each_result(make, seeds, on_epoch, client):
         with replacing(journal.with_suffix(".csv")) as temporary:
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(study.trials[number])
@@ -103,6 +109,7 @@ def _make_trial(
     journal: Path,
     name: str,
     seed: int,
+    told: OnTitledEpoch,
 ) -> int:
     """Makes one trial, and gives its number."""
     optuna = _optuna()
@@ -121,7 +128,7 @@ def _make_trial(
     def objective(trial: Any) -> float:
         numbers.append(trial.number)
         changes = {setting: SPACE[setting](trial) for setting in settings}
-        return _figure(jobs, changes, trial)
+        return _figure(jobs, changes, trial, told)
 
     study.optimize(objective, n_trials=1)
     return numbers[0]
@@ -133,7 +140,10 @@ def completed(trial: Any) -> bool:
 
 
 def _figure(
-    jobs: Sequence[Job], changes: Mapping[str, Any], trial: Any
+    jobs: Sequence[Job],
+    changes: Mapping[str, Any],
+    trial: Any,
+    told: OnTitledEpoch,
 ) -> float:
     optuna = _optuna()
     figures: list[Any] = []
@@ -148,8 +158,13 @@ def _figure(
             job.steps_per_execution,
         )
 
-        def prune(fitted: Fitted, task: Task = task) -> None:
+        def after_epoch(
+            fitted: Fitted, number: int = number, task: Task = task
+        ) -> None:
             figure = task.validation(fitted, fitted.epochs)
+            told(f"trial {trial.number}, {task.row.id}", fitted.epochs, figure)
+            if number > 0:
+                return  # Figures of other rows are of another order.
             trial.report(figure, fitted.epochs)
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -160,8 +175,7 @@ def _figure(
                 task.dataset.train,
                 row.recipe.epochs,
                 {"val": task.dataset.validation},
-                # Figures of other rows are of another order.
-                on_epoch=prune if number == 0 else lambda fitted: None,
+                on_epoch=after_epoch,
             )
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
@@ -172,9 +186,8 @@ def _figure(
 def _optuna() -> Any:
     try:
         import optuna
-    except ImportError as error:
-        raise ImportError(
-            "The search for settings needs Optuna: "
-            "pip install keras-invdrop[reproduce]"
+    except ModuleNotFoundError as error:
+        raise missing(
+            "The search for settings", error.name, "reproduce"
         ) from error
     return optuna

@@ -14,6 +14,8 @@ from keras_invdrop.applications.report import MARKS
 from keras_invdrop.applications.results import read_results
 from keras_invdrop.applications.results import write_result
 
+import keras_invdrop
+
 BACKEND = keras.backend.backend()
 DIGITS = "table2/original/invariant"
 COMMANDS = (
@@ -53,6 +55,19 @@ def test_python_runs_it_too():
     )
     assert process.returncode == 0
     assert "KERAS_BACKEND" in process.stdout
+
+
+def test_version(command):
+    assert command("--version").stdout == (
+        f"keras-invdrop {keras_invdrop.__version__} (Keras "
+        f"{keras.__version__}, {BACKEND} backend)\n"
+    )
+
+
+def test_tables_before_anything_was_measured(command):
+    process = command("tables")
+    assert process.returncode == 0
+    assert process.stdout.count("not run") == 41
 
 
 def test_help_names_the_commands(command):
@@ -99,6 +114,17 @@ def test_train_and_train_again(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
+    assert "1 epoch, width" in " ".join(process.stdout.split())
+    # What is trained, that it has begun, each epoch, and the end.
+    title = "table2/inverted/running_average, seed 3"
+    first, begun, epoch, done = process.stderr.splitlines()
+    assert first.startswith(
+        f"Training 1 network on digits, 1 epoch, {BACKEND} backend: "
+        "table2/inverted/running_average; seed 3. "
+    )
+    assert begun == f"{title}: loading the data, compiling the network"
+    assert epoch.startswith(f"{title}: epoch 1 of 1, validation ")
+    assert done.startswith(f"done: {title}: validation ")
     (name,) = (file.stem for file in (tmp_path / "out").glob("*.json"))
     assert name.startswith("table2-inverted-running_average-seed3-")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -250,7 +276,15 @@ def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "table3/rellu/standard"), "near are table3/relu/standard"),
+        (
+            ("train", "table3/rellu/standard"),
+            "such as table3/relu/standard, table3/",
+        ),
+        (
+            ("train", "table9"),
+            "such as table2, table3, table4, table5, table6. Received",
+        ),
+        (("tables", "--results", "nowhere"), "'nowhere' does not exist"),
         (("train", "table2/original/none"), "`row`"),
         (("train", DIGITS, "--epochs", "0"), "'--epochs'"),
         (("train", DIGITS, "--limit-train", "9999"), "`limit_train`"),
@@ -263,7 +297,19 @@ def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
         ),
         (("train", "table3/relu", "--data", "digits"), "`--data`"),
         (("train", "table5/1"), "keras-invdrop generate-splicing"),
-        (("train", "table5/1", "--data", "no.csv"), "no.csv"),
+        (("train", "table5/1", "--data", "no.csv"), "There is no file "),
+        (("train", "table5/1", "--data", "."), "ends in .csv or .npz"),
+        (("train", "table5/1", "--data", "file"), "ends in .csv or .npz"),
+        (("train", DIGITS, "--workers", "2"), "No such option: --workers"),
+        (("reproduce", DIGITS, "--workers", "0"), "'--workers'"),
+        (("reproduce", DIGITS, "--seeds", "0-"), "`--seeds`. Expected seeds"),
+        (("tune", DIGITS, "--out", "file"), "'--out'"),
+        (("tune", DIGITS, "--out", "file/in"), "file/in is not writable: "),
+        (
+            ("generate-splicing", "file/exons.npz"),
+            "file/exons.npz could not be written",
+        ),
+        (("report", "nowhere"), "There are no results in nowhere/"),
         (("generate-splicing", "exons.csv"), ".npz"),
         (("tables", "--results", "file"), "file"),
         (("train", DIGITS, "--out", "file"), "file"),
@@ -396,6 +442,14 @@ def test_tune(command, tmp_path):
     )
     process = command(*arguments, "--trials=1")
     assert process.returncode == 0, process.stderr
+    first, *epochs, _ = process.stderr.splitlines()
+    assert first.startswith(
+        "Searching learning_rate in 1 trial, each of 2 networks on digits"
+    )
+    for epoch, method in zip(epochs, ("standard", "invariant"), strict=True):
+        assert epoch.startswith(
+            f"trial 0, table2/original/{method}: epoch 1 of 1, validation "
+        )
     assert process.stderr.count("trial 0: {'learning_rate': ") == 1
     assert "% on the validation examples, trial 0 of 1" in process.stdout
     process = command(*arguments, "--trials=2")

@@ -158,11 +158,52 @@ def test_jobs_are_shown_in_one_table(result, clock):
     assert cells()[1][0][:3] == ["second", "12/12", ""]
 
 
+def test_lines_where_there_is_no_terminal(result, clock, capsys):
+    """One when it begins, then of an epoch every five seconds, or later."""
+    with JobsTable({"first": 90}, {"first": "%"}) as table:
+        table.began("first")
+        for done in range(1, 10):
+            clock[0] = 60 + 2.0 * done
+            table.epoch("first", done, 4.0 + done / 4)
+        clock[0] = 100.0
+        table.epoch("first", 10, None)
+        # In another process it went back to its backup.
+        table.began("first")
+        table.epoch("first", 9, 5.0)
+        table.failed("first", ValueError("pip install '.[jax]' :warning:"))
+    assert capsys.readouterr().err.splitlines() == [
+        "first: loading the data, compiling the network",
+        # The time of the first epoch, with the compilation, does not count.
+        "first: epoch 1 of 90, validation 4.25 %",
+        "first: epoch 4 of 90, validation 5.00 %, 0:02:52 left",
+        "first: epoch 7 of 90, validation 5.75 %, 0:02:46 left",
+        "first: epoch 10 of 90, 0:05:38 left",
+        "first: loading the data, compiling the network",
+        "first: epoch 9 of 90, validation 5.00 %",
+        # What looks like markup stands as it is.
+        "failed: first: pip install '.[jax]' :warning:",
+    ]
+
+
+def test_a_terminal_has_the_table_alone(result, clock, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were one
+    with JobsTable({"first": 90}, {"first": "%"}) as table:
+        table.began("first")
+        assert table._cells("first") == ("compiling", "", "")
+        table.epoch("first", 1, 4.0)
+    shown = capsys.readouterr().err
+    assert "0 of 1 trainings done" in shown
+    assert "loading" not in shown
+    assert "epoch 1 of" not in shown
+
+
 def test_what_has_ended_is_said(result, capsys):
     with JobsTable({"first": 3, "second": 3}, {"first": "%"}) as table:
         table.epoch("first", 1, 3.0)
         table.ended("first", dataclasses.replace(result, validation=4.5))
         table.failed("second", ValueError("diverged"))
-    shown = capsys.readouterr().err
-    assert "done: first: validation 4.50 %, test 5.00 %" in shown
-    assert "failed: second: diverged" in shown
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1:] == [
+        "done: first: validation 4.50 %, test 5.00 %",
+        "failed: second: diverged",
+    ]

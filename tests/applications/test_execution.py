@@ -90,6 +90,11 @@ def test_workers_of_this_machine(jobs, one_by_one, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("done: table5/1/invariant, seed ") == 3
+    # The workers tell what they do.
+    for seed in range(3):
+        title = f"table5/1/invariant, seed {seed}:"
+        assert process.stderr.count(f"\n{title} loading the data") == 1
+        assert f"\n{title} epoch 1 of {EPOCHS}, validation " in process.stderr
     assert "seeds 0, 1, 2" in " ".join(process.stdout.split())
     assert files(out) == one_by_one
 
@@ -234,8 +239,13 @@ def test_trials_on_workers(jobs, tmp_path):
     seen = []
     settings = ["learning_rate", "max_norm"]
     search = jobs[:1], settings, 4, tmp_path, seen.append
+    epochs = set()
     with execution.local_cluster(2) as client:
-        study = tuning.tune(*search, client)
+        study = tuning.tune(
+            *search, client, lambda title, done, _: epochs.add((title, done))
+        )
+    for trial in study.trials:
+        assert (f"trial {trial.number}, table5/1/invariant", 1) in epochs
     assert sorted(trial.number for trial in seen) == [0, 1, 2, 3]
     assert len({trial.params["learning_rate"] for trial in seen}) == 4
     (table,) = tmp_path.glob("*.csv")

@@ -287,8 +287,20 @@ def test_a_stream_trains_like_an_array(blobs):
     none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
     alone = dataclasses.replace(streamed, validation=none)
     assert train(alone, recipe=recipe).result.correlations == {}
-    with pytest.raises(ValueError, match="in memory. Received: a `Stream` of"):
-        train(streamed, recipe=dataclasses.replace(RECIPE, retrain=True))
+
+
+def test_a_stream_is_not_trained_anew(blobs):
+    """It is refused before the first training, not after it."""
+    streamed = dataclasses.replace(blobs, train=as_stream(blobs.train))
+    recipe = dataclasses.replace(RECIPE, retrain=True)
+    told = []
+    with pytest.raises(ValueError, match="`retrain`. Expected False for"):
+        train(streamed, recipe=recipe, on_epoch=lambda *_: told.append(1))
+    assert not told
+    # Without examples for validation, none could be added.
+    none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
+    alone = dataclasses.replace(streamed, validation=none)
+    assert train(alone, recipe=recipe).result.training_examples == 60
 
 
 def test_a_training_that_diverges_says_so(blobs):

@@ -54,13 +54,14 @@ def test_content(built):
     names = zipfile.ZipFile(wheel).namelist()
     folders = {name.split("/")[0] for name in names}
     assert {f for f in folders if not f.endswith(".dist-info")} == {
-        "keras_invdrop"
+        "keras_invdrop",
+        "keras_invdrop_command.py",
     }
     in_tree = {
         str(path.relative_to(ROOT))
         for folder in ("keras_invdrop", "applications")
         for path in (ROOT / folder).rglob("*.py")
-    }
+    } | {"keras_invdrop_command.py"}
     in_wheel = {
         name.replace("keras_invdrop/applications/", "applications/")
         for name in names
@@ -156,8 +157,19 @@ def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
 def test_command_without_its_packages(python, tmp_path):
     command = python.parent / "keras-invdrop"
     assert run(command, "demo", cwd=tmp_path, code=1) == (
-        "keras-invdrop: No module named 'matplotlib', which the command "
-        'needs: `pip install "keras-invdrop[applications]"`\n'
+        "keras-invdrop: The command needs `matplotlib`, which is not "
+        "installed: run `pip install '.[applications]'` in a clone of "
+        "keras-invdrop.\n"
+    )
+
+
+def test_command_without_its_backend(python, tmp_path):
+    command = python.parent / "keras-invdrop"
+    backend = {"KERAS_BACKEND": "torch"}
+    (line,) = run(command, "demo", cwd=tmp_path, code=1, **backend).splitlines()
+    assert line.startswith(
+        "keras-invdrop: Keras is set to the backend 'torch', which is not "
+        "installed: set the environment variable KERAS_BACKEND=jax, "
     )
 
 

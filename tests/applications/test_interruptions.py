@@ -1,0 +1,113 @@
+"""Ctrl-C at any moment: one sentence, exit code 130, no traceback."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+TRAINING = (
+    "reproduce", "table2/original/invariant", "--data=digits", "--width=0.02",
+    "--epochs=100000", "--out=out",
+)  # fmt: skip
+
+
+def interrupted(*arguments, when, directory):
+    """Code and text of a command that gets Ctrl-C in a terminal.
+
+    Args:
+        when: Function of the text so far, and of the seconds.
+    """
+    program = "from keras_invdrop_command import main; main()"
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=directory,
+        env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
+        # The terminal is its own, as that of a shell is.
+        preexec_fn=lambda: os.login_tty(terminal),
+    )
+    os.close(terminal)
+    start, text, pressed = time.monotonic(), "", False
+    while True:
+        if select.select([ours], [], [], 0.05)[0]:
+            try:
+                text += os.read(ours, 65536).decode(errors="replace")
+            except OSError:  # All its processes have closed it.
+                break
+        if not pressed and when(text, time.monotonic() - start):
+            os.write(ours, b"\x03")
+            pressed = True
+    os.close(ours)
+    return process.wait(), text
+
+
+def check(code, text, sentence):
+    assert code == 130, text
+    assert "Traceback" not in text
+    *_, last = text.splitlines()
+    assert last == f"keras-invdrop: interrupted{sentence}"
+
+
+def epochs_are_done(text, seconds):
+    return re.search(r" [1-9]\d*/100000 ", text)
+
+
+def test_while_it_starts(tmp_path):
+    """As Keras is imported."""
+    code, text = interrupted(
+        "tables", when=lambda text, seconds: seconds > 1, directory=tmp_path
+    )
+    check(code, text, "")
+
+
+@pytest.mark.parametrize(
+    ("workers", "begun"), [(1, "compiling"), (2, "waiting")]
+)
+def test_while_it_trains(workers, begun, tmp_path):
+    training = *TRAINING, f"--seeds=1-{workers}", f"--workers={workers}"
+    code, text = interrupted(
+        *training, when=lambda text, _: begun in text, directory=tmp_path
+    )
+    check(
+        code, text, "; no epoch was finished, so the same command begins anew"
+    )
+    assert not (tmp_path / "out").exists()
+    goes_on = (
+        "; the same command goes on from the last epoch that was finished, "
+        "which is kept in out/"
+    )
+    code, text = interrupted(
+        *training, when=epochs_are_done, directory=tmp_path
+    )
+    check(code, text, goes_on)
+    assert list((tmp_path / "out").glob("*.npz"))
+    # It does, and says so again before another epoch is done.
+    code, text = interrupted(
+        *training, when=lambda text, _: begun in text, directory=tmp_path
+    )
+    check(code, text, goes_on)
+
+
+def test_what_is_ignored_stays_so(tmp_path):
+    """As of a command in the background, which Ctrl-C is not for."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "from keras_invdrop_command import main; "
+        "signal.raise_signal(signal.SIGINT); main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.returncode == 0
+    assert "keras-invdrop" in process.stdout
