@@ -4,13 +4,31 @@ import json
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keras_invdrop.files import replacing as replacing
 
+from .recipes import Recipe
 from .tables import rows
+
+# The version of the files' format. A setting that is new in `Recipe` raises it,
+# and goes into `BEFORE`.
+FORMAT = 2
+
+# What was done before a recipe could say so, in results of format 1, which do
+# not say their format.
+BEFORE: dict[str, Any] = {
+    "dtype_policy": "float32",
+    "calibrated": False,
+    "warm_up": 0.0,
+    "beta_factor": 1.0,
+    "initial_stddev": None,
+    "weight_decay": 0.0,
+    "ema_momentum": None,
+}
 
 
 @dataclass(frozen=True)
@@ -82,23 +100,39 @@ class Result:
 def write_result(path: Path, result: Result) -> None:
     """Writes `result` as JSON, in place of what `path` held."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        content = {"format": FORMAT, **asdict(result)}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_result(path: Path) -> Result:
-    """Reads what `write_result` wrote.
-
-    The recipe is that of the row, where a setting is newer than the result.
+    """Reads what `write_result` wrote, now or in an earlier version.
 
     Raises:
-        ValueError: If it is not a result.
+        ValueError: If it is not a result, or one of a later version.
     """
     try:
-        result = Result(**json.loads(path.read_text()))
-        (row,) = rows(result.row)
-    except (TypeError, ValueError) as error:
+        content = json.loads(path.read_text())
+        version = content.pop("format", 1)
+        if version > FORMAT:
+            raise ValueError(
+                f"its format is {version}, of a later version of this "
+                f"package, which writes {FORMAT}"
+            )
+        result = Result(**content)
+        rows(result.row)
+        recipe = BEFORE | result.recipe if version == 1 else result.recipe
+        Recipe(**recipe)
+        unsaid = {each.name for each in fields(Recipe)} - set(recipe)
+        if unsaid:
+            raise ValueError(f"its recipe lacks {', '.join(sorted(unsaid))}")
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a result: {error}") from error
-    return replace(result, recipe=asdict(row.recipe) | result.recipe)
+    # JSON knows no tuples.
+    recipe = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in recipe.items()
+    }
+    return replace(result, recipe=recipe)
 
 
 def read_results(directory: Path) -> list[Result]:

@@ -62,6 +62,8 @@ def build(
             hidden_rate=recipe.hidden_rate,
             beta_regularizer=recipe.beta_regularizer(),
             max_norm=recipe.max_norm,
+            initial_stddev=recipe.initial_stddev,
+            kernel_regularizer=recipe.kernel_regularizer(),
             **options,
         )
 
@@ -216,7 +218,12 @@ class Task:
         losses = keras.losses
         metric = self.metric(from_logits=True)
         model.compile(
-            optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
+            optimizer=recipe.optimizer(
+                -(-len(examples) // recipe.batch_size),
+                with_beta=any(
+                    weight.name == "beta" for weight in model.trainable_weights
+                ),
+            ),
             # From the logits: a probability rounded to 0 has no gradient.
             loss=losses.CategoricalCrossentropy(from_logits=True)
             if self.row.unit == "bits"

@@ -112,7 +112,7 @@ def train(
             not that of this training.
         OSError: If `backup` cannot be written.
     """
-    commit = _commit()  # now: it may be another one when the training ends
+    begun_at = commit()  # it may be another one when the training ends
     task = Task(
         row,
         dataset,
@@ -170,7 +170,7 @@ def train(
         seconds=round(tested.seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
-        commit=commit,
+        commit=begun_at,
         command=command,
         recipe=asdict(row.recipe),
     )
@@ -275,7 +275,7 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this code, if it runs from a clone of its repository."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
