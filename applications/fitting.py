@@ -30,6 +30,7 @@ from .data_parallel import is_first
 from .datasets import Split
 from .datasets import Stream
 from .results import replacing
+from .results import this_code
 
 
 class Diverged(ValueError):
@@ -274,7 +275,12 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
         for i, value in enumerate(values)
     }
     arrays["state"] = json.dumps(
-        [fitted.logs, fitted.selected_epoch, fitted.seconds]
+        [
+            str(this_code()),
+            fitted.logs,
+            fitted.selected_epoch,
+            fitted.seconds,
+        ]
     )
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
@@ -305,7 +311,10 @@ def _restored(
                     for each in itertools.takewhile(file.__contains__, names)
                 ]
 
-            logs, selected_epoch, seconds = json.loads(str(file["state"]))
+            code, *state = json.loads(str(file["state"]))
+            if code != str(this_code()):
+                raise ValueError(f"{code} began it; this is {this_code()}")
+            logs, selected_epoch, seconds = state
             model.set_weights(group("weights"))
             model.optimizer.build(model.trainable_variables)
             variables = model.optimizer.variables

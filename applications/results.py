@@ -1,6 +1,10 @@
 """Results of trainings: records and files."""
 
+import base64
+import functools
+import importlib.metadata
 import json
+import subprocess
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
@@ -8,6 +12,8 @@ from dataclasses import fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from keras_invdrop.files import replacing as replacing
 
@@ -32,6 +38,24 @@ BEFORE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Code:
+    """Which version of this package a training was made with.
+
+    Attributes:
+        version: Of the package.
+        commit: Of its repository, None where that is not known.
+    """
+
+    version: str
+    commit: str | None
+
+    def __str__(self) -> str:
+        if self.commit is None:
+            return f"version {self.version}"
+        return f"version {self.version}, commit {self.commit}"
+
+
+@dataclass(frozen=True)
 class Result:
     """One training, with all that is needed to repeat it.
 
@@ -44,7 +68,8 @@ class Result:
     of beta with the mean activity, by layer. `seconds` is the time of all
     epochs, with the validation after each. `commit` is that of this code, None
     where it is not known. `limit_train` is what was asked for, None for all
-    training examples.
+    training examples. `wrong` says which test examples were classified wrongly
+    (see `wrong_examples`), None where that is not known.
     """
 
     row: str
@@ -73,6 +98,20 @@ class Result:
     correlations: dict[str, float | None] = field(default_factory=dict)
     commit: str | None = None
     limit_train: int | None = None
+    wrong: str | None = None
+
+    @property
+    def code(self) -> Code:
+        """The version of this package with which it was trained."""
+        return Code(self.versions.get("keras-invdrop", ""), self.commit)
+
+    @property
+    def wrong_examples(self) -> np.ndarray | None:
+        """Whether each test example was classified wrongly, in their order."""
+        if self.wrong is None:
+            return None
+        content = np.frombuffer(base64.b64decode(self.wrong), "uint8")
+        return np.unpackbits(content, count=self.test_examples).astype(bool)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -95,6 +134,35 @@ class Result:
         return json.dumps(
             [self.row, self.seed, self.conditions], sort_keys=True
         )
+
+
+def packed(wrong: np.ndarray) -> str:
+    """Eight examples in a byte, the first in its highest bit, as base64."""
+    return base64.b64encode(np.packbits(wrong).tobytes()).decode()
+
+
+@functools.cache
+def this_code() -> Code:
+    """The code of this process, as it is when this is first called."""
+    return Code(importlib.metadata.version("keras-invdrop"), _commit())
+
+
+def _commit() -> str | None:
+    """The commit of this code, if it runs from a clone of its repository."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(
+            [*git, "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
 
 
 def write_result(path: Path, result: Result) -> None:

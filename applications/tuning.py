@@ -17,8 +17,8 @@ from .fitting import Fitted
 from .jobs import Job
 from .recipes import for_layers
 from .results import replacing
+from .results import this_code
 from .task import Task
-from .training import commit
 
 # Draws the value of a setting for a trial.
 Draw = Callable[[Any], Any]
@@ -191,7 +191,7 @@ def _make_trial(
 
     def objective(trial: Any) -> float:
         numbers.append(trial.number)
-        trial.set_user_attr("commit", commit())
+        trial.set_user_attr("code", str(this_code()))
         space = space_of(settings, jobs)
         changes = {setting: draw(trial) for setting, draw in space.items()}
         return _figure(jobs, changes, trial)

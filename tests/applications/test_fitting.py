@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras_invdrop.applications import fitting
+from keras_invdrop.applications import results
 from keras_invdrop.applications.datasets import Dataset
 from keras_invdrop.applications.datasets import Split
 from keras_invdrop.applications.datasets import Stream
@@ -205,6 +206,21 @@ def test_the_backup_of_another_network_is_named(blobs, tmp_path):
         fitted(task_of("table2/original/standard", blobs), backup, 1)
     with pytest.raises(ValueError, match="backup.npz is not the backup of"):
         fitted(task_of("table2/original/invariant", blobs), backup)
+
+
+def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
+    backup = tmp_path / "backup.npz"
+    task = task_of(BLOBS, blobs)
+    with pytest.raises(Stopped):
+        fitted(task, backup, 1)
+    other = results.Code("0.1.0", "abc")
+    monkeypatch.setattr(fitting, "this_code", lambda: other)
+    with pytest.raises(
+        ValueError,
+        match="backup.npz is not the backup of this training: version .* began "
+        "it; this is version 0.1.0, commit abc. Delete it to begin anew",
+    ):
+        fitted(task, backup)
 
 
 def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):

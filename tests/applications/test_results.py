@@ -1,8 +1,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from keras_invdrop.applications import results
+from keras_invdrop.applications.jobs import Job
 from keras_invdrop.applications.tables import ROWS
 
 
@@ -83,6 +85,34 @@ def test_a_result_says_all_settings(result, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="of a later version"):
         results.read_result(path)
+
+
+def test_which_examples_were_wrong(result, tmp_path):
+    assert result.wrong_examples is None
+    wrong = [True] + 8 * [False] + [True]
+    # The bits 1000 0000, 01 and six of no example.
+    assert results.packed(np.array(wrong)) == "gEA="
+    result = dataclasses.replace(result, test_examples=10, wrong="gEA=")
+    assert result.wrong_examples.tolist() == wrong
+    path = tmp_path / "result.json"
+    results.write_result(path, result)
+    assert results.read_result(path) == result
+
+
+def test_results_of_other_code_are_not_mixed(result, tmp_path):
+    job = Job(ROWS[result.row], 0)
+    path = tmp_path / f"{job.name}.json"
+    code = results.this_code()
+    versions = {"keras-invdrop": code.version}
+    own = dataclasses.replace(result, versions=versions, commit=code.commit)
+    results.write_result(path, own)
+    assert job.finished(tmp_path) == own
+    for change in ({"commit": "abc"}, {"versions": {"keras-invdrop": "9"}}):
+        results.write_result(path, dataclasses.replace(own, **change))
+        with pytest.raises(
+            ValueError, match=f"{path} was trained with .*; this is {code}. "
+        ):
+            job.finished(tmp_path)
 
 
 def test_values_for_layers_are_read_as_they_were_written(result, tmp_path):

@@ -87,7 +87,7 @@ def test_the_space_of_table_2(jobs, tmp_path):
     # What of the code made them, and the epoch that was selected.
     attributes = study.trials[0].user_attrs
     assert set(attributes) == {
-        "commit",
+        "code",
         "selected epoch, table2/original/invariant",
     }
     # Of standard dropout all but the factor of a beta that it has not, and
