@@ -42,15 +42,21 @@ from .measurements import as_objects
 from .measurements import counted
 from .options import Activation
 from .options import BetaDecay
+from .options import BetaFactor
 from .options import Calibrate
 from .options import Coordinator
 from .options import Data
 from .options import DataParallel
 from .options import DtypePolicy
+from .options import EmaMomentum
 from .options import Epochs
+from .options import HiddenRate
+from .options import InitialStddev
+from .options import InputRate
 from .options import LearningRate
 from .options import LimitTrain
 from .options import MaxNorm
+from .options import Momentum
 from .options import Out
 from .options import Processes
 from .options import ProcessId
@@ -58,8 +64,11 @@ from .options import RowArguments
 from .options import Scheduler
 from .options import StepsPerExecution
 from .options import Validation
+from .options import WarmUp
+from .options import WeightDecay
 from .options import Width
 from .options import Workers
+from .recipes import for_layers
 from .report import write_report
 from .report import write_summary
 from .results import read_results
@@ -69,8 +78,12 @@ from .tables import rows
 from .task import build
 from .task import has_shift
 from .tuning import SPACE
+from .tuning import SPACES
 from .tuning import completed
 from .tuning import tune as search
+
+# Settings that layers may have of their own.
+FOR_LAYERS = "max_norm", "initial_stddev", "hidden_rate"
 
 app = typer.Typer(
     help="Invariant dropout (Ba, Xiong and Frey, 2014): the paper's networks."
@@ -141,7 +154,13 @@ def jobs_of(
     **settings: Any,
 ) -> list[Job]:
     """Each row with each seed, its recipe with the settings that are given."""
-    given = {k: v for k, v in settings.items() if v is not None}
+    given: dict[str, Any] = {
+        name: for_layers(f"--{name.replace('_', '-')}", value)
+        if name in FOR_LAYERS
+        else value
+        for name, value in settings.items()
+        if value is not None
+    }
     if calibrate:
         given["calibrated"] = True
     found = {each.id: each for name in names for each in rows(name)}
@@ -189,6 +208,7 @@ def check(jobs: Sequence[Job]) -> None:
             )
     for job in {job.row.network: job for job in jobs}.values():
         build(job.row, job.width, job.activation)
+        job.row.recipe.optimizer(steps_per_epoch=1)
 
 
 def check_writable(out: Path) -> None:
@@ -397,6 +417,14 @@ def train(
     learning_rate: LearningRate = None,
     beta_decay: BetaDecay = None,
     max_norm: MaxNorm = None,
+    initial_stddev: InitialStddev = None,
+    input_rate: InputRate = None,
+    hidden_rate: HiddenRate = None,
+    momentum: Momentum = None,
+    beta_factor: BetaFactor = None,
+    warm_up: WarmUp = None,
+    weight_decay: WeightDecay = None,
+    ema_momentum: EmaMomentum = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
     steps_per_execution: StepsPerExecution = 1,
@@ -423,6 +451,14 @@ def train(
         learning_rate,
         beta_decay,
         max_norm,
+        initial_stddev,
+        input_rate,
+        hidden_rate,
+        momentum,
+        beta_factor,
+        warm_up,
+        weight_decay,
+        ema_momentum,
         calibrate,
         dtype_policy,
         steps_per_execution,
@@ -449,6 +485,14 @@ def reproduce(
     learning_rate: LearningRate = None,
     beta_decay: BetaDecay = None,
     max_norm: MaxNorm = None,
+    initial_stddev: InitialStddev = None,
+    input_rate: InputRate = None,
+    hidden_rate: HiddenRate = None,
+    momentum: Momentum = None,
+    beta_factor: BetaFactor = None,
+    warm_up: WarmUp = None,
+    weight_decay: WeightDecay = None,
+    ema_momentum: EmaMomentum = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
     steps_per_execution: StepsPerExecution = 1,
@@ -483,6 +527,14 @@ def reproduce(
         learning_rate=learning_rate,
         beta_decay=beta_decay,
         max_norm=max_norm,
+        initial_stddev=initial_stddev,
+        input_rate=input_rate,
+        hidden_rate=hidden_rate,
+        momentum=momentum,
+        beta_factor=beta_factor,
+        warm_up=warm_up,
+        weight_decay=weight_decay,
+        ema_momentum=ema_momentum,
         dtype_policy=dtype_policy,
     )
     with together(
@@ -499,7 +551,10 @@ def tune(
     settings: Annotated[
         str,
         typer.Option(
-            help="What to search, with commas between: " + ", ".join(SPACE)
+            help="What to search, with commas between: "
+            + ", ".join(SPACE)
+            + "; or a set of them: "
+            + ", ".join(SPACES)
         ),
     ] = "learning_rate",
     trials: Annotated[
@@ -519,6 +574,14 @@ def tune(
     learning_rate: LearningRate = None,
     beta_decay: BetaDecay = None,
     max_norm: MaxNorm = None,
+    initial_stddev: InitialStddev = None,
+    input_rate: InputRate = None,
+    hidden_rate: HiddenRate = None,
+    momentum: Momentum = None,
+    beta_factor: BetaFactor = None,
+    warm_up: WarmUp = None,
+    weight_decay: WeightDecay = None,
+    ema_momentum: EmaMomentum = None,
     calibrate: Calibrate = False,
     dtype_policy: DtypePolicy = None,
     steps_per_execution: StepsPerExecution = 1,
@@ -534,7 +597,7 @@ def tune(
     """
     names = settings.split(",")
     for name in names:
-        check_choice("--settings", name, tuple(SPACE))
+        check_choice("--settings", name, (*SPACE, *SPACES))
     jobs = jobs_of(
         row,
         [seed],
@@ -548,6 +611,14 @@ def tune(
         learning_rate=learning_rate,
         beta_decay=beta_decay,
         max_norm=max_norm,
+        initial_stddev=initial_stddev,
+        input_rate=input_rate,
+        hidden_rate=hidden_rate,
+        momentum=momentum,
+        beta_factor=beta_factor,
+        warm_up=warm_up,
+        weight_decay=weight_decay,
+        ema_momentum=ema_momentum,
         dtype_policy=dtype_policy,
     )
     if len({job.row.unit for job in jobs}) > 1:

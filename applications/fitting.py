@@ -13,6 +13,8 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -28,6 +30,7 @@ from .data_parallel import is_first
 from .datasets import Split
 from .datasets import Stream
 from .results import replacing
+from .results import this_code
 
 
 class Diverged(ValueError):
@@ -53,7 +56,8 @@ class Fitted:
         selected_epoch: The epoch, counted from 1, with the highest value of
             the metric on the examples for validation, the first if several
             are equal; the last epoch where there are none.
-        selected: The weights of that epoch.
+        selected: The weights of that epoch, or their averages if the
+            optimiser takes such.
         seconds: What the epochs have taken, with the validation after each.
     """
 
@@ -88,6 +92,9 @@ def fit(
 ) -> Fitted:
     """Fits a compiled model, and selects an epoch.
 
+    Where its optimiser averages the weights (`use_ema`), the model is
+    evaluated, and selected, with the averages.
+
     Args:
         model: The model; it is left with the weights of the last epoch.
         examples: What it is fitted to, in batches of `batch_size`.
@@ -116,6 +123,7 @@ def fit(
     content = None if backup is None else _content(backup, devices)
     if backup is not None and content is not None:
         fitted = _restored(model, metric, backup, content)
+    average = _averages_by(model.optimizer)
     for epoch in range(fitted.epochs, epochs):
         started = time.perf_counter()
         reseed = functools.partial(_reseed, model, seed, epoch)
@@ -129,23 +137,60 @@ def fit(
             )
         if not np.isfinite(logs["loss"]).all():
             raise _diverged(epoch, logs["loss"])
-        for name, split in evaluated.items():
-            values = _evaluation(model, split, devices)
-            logs |= {f"{name}_{key}": value for key, value in values.items()}
-        for name, value in logs.items():
-            fitted.logs.setdefault(name, []).append(float(value))
-        figures = fitted.validation
-        if not figures or figures[-1] > max(figures[:-1], default=-np.inf):
-            fitted.selected_epoch = epoch + 1
-            fitted.selected = model.get_weights()
-            # The loss of an epoch was measured before its last step.
-            if not all(np.isfinite(each).all() for each in fitted.selected):
-                raise _diverged(epoch, float("nan"))
+        with _averaged(model, average):
+            for name, split in evaluated.items():
+                values = _evaluation(model, split, devices)
+                logs |= {f"{name}_{key}": each for key, each in values.items()}
+            for name, value in logs.items():
+                fitted.logs.setdefault(name, []).append(float(value))
+            figures = fitted.validation
+            if not figures or figures[-1] > max(figures[:-1], default=-np.inf):
+                fitted.selected_epoch = epoch + 1
+                fitted.selected = model.get_weights()
+                # The loss of an epoch was measured before its last step.
+                if not all(np.isfinite(each).all() for each in fitted.selected):
+                    raise _diverged(epoch, float("nan"))
         fitted.seconds += time.perf_counter() - started
         if backup is not None and (devices is None or is_first()):
             _back_up(model, fitted, backup)
         on_epoch(fitted)
     return fitted
+
+
+# Puts the averages of weights in their place.
+Average = Callable[[list[keras.Variable]], None]
+
+
+def _averages_by(optimizer: keras.optimizers.Optimizer) -> Average | None:
+    """How an optimiser averages weights; None if it does not.
+
+    Keras does so at the end of each call of `fit`, which is here that of an
+    epoch. From now on it leaves the weights alone: the next epoch goes on from
+    them.
+    """
+    # With float16, Keras wraps an optimiser in one that scales the loss.
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        return None
+    inner.finalize_variable_values = lambda variables: None
+    return functools.partial(type(inner).finalize_variable_values, inner)
+
+
+@contextmanager
+def _averaged(model: keras.Model, average: Average | None) -> Iterator[None]:
+    """In the block, the averages stand in place of the weights."""
+    if average is None:
+        yield
+        return
+    weights = model.get_weights()
+    average(model.trainable_variables)
+    # On JAX a weight and its average are one array now, which an evaluation
+    # would give away.
+    model.set_weights(model.get_weights())
+    try:
+        yield
+    finally:
+        model.set_weights(weights)
 
 
 def _epoch(
@@ -230,7 +275,12 @@ def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
         for i, value in enumerate(values)
     }
     arrays["state"] = json.dumps(
-        [fitted.logs, fitted.selected_epoch, fitted.seconds]
+        [
+            str(this_code()),
+            fitted.logs,
+            fitted.selected_epoch,
+            fitted.seconds,
+        ]
     )
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
@@ -261,7 +311,10 @@ def _restored(
                     for each in itertools.takewhile(file.__contains__, names)
                 ]
 
-            logs, selected_epoch, seconds = json.loads(str(file["state"]))
+            code, *state = json.loads(str(file["state"]))
+            if code != str(this_code()):
+                raise ValueError(f"{code} began it; this is {this_code()}")
+            logs, selected_epoch, seconds = state
             model.set_weights(group("weights"))
             model.optimizer.build(model.trainable_variables)
             variables = model.optimizer.variables

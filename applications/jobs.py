@@ -19,6 +19,7 @@ from .datasets import Dataset
 from .datasets import load
 from .results import Result
 from .results import read_result
+from .results import this_code
 from .splicing import check_file
 from .splicing import load_splicing
 from .splicing import partition_of
@@ -101,9 +102,22 @@ class Job:
         return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
 
     def finished(self, directory: Path) -> Result | None:
-        """Its result, if it has been done."""
+        """Its result, if it has been done.
+
+        Raises:
+            ValueError: If the result is that of another version of the code,
+                with which results of this one are not to be mixed.
+        """
         path = directory / f"{self.name}.json"
-        return read_result(path) if path.exists() else None
+        if not path.exists():
+            return None
+        result = read_result(path)
+        if result.code != this_code():
+            raise ValueError(
+                f"{path} was trained with {result.code}; this is "
+                f"{this_code()}. Give results of this one another `--out`."
+            )
+        return result
 
     def check_data(self) -> None:
         """Raises an error if `data` is not what the row takes."""

@@ -25,6 +25,7 @@ class Measurement:
         backend: Keras' backend.
         settings: What in the recipe is not the row's.
         seeds, commands: The seeds, and what was called for each.
+        commits: Those of the code, None where that is not known.
         mean, half_width: Mean of the figures of the test set, and half the
             width of its 95 % confidence interval; None for a single seed.
     """
@@ -41,6 +42,7 @@ class Measurement:
     settings: dict[str, Any]
     seeds: list[int]
     commands: list[str]
+    commits: list[str | None]
     mean: float
     half_width: float | None
 
@@ -66,7 +68,14 @@ class Measurement:
             f"training, {self.validation_examples:,} for validation, "
             f"{self.test_examples:,} for test; {self._training()}; "
             f"seed{'s' * (len(self.seeds) > 1)} {seeds}; "
-            f"{self.backend} backend"
+            f"{self.backend} backend" + self._code()
+        )
+
+    def _code(self) -> str:
+        """The commits of the code."""
+        known = dict.fromkeys(each[:7] for each in self.commits if each)
+        return f"; commit{'s' * (len(known) > 1)} {', '.join(known)}" * bool(
+            known
         )
 
     def _training(self) -> str:
@@ -109,6 +118,7 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
                 **_conditions(row, group[0]),
                 seeds=[result.seed for result in group],
                 commands=[result.command for result in group],
+                commits=[*dict.fromkeys(each.commit for each in group)],
                 mean=float(mean),
                 half_width=float(half_width) if len(group) > 1 else None,
             )

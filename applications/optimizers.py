@@ -13,6 +13,41 @@ from keras_invdrop.validation import invalid
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate schedule that is multiplied by a rise in the beginning.
+
+    At step `t`, counted from 0, the learning rate is
+    `schedule(t) * min((t + 1) / steps, 1)`.
+
+    Args:
+        schedule: The learning rate schedule.
+        steps: Positive integer. Number of steps of the rise.
+    """
+
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        steps: int,
+    ):
+        self.schedule = schedule
+        self.steps = check_positive_integer("steps", steps)
+
+    def __call__(self, step):
+        rate = self.schedule(step)
+        done = (ops.cast(step, rate.dtype) + 1) / self.steps
+        return rate * ops.minimum(done, 1.0)
+
+    def get_config(self):
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(schedule, config["steps"])
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
 class RampedSGD(keras.optimizers.SGD):
     """SGD with Nesterov momentum that rises in the first steps of training.
 
@@ -27,16 +62,18 @@ class RampedSGD(keras.optimizers.SGD):
         momentum_start: Float between 0 and 1. The momentum of the first step.
         ramp_steps: Positive integer. Number of steps in which it rises.
         nesterov: Boolean. Whether to apply Nesterov momentum.
-        learning_rate_factors: Dictionary from names of layers to positive
-            floats, by which the learning rate of their weights is multiplied;
-            those of a layer and of a layer in it are multiplied, too.
-            The published maxout networks have 0.05 for each convolution.
+        learning_rate_factors: Dictionary from names of layers, or of weights
+            in any layer (`"beta"`, `"bias"`), to positive floats, by which
+            their learning rate is multiplied. Where several names are those
+            of one weight, of its layer and of a layer around that, their
+            factors are multiplied. The published maxout networks have 0.05
+            for each convolution.
         **kwargs: As in `keras.optimizers.SGD`.
 
     Raises:
         ValueError: If an argument is not of the kind described, or, when
             training starts, if a name in `learning_rate_factors` is that of
-            no layer with trainable weights.
+            no trainable weight and of no layer with one.
 
     Reference:
 
@@ -73,14 +110,15 @@ class RampedSGD(keras.optimizers.SGD):
         }
 
     def build(self, variables):
-        # "convolution_1/conv/kernel": a layer's name is a part of the path.
-        paths = [variable.path.split("/")[:-1] for variable in variables]
+        # "convolution_1/conv/kernel": layers, and the name of the weight.
+        paths = [variable.path.split("/") for variable in variables]
         unknown = set(self.learning_rate_factors).difference(*paths)
         if unknown:
             raise invalid(
                 "learning_rate_factors",
-                "names of layers with trainable weights, which are in "
-                + ", ".join(sorted({"/".join(path) for path in paths})),
+                "names of layers with trainable weights, or of such weights, "
+                "which are "
+                + ", ".join(sorted(variable.path for variable in variables)),
                 self.learning_rate_factors,
             )
         self._factors = [

@@ -66,10 +66,81 @@ BetaDecay = Annotated[
     ),
 ]
 MaxNorm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NORM[,NORM...]",
+        help="Largest norm of the incoming weights of a unit, or none; for "
+        "all layers, or for each: none,4.5,4.5.",
+        show_default="the recipe's",
+    ),
+]
+InitialStddev = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SD[,SD...]",
+        help="Standard deviation of the initial weights, or none for those "
+        "that the network has by itself; for all layers, or for each: "
+        "0.01,0.01,0.",
+        show_default="the recipe's",
+    ),
+]
+InputRate = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Largest norm of the incoming weights of a unit.",
+        max=1,
+        help="Fraction of the input to drop.",
+        show_default="the recipe's",
+    ),
+]
+HiddenRate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RATE[,RATE...]",
+        help="Fraction of the hidden activities to drop; of all hidden "
+        "layers, or of each: 0.4,0.6.",
+        show_default="the recipe's",
+    ),
+]
+Momentum = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="After its rise.", show_default="the recipe's"
+    ),
+]
+BetaFactor = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="The learning rate of beta is so many times that of the weights.",
+        show_default="the recipe's",
+    ),
+]
+WarmUp = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Part of the steps over which the learning rate rises first.",
+        show_default="the recipe's",
+    ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="L2 of the weights: this times them is added to the gradient of "
+        "the mean loss.",
+        show_default="the recipe's",
+    ),
+]
+EmaMomentum = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Take the moving average of the weights, with this momentum in "
+        "each step: 0.999.",
         show_default="the recipe's",
     ),
 ]

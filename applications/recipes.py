@@ -9,11 +9,54 @@ chosen by the error on validation examples; results/README.md has the trials.
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
+from typing import Any
 from typing import Literal
 
 import keras
 
+from keras_invdrop.validation import check_fraction
+from keras_invdrop.validation import check_positive_number
+from keras_invdrop.validation import invalid
+
 from .optimizers import RampedSGD
+from .optimizers import WarmUp
+
+# A value for all layers, or one for each, from the first to the last.
+ForEach = float | tuple[float, ...]
+# The same, where None takes a layer out.
+ForSome = float | None | tuple[float | None, ...]
+
+
+def for_layers(argument: str, text: str) -> ForSome:
+    """What a text says of the layers: `"2"`, `"none"`, `"none,4.5,4.5"`."""
+    try:
+        values = tuple(
+            None if each.strip() == "none" else float(each)
+            for each in text.split(",")
+        )
+    except ValueError as error:
+        raise invalid(
+            argument, "numbers or none, such as 2 or none,4.5,4.5", text
+        ) from error
+    return values[0] if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The search by which settings of a recipe were selected.
+
+    Attributes:
+        trials: Their number, with those that were given up.
+        epochs: Of each trial.
+        settings: What was searched, as `keras-invdrop tune --settings` has it.
+    """
+
+    trials: int
+    epochs: int
+    settings: str
+
+    def __str__(self) -> str:
+        return f"{self.trials} trials of {self.epochs} epochs"
 
 
 @dataclass(frozen=True)
@@ -31,19 +74,34 @@ class Recipe:
     learning_rate_end: float = 0.01
     # ... choice: by the same factor in each step, or by the same amount.
     learning_rate_fall: Literal["geometric", "linear"] = "geometric"
+    # Choice: over this part of the steps it first rises from 0.
+    warm_up: float = 0.0
     # By layer; published for the maxout networks.
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
+    # Ours: the learning rate of beta is so many times that of the weights.
+    beta_factor: float = 1.0
     # Paper 3: Nesterov, 0.99 for fully connected networks.
     momentum: float = 0.99
     # Published: momentum rises linearly from here ...
     momentum_start: float = 0.5
     # ... choice: over this part of the training.
     momentum_ramp: float = 0.25
+    # Choice: Keras' own initial weights, or those that are published for the
+    # network. Else the standard deviation of a normal distribution: 0.01 in
+    # the hidden layers and 0 in the last are published for networks like
+    # MNIST's.
+    initial_stddev: ForSome = None
     # Choice: largest norm of a unit's incoming weights; 1.9365 is published.
-    max_norm: float | tuple[float, ...] = 2.0
+    max_norm: ForSome = 2.0
     # Published: keep 0.8 of the input and half of the hidden units.
     input_rate: float = 0.2
-    hidden_rate: float = 0.5
+    hidden_rate: ForEach = 0.5
+    # Choice, not in the paper: the gradient of the mean loss has
+    # `weight_decay * kernel` added, by a prior that is a part of the loss.
+    weight_decay: float = 0.0
+    # Choice: whether the network is that of the weights' moving average, and
+    # with which momentum. None takes the weights themselves.
+    ema_momentum: float | None = None
     # Choice: the paper does not say. "mixed_bfloat16" computes in 16 bits.
     dtype_policy: str = "float32"
     # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), read as
@@ -59,13 +117,22 @@ class Recipe:
     retrain: bool = False
 
     def beta_regularizer(self) -> keras.regularizers.Regularizer | None:
-        # The gradient of L2(c) is 2 c beta.
-        if self.beta_decay == 0:
-            return None
-        return keras.regularizers.L2(self.beta_decay / 2)
+        return _prior("beta_decay", self.beta_decay)
 
-    def optimizer(self, steps_per_epoch: int) -> RampedSGD:
+    def kernel_regularizer(self) -> keras.regularizers.Regularizer | None:
+        return _prior("weight_decay", self.weight_decay)
+
+    def optimizer(
+        self, steps_per_epoch: int, with_beta: bool = False
+    ) -> RampedSGD:
+        """The optimiser of a training.
+
+        Args:
+            steps_per_epoch: The number of batches.
+            with_beta: Whether the network has weights called `beta`.
+        """
         schedules = keras.optimizers.schedules
+        schedule: keras.optimizers.schedules.LearningRateSchedule
         steps = self.epochs * steps_per_epoch
         if self.learning_rate_fall == "geometric":
             schedule = schedules.ExponentialDecay(
@@ -77,21 +144,44 @@ class Recipe:
                 steps,
                 self.learning_rate * self.learning_rate_end,
             )
+        warm_up_steps = round(check_fraction("warm_up", self.warm_up) * steps)
+        if warm_up_steps:
+            schedule = WarmUp(schedule, warm_up_steps)
+        factors = dict(self.learning_rate_factors)
+        check_positive_number("beta_factor", self.beta_factor)
+        if with_beta and self.beta_factor != 1:
+            factors["beta"] = self.beta_factor
+        averaged: dict[str, Any] = {}
+        if self.ema_momentum is not None:
+            averaged = {"use_ema": True, "ema_momentum": self.ema_momentum}
         return RampedSGD(
             schedule,
             momentum=self.momentum,
             momentum_start=self.momentum_start,
             ramp_steps=max(1, round(self.momentum_ramp * steps)),
-            learning_rate_factors=self.learning_rate_factors,
+            learning_rate_factors=factors,
+            **averaged,
         )
+
+
+def _prior(
+    argument: str, decay: float
+) -> keras.regularizers.Regularizer | None:
+    """The prior that adds `decay * weight` to the gradient."""
+    if decay == 0:
+        return None
+    # The gradient of L2(c) is 2 c weight.
+    return keras.regularizers.L2(check_positive_number(argument, decay) / 2)
 
 
 # Selected with beta calibrated, on the original encoding. Choice: 240 epochs.
 MNIST = Recipe(epochs=240, learning_rate=0.025, max_norm=2.0)
+MNIST_SELECTION = Selection(56, 100, "learning_rate,max_norm")
 
 # Selected for standard and for invariant dropout from 0 on the inverted
 # encoding, where MNIST's learning rate is too large for what is dropped.
 MNIST_INVERTED = replace(MNIST, learning_rate=0.004, max_norm=1.0)
+MNIST_INVERTED_SELECTION = Selection(7, 60, "learning_rate,max_norm")
 
 # The 5,000 digits of the demonstration: so many epochs that all of it ends in
 # about five minutes on two cores, and a learning rate selected for them.

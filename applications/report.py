@@ -1,6 +1,7 @@
 """What was measured, beside what the paper prints, as Markdown and pictures."""
 
 import json
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import keras
 import pandas as pd
 
+from .claims import SAME_WITHIN
+from .claims import SIGNIFICANT
+from .claims import Finding
 from .claims import comparable
 from .claims import findings
 from .datasets import load
@@ -167,33 +171,83 @@ def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
         if decided_only and found.verdict == "undecided":
             undecided += 1
             continue
-        mean, half_width = found.mean_and_interval
-        half = half_width if len(found.values) > 1 else None
         lines.append(
             (
                 found.claim.text,
                 found.claim.source,
-                f"{with_interval(mean, half)} {found.unit}",
+                _difference(found),
+                _range(found.interval_with_examples),
+                *map(_p, (found.inference.p, found.corrected)),
                 str(len(found.values)),
                 found.conditions,
+                _settings(found),
                 found.verdict,
             )
         )
     if not lines and not undecided:
         return []
-    header = ("claim", "source", "difference", "pairs", "on", "")
+    header = (
+        "claim",
+        "source",
+        "difference",
+        "with examples",
+        "p",
+        "p, Holm",
+        "pairs",
+        "on",
+        "settings",
+        "",
+    )
     left_out = f"Undecided, and left out here: {undecided}."
     return [
         "### What holds",
         "Differences are paired, the same seed with one and with the other, "
-        "and positive in favour of the claim. It holds if the 95 % interval "
-        "of their mean leaves out 0 on that side, and does not if on the "
-        "other; errors are as many if the interval holds 0 and is narrower "
-        "than 0.1 points. A single pair decides nothing. In Table 5 a pair is "
-        "a partition, with the mean over seeds.",
+        "and positive in favour of the claim; with their 95 % interval over "
+        "seeds (Student's t) and, where results say which test examples were "
+        "wrong, that over seeds and examples (bootstrap of both). p is "
+        "two-sided; that errors are as many is tested by two one-sided tests, "
+        f"with a margin of {SAME_WITHIN} points; correlations by Fisher's z. "
+        "All p values of the report are corrected together (Holm), and a "
+        f"claim is decided below {SIGNIFICANT}, if the second interval does "
+        "not leave it open. A single pair decides nothing. In Table 5 a pair "
+        "is a partition, with the mean over seeds. Each row has the settings "
+        "that were selected for it: those in which two differ are said, and "
+        "where their searches were not alike.",
         _table(header, lines),
         *[left_out] * bool(undecided),
     ]
+
+
+def _difference(found: Finding) -> str:
+    """The mean, with its interval where there is one."""
+    mean, (low, high) = found.inference.mean, found.inference.interval
+    if math.isnan(low):
+        return f"{mean:.2f} {found.unit}"
+    if found.unit == "r":  # whose interval is not symmetric
+        return f"{mean:.2f} ({_range((low, high))}) r"
+    return f"{with_interval(mean, high - mean)} {found.unit}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else "{:.2f} to {:.2f}".format(*interval)
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else f"{p:.2g}"
+
+
+def _settings(found: Finding) -> str:
+    """In which settings two differ, and by what searches if they do."""
+    if len(found.settings) == 1:
+        return ""
+    alike = len(set(found.searches)) == 1
+    sides = [
+        settings + f" ({search or 'no search of its own'})" * (not alike)
+        for settings, search in zip(found.settings, found.searches, strict=True)
+    ]
+    if not any(found.settings) and alike:
+        return "the same"
+    return " / ".join(sides) + "; **unlike searches**" * (not alike)
 
 
 def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:

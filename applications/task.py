@@ -62,6 +62,8 @@ def build(
             hidden_rate=recipe.hidden_rate,
             beta_regularizer=recipe.beta_regularizer(),
             max_norm=recipe.max_norm,
+            initial_stddev=recipe.initial_stddev,
+            kernel_regularizer=recipe.kernel_regularizer(),
             **options,
         )
 
@@ -216,7 +218,12 @@ class Task:
         losses = keras.losses
         metric = self.metric(from_logits=True)
         model.compile(
-            optimizer=recipe.optimizer(-(-len(examples) // recipe.batch_size)),
+            optimizer=recipe.optimizer(
+                -(-len(examples) // recipe.batch_size),
+                with_beta=any(
+                    weight.name == "beta" for weight in model.trainable_weights
+                ),
+            ),
             # From the logits: a probability rounded to 0 has no gradient.
             loss=losses.CategoricalCrossentropy(from_logits=True)
             if self.row.unit == "bits"
@@ -258,17 +265,21 @@ class Task:
             return None
         return float(self.figures([fitted.validation[epoch - 1]])[0])
 
-    def test(self, network: keras.Model) -> float:
-        """The figure of the test set, in the unit of the row."""
+    def test(self, network: keras.Model) -> tuple[float, np.ndarray | None]:
+        """The figure of the test set, in the unit of the row.
+
+        And which examples the network gets wrong, None where it predicts
+        distributions.
+        """
         test = self.dataset.test
         batches = test.batches(evaluation_batch(test))
         outputs = network.predict(batches, verbose=0)
         if self.row.unit == "%":
             wrong = outputs.argmax(axis=1) != test.y
-            return round(100 * float(wrong.mean()), 4)
+            return round(100 * float(wrong.mean()), 4), wrong
         metric = self.metric(from_logits=False)
         metric.update_state(test.y, outputs)
-        return round(float(metric.result()), 4)
+        return round(float(metric.result()), 4), None
 
 
 def _drawn_from(seed: int, model: keras.Model) -> keras.Model:

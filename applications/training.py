@@ -1,7 +1,6 @@
 """Trains one row of the paper's tables with one seed."""
 
 import importlib.metadata
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -27,7 +26,9 @@ from .datasets import in_memory
 from .fitting import Fitted
 from .fitting import evaluation_batch
 from .results import Result
+from .results import packed
 from .results import replacing
+from .results import this_code
 from .results import write_result
 from .tables import Row
 from .task import Task
@@ -125,7 +126,7 @@ def train(
             "to which those for validation cannot be added",
             True,
         )
-    commit = _commit()  # now: it may be another one when the training ends
+    code = this_code()  # before the files of it change
     task = Task(
         row,
         dataset,
@@ -160,6 +161,7 @@ def train(
     network = task.network("softmax")
     network.set_weights(tested.selected)
     # Everything is chosen: from here on the test set may be seen.
+    figure, wrong = task.test(network)
     result = Result(
         row=row.id,
         dataset=dataset.name,
@@ -178,14 +180,15 @@ def train(
         selected_epoch=selected,
         unit=row.unit,
         validation=task.validation(fitted, selected),
-        test=task.test(network),
+        test=figure,
         correlations=_correlations(network, dataset),
         seconds=round(tested.seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
-        commit=commit,
+        commit=code.commit,
         command=command,
         recipe=asdict(row.recipe),
+        wrong=None if wrong is None else packed(wrong),
     )
     return Run(network, history, result)
 
@@ -290,21 +293,3 @@ def remove_backups(backup: Path) -> None:
 def _versions() -> dict[str, str]:
     packages = "keras-invdrop", "keras", keras.backend.backend(), "numpy"
     return {name: importlib.metadata.version(name) for name in packages}
-
-
-def _commit() -> str | None:
-    """The commit of this code, if it runs from a clone of its repository."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        told = subprocess.run(
-            [*git, "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told.stdout.strip()

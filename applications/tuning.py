@@ -18,21 +18,91 @@ from .execution import each_result
 from .fitting import Diverged
 from .fitting import Fitted
 from .jobs import Job
+from .recipes import for_layers
 from .results import replacing
+from .results import this_code
 from .task import Task
 
+# Draws the value of a setting for a trial.
+Draw = Callable[[Any], Any]
+
+
+def _one_of(name: str, *values: Any) -> Draw:
+    return lambda trial: trial.suggest_categorical(name, values)
+
+
+def _for_layers_one_of(name: str, *texts: str) -> Draw:
+    draw = _one_of(name, *texts)
+    return lambda trial: for_layers(name, draw(trial))
+
+
+def _between(name: str, low: float, high: float, **options: Any) -> Draw:
+    return lambda trial: trial.suggest_float(name, low, high, **options)
+
+
 # What is searched, and how a trial draws it.
-SPACE: dict[str, Callable[[Any], Any]] = {
-    "learning_rate": lambda trial: trial.suggest_float(
-        "learning_rate", 0.001, 0.3, log=True
+SPACE: dict[str, Draw] = {
+    "learning_rate": _between("learning_rate", 0.001, 0.3, log=True),
+    "beta_decay": _one_of("beta_decay", 0.0, 1e-4, 1e-3, 1e-2, 1e-1),
+    "max_norm": _between("max_norm", 1.0, 4.0, step=0.25),
+    "initial_stddev": _for_layers_one_of(
+        "initial_stddev", "none", "0.003", "0.01", "0.03"
     ),
-    "beta_decay": lambda trial: trial.suggest_categorical(
-        "beta_decay", [0.0, 1e-4, 1e-3, 1e-2, 1e-1]
-    ),
-    "max_norm": lambda trial: trial.suggest_float(
-        "max_norm", 1.0, 4.0, step=0.25
-    ),
+    "input_rate": _between("input_rate", 0.0, 0.5, step=0.05),
+    "hidden_rate": _between("hidden_rate", 0.2, 0.7, step=0.05),
+    "momentum": _one_of("momentum", 0.8, 0.9, 0.95, 0.98, 0.99),
+    "beta_factor": _one_of("beta_factor", 1.0, 3.0, 10.0, 30.0),
+    "warm_up": _one_of("warm_up", 0.0, 0.1, 0.2),
+    "weight_decay": _one_of("weight_decay", 0.0, 1e-6, 1e-5, 1e-4),
+    "ema_momentum": _one_of("ema_momentum", None, 0.99, 0.999, 0.9999),
 }
+
+
+def _norms_of_table_2(trial: Any) -> Any:
+    # One for all layers, or those that are published for networks like it.
+    norms = trial.suggest_categorical(
+        "norms", ("equal", "none,4.5,4.5", "4.4,3,4.6")
+    )
+    if norms == "equal":
+        return trial.suggest_float("max_norm", 1.0, 4.0, step=0.5)
+    return for_layers("max_norm", norms)
+
+
+# What is searched together, by a name of its own. Of Table 2: what the paper
+# does not print, about what is published for networks like its own, and small
+# enough for some 25 trials. Last the setting that only some methods have, so
+# that the searches of all methods begin with the same trials.
+SPACES: dict[str, dict[str, Draw]] = {
+    "table2": {
+        "learning_rate": _between("learning_rate", 0.002, 0.1, log=True),
+        "input_rate": _between("input_rate", 0.1, 0.4, step=0.05),
+        "hidden_rate": _between("hidden_rate", 0.4, 0.65, step=0.05),
+        "initial_stddev": _for_layers_one_of(
+            "initial_stddev", "none", "0.01,none,none", "0.01,0.01,0"
+        ),
+        "warm_up": _one_of("warm_up", 0.0, 0.1),
+        "max_norm": _norms_of_table_2,
+        "beta_factor": _one_of("beta_factor", 1.0, 10.0),
+    },
+}
+
+# What says nothing of a network without beta.
+OF_BETA = ("beta_decay", "beta_factor")
+
+
+def space_of(settings: Sequence[str], jobs: Sequence[Job]) -> dict[str, Draw]:
+    """What a search draws.
+
+    Args:
+        settings: Names in `SPACE`, or in `SPACES` of several settings.
+        jobs: The trainings. Where none has a beta, nothing is drawn for it.
+    """
+    found: dict[str, Draw] = {}
+    for name in settings:
+        found |= SPACES.get(name) or {name: SPACE[name]}
+    if not any(job.row.method.startswith("invariant") for job in jobs):
+        found = {k: each for k, each in found.items() if k not in OF_BETA}
+    return found
 
 
 def tune(
@@ -54,7 +124,8 @@ def tune(
 
     Args:
         jobs: The trainings, which are of one unit.
-        settings: What to search, of `SPACE`; all else is the jobs' own.
+        settings: What to search, of `SPACE` and `SPACES`; all else is the
+            jobs' own.
         trials: Number of trials, those of earlier calls among them.
         directory: Where to write `trials-<name>.log`, Optuna's journal, and
             `trials-<name>.csv`.
@@ -127,7 +198,9 @@ def _make_trial(
 
     def objective(trial: Any) -> float:
         numbers.append(trial.number)
-        changes = {setting: SPACE[setting](trial) for setting in settings}
+        trial.set_user_attr("code", str(this_code()))
+        space = space_of(settings, jobs)
+        changes = {setting: draw(trial) for setting, draw in space.items()}
         return _figure(jobs, changes, trial, told)
 
     study.optimize(objective, n_trials=1)
@@ -180,6 +253,7 @@ def _figure(
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
         figures.append(task.validation(fitted, fitted.selected_epoch))
+        trial.set_user_attr(f"selected epoch, {row.id}", fitted.selected_epoch)
     return float(np.mean(figures))
 
 

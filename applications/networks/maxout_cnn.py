@@ -11,10 +11,10 @@ from keras import ops
 from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
 
-from .methods import constraints
 from .methods import dropouts
 from .methods import full_precision
 from .methods import image_shape
+from .methods import kernels
 from .methods import scaled
 from .methods import spatial_axes
 
@@ -64,9 +64,11 @@ def maxout_cnn(
     hidden_pieces: int = 5,
     width: float = 1.0,
     input_rate: float = 0.2,
-    hidden_rate: float = 0.5,
+    hidden_rate: float | Sequence[float] = 0.5,
     beta_regularizer: Any = None,
-    max_norm: float | Sequence[float] | None = None,
+    max_norm: float | None | Sequence[float | None] = None,
+    initial_stddev: float | None | Sequence[float | None] = None,
+    kernel_regularizer: Any = None,
     input_shape: Sequence[int] | None = None,
     classes: int = 10,
     classifier_activation: Any = "softmax",
@@ -90,10 +92,14 @@ def maxout_cnn(
         hidden_pieces: Linear pieces of each dense unit.
         width: Multiplier of the feature maps and hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden activities to drop.
+        hidden_rate: Fraction of the hidden activities to drop: one for all
+            hidden layers or one for each.
         beta_regularizer: Prior on beta, for the invariant methods.
         max_norm: Largest norm of the incoming weights of a piece: one for all
             layers or one for each, or None.
+        initial_stddev: Standard deviation of the initial weights: one for all
+            layers or one for each, or None for the published ones.
+        kernel_regularizer: Prior on the weights.
         input_shape: Shape of one image, without the batch, in the image data
             format of the Keras configuration. By default that of CIFAR-10:
             `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
@@ -108,7 +114,8 @@ def maxout_cnn(
 
     Raises:
         ValueError: If `dropout` is none of the methods, `max_norm` not
-            positive, or if `width` leaves a layer empty.
+            positive, `initial_stddev` negative, or if `width` leaves a layer
+            empty.
 
     Example:
 
@@ -121,13 +128,19 @@ def maxout_cnn(
     - Ba, Xiong and Frey, 2014, section 3.5 and Table 6
     """
     drop_input, drop = dropouts(
-        dropout, input_rate, hidden_rate, beta_regularizer
+        dropout,
+        input_rate,
+        hidden_rate,
+        beta_regularizer,
+        len(convolutions) + 1,
     )
-    norms = constraints(max_norm, [[0, 1, 2]] * len(convolutions) + [0, 0])
-
-    def initializer():
-        return keras.initializers.RandomUniform(-0.005, 0.005)
-
+    options = kernels(
+        [[0, 1, 2]] * len(convolutions) + [0, 0],
+        max_norm,
+        initial_stddev,
+        kernel_regularizer,
+        lambda: keras.initializers.RandomUniform(-0.005, 0.005),
+    )
     inputs = keras.Input(image_shape(input_shape), name="input")
     x = drop_input(inputs, "input_dropout")
     for i, (filters, kernel_size, margin, pool_size) in enumerate(
@@ -138,8 +151,7 @@ def maxout_cnn(
             scaled(filters, width),
             kernel_size,
             convolution_pieces,
-            kernel_initializer=initializer(),
-            kernel_constraint=norms[i - 1],
+            **options[i - 1],
             name=f"convolution_{i}",
         )(x)
         x = _complete_windows(x, pool_size)
@@ -149,16 +161,14 @@ def maxout_cnn(
     x = MaxoutDense(
         scaled(hidden_units, width),
         hidden_pieces,
-        kernel_initializer=initializer(),
-        kernel_constraint=norms[-2],
+        **options[-2],
         name="hidden_1",
     )(x)
     x = drop(x, "hidden_1_dropout")
     outputs = keras.layers.Dense(
         classes,
         classifier_activation,
-        kernel_initializer=initializer(),
-        kernel_constraint=norms[-1],
+        **options[-1],
         dtype=full_precision(),
         name="classifier",
     )(x)

@@ -1,4 +1,4 @@
-"""What the networks have in common: methods of dropout, widths and norms."""
+"""What the networks have in common: methods of dropout, widths, kernels."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from keras_invdrop import SharedInvariantDropout
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import check_positive_number
 from keras_invdrop.validation import invalid
+from keras_invdrop.validation import is_number
 
 # The columns of Table 2 and "none": the layer on the input and the layer on
 # the hidden units.
@@ -26,17 +27,26 @@ METHODS: dict[str, tuple[type | None, type | None]] = {
 
 
 def dropouts(
-    method: str, input_rate: float, hidden_rate: float, beta_regularizer: Any
+    method: str,
+    input_rate: float,
+    hidden_rate: float | Sequence[float],
+    beta_regularizer: Any,
+    hidden_layers: int = 1,
 ) -> tuple[Callable, Callable]:
     """The dropout on the input, and that on the hidden units, of a method.
 
-    Both are functions `(x, name) -> x`. Feature maps, `x` of rank 4, have one
-    shift each (section 2.1), other activities one for each.
+    Both are functions `(x, name) -> x`, of which the second is called once
+    for each of the hidden layers, from the first to the last. Feature maps,
+    `x` of rank 4, have one shift each (section 2.1), other activities one for
+    each.
     """
     check_choice("dropout", method, tuple(METHODS))
 
-    def dropout(layer, rate):
+    def dropout(layer, rates):
+        rates = iter(rates)
+
         def drop(x, name):
+            rate = next(rates)
             if layer is None:
                 return x
             maps = len(x.shape) == 4
@@ -51,7 +61,8 @@ def dropouts(
         return drop
 
     on_input, on_hidden = METHODS[method]
-    return dropout(on_input, input_rate), dropout(on_hidden, hidden_rate)
+    hidden_rates = for_each("hidden_rate", hidden_rate, hidden_layers)
+    return dropout(on_input, [input_rate]), dropout(on_hidden, hidden_rates)
 
 
 def spatial_axes() -> tuple[int, int]:
@@ -92,27 +103,58 @@ def full_precision() -> str:
     return keras.config.dtype_policy().variable_dtype
 
 
-def constraints(
-    max_norm: float | Sequence[float] | None, axes: Sequence[Any]
-) -> list[keras.constraints.MaxNorm | None]:
-    """Constraints for the kernels of the layers, from first to last.
+def for_each(argument: str, value: Any, layers: int) -> Sequence[Any]:
+    """`value` for each of the layers, if it is not a sequence of such."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * layers
+    if len(value) != layers:
+        raise invalid(
+            argument, f"one value, or one for each of {layers} layers", value
+        )
+    return value
+
+
+def kernels(
+    axes: Sequence[Any],
+    max_norm: float | None | Sequence[float | None] = None,
+    initial_stddev: float | None | Sequence[float | None] = None,
+    regularizer: Any = None,
+    initializer: Callable[[], Any] = lambda: "glorot_uniform",
+) -> list[dict[str, Any]]:
+    """Options of the layers, from first to last, that concern the kernels.
 
     Args:
-        max_norm: The largest norm of the incoming weights of a unit: one for
-            all layers or one for each, or None.
         axes: For each layer, the axes of its kernel that lead to one unit.
+        max_norm: The largest norm of the incoming weights of a unit: one for
+            all layers or one for each; None for any norm.
+        initial_stddev: The standard deviation of the initial weights, which
+            are drawn from a normal distribution about 0: one for all layers
+            or one for each; None for those of `initializer`.
+        regularizer: Prior on the weights.
+        initializer: Makes the initial weights where no `initial_stddev` is
+            given.
     """
-    if max_norm is None:
-        return [None] * len(axes)
-    if not isinstance(max_norm, (list, tuple)):
-        max_norm = [max_norm] * len(axes)  # type: ignore[list-item]
-    if len(max_norm) != len(axes):
-        raise invalid(
-            "max_norm",
-            f"a float, or one for each of {len(axes)} layers",
-            max_norm,
-        )
+    norms = for_each("max_norm", max_norm, len(axes))
+    stddevs = for_each("initial_stddev", initial_stddev, len(axes))
     return [
-        keras.constraints.MaxNorm(check_positive_number("max_norm", norm), axis)
-        for norm, axis in zip(max_norm, axes, strict=True)
+        {
+            "kernel_initializer": _normal(stddev) or initializer(),
+            "kernel_regularizer": regularizer,
+            "kernel_constraint": None
+            if norm is None
+            else keras.constraints.MaxNorm(
+                check_positive_number("max_norm", norm), axis
+            ),
+        }
+        for axis, norm, stddev in zip(axes, norms, stddevs, strict=True)
     ]
+
+
+def _normal(stddev: float | None) -> keras.initializers.Initializer | None:
+    if stddev is None:
+        return None
+    if is_number(stddev) and stddev == 0:
+        return keras.initializers.Zeros()
+    return keras.initializers.RandomNormal(
+        stddev=check_positive_number("initial_stddev", stddev)
+    )

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
-from .methods import constraints
 from .methods import dropouts
 from .methods import full_precision
+from .methods import kernels
 from .methods import scaled
 
 
@@ -17,9 +17,11 @@ def mnist_mlp(
     hidden_units: Sequence[int] = (1000, 1000),
     width: float = 1.0,
     input_rate: float = 0.2,
-    hidden_rate: float = 0.5,
+    hidden_rate: float | Sequence[float] = 0.5,
     beta_regularizer: Any = None,
-    max_norm: float | Sequence[float] | None = None,
+    max_norm: float | None | Sequence[float | None] = None,
+    initial_stddev: float | None | Sequence[float | None] = None,
+    kernel_regularizer: Any = None,
     input_shape: Sequence[int] = (784,),
     classes: int = 10,
     classifier_activation: Any = "softmax",
@@ -42,10 +44,14 @@ def mnist_mlp(
         hidden_units: Units of each hidden layer.
         width: Multiplier of the hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden units to drop.
+        hidden_rate: Fraction of the hidden units to drop: one for all hidden
+            layers or one for each.
         beta_regularizer: Prior on beta, for the invariant methods.
         max_norm: Largest norm of the incoming weights of a unit: one for all
             dense layers or one for each, or None.
+        initial_stddev: Standard deviation of the initial weights: one for all
+            dense layers or one for each, or None for Keras' own.
+        kernel_regularizer: Prior on the weights of the dense layers.
         input_shape: Shape of one example, without the batch. Examples of more
             than one axis are flattened.
         classes: Number of classes.
@@ -59,7 +65,8 @@ def mnist_mlp(
 
     Raises:
         ValueError: If `dropout` is none of the methods, `max_norm` not
-            positive, or if `width` leaves a layer empty.
+            positive, `initial_stddev` negative, or if `width` leaves a layer
+            empty.
 
     Example:
 
@@ -68,9 +75,18 @@ def mnist_mlp(
     1798794
     """
     drop_input, drop = dropouts(
-        dropout, input_rate, hidden_rate, beta_regularizer
+        dropout,
+        input_rate,
+        hidden_rate,
+        beta_regularizer,
+        len(hidden_units),
     )
-    norms = constraints(max_norm, [0] * (len(hidden_units) + 1))
+    options = kernels(
+        [0] * (len(hidden_units) + 1),
+        max_norm,
+        initial_stddev,
+        kernel_regularizer,
+    )
     inputs = x = keras.Input(tuple(input_shape), name="input")
     if len(x.shape) > 2:
         x = keras.layers.Flatten(name="flatten")(x)
@@ -79,14 +95,14 @@ def mnist_mlp(
         x = keras.layers.Dense(
             scaled(units, width),
             activation,
-            kernel_constraint=norms[i - 1],
+            **options[i - 1],
             name=f"hidden_{i}",
         )(x)
         x = drop(x, f"hidden_{i}_dropout")
     outputs = keras.layers.Dense(
         classes,
         classifier_activation,
-        kernel_constraint=norms[-1],
+        **options[-1],
         dtype=full_precision(),
         name="classifier",
     )(x)

@@ -9,10 +9,10 @@ from keras_invdrop import LocallyConnected2D
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop.validation import check_choice
 
-from .methods import constraints
 from .methods import dropouts
 from .methods import full_precision
 from .methods import image_shape
+from .methods import kernels
 from .methods import scaled
 
 POOLINGS = {
@@ -29,9 +29,11 @@ def relu_cnn(
     pooling: str = "max",
     width: float = 1.0,
     input_rate: float = 0.2,
-    hidden_rate: float = 0.5,
+    hidden_rate: float | Sequence[float] = 0.5,
     beta_regularizer: Any = None,
-    max_norm: float | Sequence[float] | None = None,
+    max_norm: float | None | Sequence[float | None] = None,
+    initial_stddev: float | None | Sequence[float | None] = None,
+    kernel_regularizer: Any = None,
     input_shape: Sequence[int] | None = None,
     classes: int = 10,
     classifier_activation: Any = "softmax",
@@ -57,10 +59,14 @@ def relu_cnn(
         pooling: `"max"` or `"stochastic"` (Zeiler and Fergus, 2013).
         width: Multiplier of the feature maps and hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden activities to drop.
+        hidden_rate: Fraction of the hidden activities to drop: one for all
+            hidden layers or one for each.
         beta_regularizer: Prior on beta, for the invariant methods.
         max_norm: Largest norm of the incoming weights of a unit: one for all
             layers or one for each, or None.
+        initial_stddev: Standard deviation of the initial weights: one for all
+            layers or one for each, or None for Keras' own.
+        kernel_regularizer: Prior on the weights.
         input_shape: Shape of one image, without the batch, in the image data
             format of the Keras configuration. By default that of CIFAR-10:
             `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
@@ -75,7 +81,8 @@ def relu_cnn(
 
     Raises:
         ValueError: If `dropout` or `pooling` is none of those described,
-            `max_norm` not positive, or if `width` leaves a layer empty.
+            `max_norm` not positive, `initial_stddev` negative, or if `width`
+            leaves a layer empty.
 
     Example:
 
@@ -84,14 +91,20 @@ def relu_cnn(
     """
     check_choice("pooling", pooling, tuple(POOLINGS))
     drop_input, drop = dropouts(
-        dropout, input_rate, hidden_rate, beta_regularizer
+        dropout,
+        input_rate,
+        hidden_rate,
+        beta_regularizer,
+        len(filters) + (locally_connected is not None) + len(hidden_units),
     )
-    norms = iter(
-        constraints(
-            max_norm,
+    options = iter(
+        kernels(
             [[0, 1, 2]] * len(filters)
             + [1] * (locally_connected is not None)
             + [0] * (len(hidden_units) + 1),
+            max_norm,
+            initial_stddev,
+            kernel_regularizer,
         )
     )
     inputs = keras.Input(image_shape(input_shape), name="input")
@@ -102,7 +115,7 @@ def relu_cnn(
             5,
             padding="same",
             activation="relu",
-            kernel_constraint=next(norms),
+            **next(options),
             name=f"convolution_{i}",
         )(x)
         pool = POOLINGS[pooling](3, 2, "same", name=f"pooling_{i}")
@@ -113,7 +126,7 @@ def relu_cnn(
             3,
             padding="same",
             activation="relu",
-            kernel_constraint=next(norms),
+            **next(options),
             name="locally_connected",
         )(x)
         x = drop(x, "locally_connected_dropout")
@@ -122,14 +135,14 @@ def relu_cnn(
         x = keras.layers.Dense(
             scaled(units, width),
             "relu",
-            kernel_constraint=next(norms),
+            **next(options),
             name=f"hidden_{i}",
         )(x)
         x = drop(x, f"hidden_{i}_dropout")
     outputs = keras.layers.Dense(
         classes,
         classifier_activation,
-        kernel_constraint=next(norms),
+        **next(options),
         dtype=full_precision(),
         name="classifier",
     )(x)

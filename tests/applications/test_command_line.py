@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from keras_invdrop.applications.fitting import Diverged
 from keras_invdrop.applications.report import MARKS
 from keras_invdrop.applications.results import read_results
 from keras_invdrop.applications.results import write_result
+from keras_invdrop.applications.tables import ROWS
 
 import keras_invdrop
 
@@ -178,6 +180,60 @@ def test_train_calibrated(command, tmp_path):
         for each in results
     } == {False: False, True: True}
     assert len(list((tmp_path / "runs").glob("*.keras"))) == 2
+
+
+def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
+    arguments = (
+        "train",
+        DIGITS,
+        "--data=digits",
+        "--epochs=1",
+        "--limit-train=200",
+        "--width=0.02",
+    )
+    settings = {
+        "learning_rate": 0.05,
+        "beta_decay": 0.001,
+        "max_norm": (None, 4.5, 4.5),
+        "initial_stddev": (0.01, None, 0.0),
+        "input_rate": 0.1,
+        "hidden_rate": (0.4, 0.6),
+        "momentum": 0.9,
+        "beta_factor": 10.0,
+        "warm_up": 0.5,
+        "weight_decay": 1e-5,
+        "ema_momentum": 0.9,
+    }
+    process = command(
+        *arguments,
+        "--learning-rate=0.05",
+        "--beta-decay=0.001",
+        "--max-norm=none,4.5,4.5",
+        "--initial-stddev=0.01,none,0",
+        "--input-rate=0.1",
+        "--hidden-rate=0.4,0.6",
+        "--momentum=0.9",
+        "--beta-factor=10",
+        "--warm-up=0.5",
+        "--weight-decay=1e-5",
+        "--ema-momentum=0.9",
+    )
+    assert process.returncode == 0, process.stderr
+    (result,) = read_results(tmp_path / "runs")
+    for name, value in settings.items():
+        assert result.recipe[name] == value
+    # None of them is the recipe's own.
+    own = dataclasses.asdict(ROWS[DIGITS].recipe)
+    assert not any(own[name] == value for name, value in settings.items())
+    for option, message in {
+        "--max-norm=2,a": "`--max-norm`. Expected numbers or none",
+        "--hidden-rate=none": "`rate`",
+        "--initial-stddev=0.1,0.1": "one for each of 3 layers",
+        "--momentum=0": "`momentum`",
+    }.items():
+        process = command(*arguments, option)
+        assert process.returncode == 1
+        assert message in process.stderr
 
 
 def test_splicing_from_generated_data(command, tmp_path):

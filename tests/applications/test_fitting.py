@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras_invdrop.applications import fitting
+from keras_invdrop.applications import results
 from keras_invdrop.applications.datasets import Dataset
 from keras_invdrop.applications.datasets import Split
 from keras_invdrop.applications.datasets import Stream
@@ -23,6 +24,7 @@ several_steps = pytest.mark.skipif(
     reason="Keras makes the steps of PyTorch one by one",
 )
 BLOBS = "table2/original/invariant"
+LOSS = keras.losses.SparseCategoricalCrossentropy
 
 
 class Stopped(Exception):
@@ -104,11 +106,29 @@ def exons():
         (
             "table2/original/standard",
             "blobs",
-            {"dtype_policy": "mixed_float16"},
+            {"dtype_policy": "mixed_float16", "ema_momentum": 0.5},
+        ),
+        (
+            "table2/original/invariant",
+            "blobs",
+            {
+                "ema_momentum": 0.9,
+                "warm_up": 0.3,
+                "beta_factor": 10.0,
+                "weight_decay": 1e-3,
+                "initial_stddev": (0.1, None, 0.0),
+                "max_norm": (None, 1.5, 2.0),
+                "hidden_rate": (0.3, 0.6),
+            },
         ),
         ("table3/stochastic_pooling/standard", "images", {}),
         ("table5/2/invariant", "exons", {"beta_decay": 0.1}),
-        pytest.param(BLOBS, "blobs", {"steps": 2}, marks=several_steps),
+        pytest.param(
+            BLOBS,
+            "blobs",
+            {"steps": 2, "ema_momentum": 0.9},
+            marks=several_steps,
+        ),
     ],
 )
 def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
@@ -188,6 +208,21 @@ def test_the_backup_of_another_network_is_named(blobs, tmp_path):
         fitted(task_of("table2/original/invariant", blobs), backup)
 
 
+def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
+    backup = tmp_path / "backup.npz"
+    task = task_of(BLOBS, blobs)
+    with pytest.raises(Stopped):
+        fitted(task, backup, 1)
+    other = results.Code("0.1.0", "abc")
+    monkeypatch.setattr(fitting, "this_code", lambda: other)
+    with pytest.raises(
+        ValueError,
+        match="backup.npz is not the backup of this training: version .* began "
+        "it; this is version 0.1.0, commit abc. Delete it to begin anew",
+    ):
+        fitted(task, backup)
+
+
 def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
     backup = tmp_path / "backup.npz"
     task = task_of("table2/original/invariant", blobs)
@@ -209,12 +244,81 @@ def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [backup]
 
 
+def averages(weights, momentum):
+    """The moving average after each of the weights, Keras' way."""
+    averaged = list(weights[0])
+    for weight in weights[1:]:
+        averaged = [
+            momentum * a + (1 - momentum) * w
+            for a, w in zip(averaged, weight, strict=True)
+        ]
+    return averaged
+
+
+def test_selected_are_the_averages_of_the_weights(blobs):
+    # An epoch is one step, so that all weights are seen. What is averaged is
+    # what came of the step, before the constraint of which there is none here.
+    settings = {"batch_size": 60, "max_norm": None}
+    seen = []
+
+    def on_epoch(so_far):
+        seen.append(model.get_weights())
+        selected.append(so_far.selected)
+
+    found = {}
+    for ema_momentum in (None, 0.9):
+        task = task_of(BLOBS, blobs, ema_momentum=ema_momentum, **settings)
+        model, seen, selected = task.model(), [], []
+        found[ema_momentum] = task.fit(
+            model, blobs.train, EPOCHS, None, None, on_epoch
+        )
+        # Averaging changes nothing in what is trained.
+        for weight in seen[-1]:
+            assert np.isfinite(weight).all()
+        if ema_momentum is None:
+            trained = seen
+    for one, other in zip(trained, seen, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.tobytes() == b.tobytes()
+    assert found[None].logs == found[0.9].logs
+    for epoch in range(EPOCHS):
+        expected = averages(trained[: epoch + 1], 0.9)
+        for a, b in zip(selected[epoch], expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_evaluated_are_the_averages_of_the_weights(blobs):
+    # So slow an average is that of the weights of the first step.
+    task = task_of(BLOBS, blobs, ema_momentum=1.0)
+    _, found = fitted(task)
+    model = task.model()
+    model.set_weights(found.selected)
+    model.compile(loss=LOSS(from_logits=True))
+    loss = model.evaluate(blobs.validation.batches(12), verbose=0)
+    assert len(set(found.logs["val_loss"])) == 1
+    assert found.logs["val_loss"][0] == pytest.approx(loss, rel=1e-5)
+    assert len(set(found.logs["loss"])) == EPOCHS
+
+
+def test_beta_moves_faster_by_its_factor(blobs):
+    def shifts(**changes):
+        task = task_of(BLOBS, blobs, batch_size=60, **changes)
+        model = task.model()
+        task.fit(model, blobs.train, 1)
+        return model.get_layer("input_dropout").get_weights()[0]
+
+    usual = shifts()
+    assert np.abs(usual).max() > 0
+    np.testing.assert_allclose(shifts(beta_factor=10.0), 10 * usual, rtol=1e-5)
+
+
 @several_steps
 @pytest.mark.parametrize("steps", [2, 4, 100])
 def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
     # 60 examples are seven batches of eight, and one of four.
-    one, expected = fitted(task_of(BLOBS, blobs, batch_size=8))
-    several, found = fitted(task_of(BLOBS, blobs, steps=steps, batch_size=8))
+    settings = {"batch_size": 8, "ema_momentum": 0.9, "warm_up": 0.3}
+    one, expected = fitted(task_of(BLOBS, blobs, **settings))
+    several, found = fitted(task_of(BLOBS, blobs, steps=steps, **settings))
     assert several.optimizer.iterations == 8 * EPOCHS
     for name, values in expected.logs.items():
         # Up to the order in which a sum is taken.

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_invdrop.applications.optimizers import RampedSGD
+from keras_invdrop.applications.optimizers import WarmUp
 
 from keras_invdrop import MaxoutConv2D
 
@@ -123,12 +124,44 @@ def test_a_layer_has_a_learning_rate_of_its_own():
         np.testing.assert_allclose(scaled[i], usual[i], rtol=1e-6)
 
 
+def test_a_weight_has_a_learning_rate_of_its_own():
+    usual = two_layers(RampedSGD(0.01))
+    factors = {"bias": 10, "hidden": 0.5}
+    scaled = two_layers(RampedSGD(0.01, learning_rate_factors=factors))
+    # Kernel and bias of the convolution, and of the hidden layer.
+    for one, other, factor in zip(usual, scaled, (1, 10, 0.5, 5), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(
+            other, factor * one, rtol=1e-5, atol=2 * 2.0**-25
+        )
+
+
+def test_the_learning_rate_rises_first():
+    falling = keras.optimizers.schedules.PolynomialDecay(0.8, 8, 0.0)
+    rate = WarmUp(falling, 4)
+    # 0.8, 0.7, 0.6 ..., of which the first four are multiplied.
+    expected = [0.8 / 4, 0.7 * 2 / 4, 0.6 * 3 / 4, 0.5, 0.4, 0.3]
+    found = [float(rate(step)) for step in range(6)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # In training it is computed from the optimiser's own counter.
+    optimizer = RampedSGD(rate, momentum=0.5)
+    weights = weights_of(optimizer, [[1.0, 0.0]])
+    # w - (mu + 1) * 0.2 * gradient, with Nesterov momentum
+    assert weights[0] == pytest.approx(1 - 1.5 * 0.2)
+    assert float(optimizer.learning_rate) == pytest.approx(0.35)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    assert float(again.learning_rate) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="`steps`. Expected a positive"):
+        WarmUp(falling, 0)
+
+
 def test_a_factor_for_no_layer():
     optimizer = RampedSGD(0.01, learning_rate_factors={"convolutoin": 0.05})
     with pytest.raises(
         ValueError,
-        match="`learning_rate_factors`. Expected names of layers .*/hidden. "
-        "Received: .*convolutoin",
+        match="`learning_rate_factors`. Expected names of layers .*/hidden/"
+        "kernel. Received: .*convolutoin",
     ):
         two_layers(optimizer)
 

@@ -2,6 +2,7 @@ import keras
 import pytest
 from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
+from keras_invdrop.applications.recipes import for_layers
 from keras_invdrop.applications.tables import ROWS
 
 
@@ -69,3 +70,61 @@ def test_decay_of_beta_is_the_gradient_of_the_prior():
     beta = keras.ops.convert_to_tensor([2.0])
     assert float(recipe.beta_regularizer()(beta)) == pytest.approx(0.05 * 4)
     assert Recipe(beta_decay=0).beta_regularizer() is None
+
+
+def test_learning_rate_rises_over_a_part_of_the_steps():
+    recipe = Recipe(epochs=10, learning_rate=0.1, warm_up=0.2)
+    rate = recipe.optimizer(steps_per_epoch=5)._learning_rate
+    usual = Recipe(epochs=10, learning_rate=0.1).optimizer(5)._learning_rate
+    for step in range(50):
+        # Ten of fifty steps.
+        rise = min((step + 1) / 10, 1)
+        assert float(rate(step)) == pytest.approx(rise * float(usual(step)))
+
+
+def test_beta_has_a_learning_rate_of_its_own_where_there_is_beta():
+    recipe = Recipe(beta_factor=10.0, learning_rate_factors={"hidden_1": 0.5})
+    assert recipe.optimizer(5).learning_rate_factors == {"hidden_1": 0.5}
+    factors = recipe.optimizer(5, with_beta=True).learning_rate_factors
+    assert factors == {"hidden_1": 0.5, "beta": 10.0}
+    assert Recipe().optimizer(5, with_beta=True).learning_rate_factors == {}
+
+
+def test_decay_of_the_weights_is_the_gradient_of_the_prior():
+    # d/dw of c w^2 is 1e-4 w for c = 5e-5.
+    weight = keras.ops.convert_to_tensor([3.0])
+    prior = Recipe(weight_decay=1e-4).kernel_regularizer()
+    assert float(prior(weight)) == pytest.approx(5e-5 * 9)
+    assert Recipe().kernel_regularizer() is None
+
+
+def test_average_of_the_weights():
+    optimizer = Recipe(ema_momentum=0.9).optimizer(5)
+    assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
+    assert not Recipe().optimizer(5).use_ema
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("warm_up", 1.5),
+        ("beta_factor", 0),
+        ("weight_decay", -1),
+        ("ema_momentum", 2),
+    ],
+)
+def test_a_bad_setting_is_named(setting, value):
+    recipe = Recipe(**{setting: value})
+    with pytest.raises(ValueError, match=f"`{setting}`"):
+        recipe.kernel_regularizer()
+        recipe.optimizer(5)
+
+
+def test_what_a_text_says_of_the_layers():
+    assert for_layers("x", "2") == 2
+    assert for_layers("x", "none") is None
+    assert for_layers("x", "none, 4.5,4.5") == (None, 4.5, 4.5)
+    with pytest.raises(
+        ValueError, match="`x`. Expected numbers or none.*'1,a'"
+    ):
+        for_layers("x", "1,a")

@@ -1,7 +1,11 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from keras_invdrop.applications import results
+from keras_invdrop.applications.jobs import Job
+from keras_invdrop.applications.tables import ROWS
 
 
 def test_round_trip(result, tmp_path):
@@ -11,12 +15,112 @@ def test_round_trip(result, tmp_path):
     )
     results.write_result(path, result)
     assert results.read_result(path) == result
-    # A recipe from before a setting is the usual one.
-    recipe = dict(result.recipe)
-    del recipe["calibrated"], recipe["dtype_policy"]
-    results.write_result(path, dataclasses.replace(result, recipe=recipe))
-    assert results.read_result(path) == result
+    assert json.loads(path.read_text())["format"] == results.FORMAT
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+# The settings of a recipe in files that do not say their format.
+SETTINGS = [
+    "batch_size",
+    "beta_decay",
+    "epochs",
+    "hidden_rate",
+    "input_rate",
+    "learning_rate",
+    "learning_rate_end",
+    "learning_rate_factors",
+    "learning_rate_fall",
+    "max_norm",
+    "momentum",
+    "momentum_ramp",
+    "momentum_start",
+    "retrain",
+]
+
+
+def old_content(result):
+    content = dataclasses.asdict(result)
+    recipe = {name: content["recipe"][name] for name in SETTINGS}
+    return content | {"recipe": recipe}
+
+
+def test_an_old_result_is_read_as_what_it_was(result, tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(old_content(result)))
+    # Whatever the row is trained with today.
+    row = ROWS[result.row]
+    for name, value in {
+        "initial_stddev": (0.01, 0.01, 0.0),
+        "beta_factor": 10.0,
+        "warm_up": 0.1,
+        "weight_decay": 1e-5,
+        "ema_momentum": 0.999,
+        "calibrated": True,
+        "dtype_policy": "mixed_bfloat16",
+    }.items():
+        recipe = dataclasses.replace(row.recipe, **{name: value})
+        monkeypatch.setitem(
+            ROWS, result.row, dataclasses.replace(row, recipe=recipe)
+        )
+        recipe = results.read_result(path).recipe
+        assert recipe == results.BEFORE | old_content(result)["recipe"]
+        assert recipe[name] != value
+    # What they all have is not made up where it is missing.
+    content = old_content(result)
+    del content["recipe"]["momentum"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its recipe lacks momentum"):
+        results.read_result(path)
+
+
+def test_a_result_says_all_settings(result, tmp_path):
+    path = tmp_path / "result.json"
+    results.write_result(path, result)
+    content = json.loads(path.read_text())
+    del content["recipe"]["warm_up"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its recipe lacks warm_up"):
+        results.read_result(path)
+    content = json.loads(path.read_text()) | {"format": results.FORMAT + 1}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="of a later version"):
+        results.read_result(path)
+
+
+def test_which_examples_were_wrong(result, tmp_path):
+    assert result.wrong_examples is None
+    wrong = [True] + 8 * [False] + [True]
+    # The bits 1000 0000, 01 and six of no example.
+    assert results.packed(np.array(wrong)) == "gEA="
+    result = dataclasses.replace(result, test_examples=10, wrong="gEA=")
+    assert result.wrong_examples.tolist() == wrong
+    path = tmp_path / "result.json"
+    results.write_result(path, result)
+    assert results.read_result(path) == result
+
+
+def test_results_of_other_code_are_not_mixed(result, tmp_path):
+    job = Job(ROWS[result.row], 0)
+    path = tmp_path / f"{job.name}.json"
+    code = results.this_code()
+    versions = {"keras-invdrop": code.version}
+    own = dataclasses.replace(result, versions=versions, commit=code.commit)
+    results.write_result(path, own)
+    assert job.finished(tmp_path) == own
+    for change in ({"commit": "abc"}, {"versions": {"keras-invdrop": "9"}}):
+        results.write_result(path, dataclasses.replace(own, **change))
+        with pytest.raises(
+            ValueError, match=f"{path} was trained with .*; this is {code}. "
+        ):
+            job.finished(tmp_path)
+
+
+def test_values_for_layers_are_read_as_they_were_written(result, tmp_path):
+    path = tmp_path / "result.json"
+    recipe = result.recipe | {"max_norm": (None, 4.5, 4.5)}
+    result = dataclasses.replace(result, recipe=recipe)
+    results.write_result(path, result)
+    assert results.read_result(path) == result
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,9 @@ def test_selects_the_first_of_the_best_validation_errors(blobs):
     # The model is the one of that epoch.
     assert run.result.test == run.history.test_error[selected]
     outputs = run.model.predict(blobs.test.x, verbose=0)
-    wrong = 100 * np.mean(outputs.argmax(axis=1) != blobs.test.y)
-    assert run.result.test == pytest.approx(wrong, abs=1e-4)
+    wrong = outputs.argmax(axis=1) != blobs.test.y
+    assert run.result.test == pytest.approx(100 * wrong.mean(), abs=1e-4)
+    assert run.result.wrong_examples.tolist() == wrong.tolist()
 
 
 def test_the_curve_changes_nothing(blobs):
@@ -76,7 +77,7 @@ def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
 
     def count(self, network):
         looks.append(network)
-        return 0.0
+        return 0.0, None
 
     monkeypatch.setattr(Task, "test", count)
     run = train(blobs, test_curve=False)

@@ -6,8 +6,19 @@ from keras_invdrop.applications import tuning
 from keras_invdrop.applications.jobs import Job
 from keras_invdrop.applications.tables import ROWS
 from keras_invdrop.applications.task import Task
+from keras_invdrop.applications.task import build
 
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
+# Where 0.2 is none of the values.
+PROBES = {
+    "beta_decay": 0.1,
+    "max_norm": 1.5,
+    "initial_stddev": "0.01",
+    "momentum": 0.9,
+    "beta_factor": 10.0,
+    "weight_decay": 1e-5,
+    "ema_momentum": 0.99,
+}
 
 
 @pytest.fixture
@@ -61,6 +72,43 @@ def test_the_figure_is_the_mean_of_the_selected_epochs(jobs, blobs, tmp_path):
         )
         figures.append(task.figures(fitted.logs["val_accuracy"]).min())
     assert trial.value == pytest.approx(sum(figures) / 2)
+
+
+def test_the_space_of_table_2(jobs, tmp_path):
+    study = tuning.tune(jobs[1:], ["table2"], 8, tmp_path)
+    settings = {"learning_rate", "input_rate", "hidden_rate", "warm_up"}
+    settings |= {"initial_stddev", "norms", "beta_factor"}
+    for trial in study.trials:
+        assert set(trial.params) - {"max_norm"} == settings
+        # One norm for all layers, or a literal for each.
+        assert ("max_norm" in trial.params) == (
+            trial.params["norms"] == "equal"
+        )
+    # What of the code made them, and the epoch that was selected.
+    attributes = study.trials[0].user_attrs
+    assert set(attributes) == {
+        "code",
+        "selected epoch, table2/original/invariant",
+    }
+    # Of standard dropout all but the factor of a beta that it has not, and
+    # the same trials in the beginning.
+    standard = tuning.tune(jobs[:1], ["table2"], 8, tmp_path)
+    for one, other in zip(standard.trials, study.trials, strict=True):
+        expected = dict(other.params)
+        del expected["beta_factor"]
+        assert one.params == expected
+
+
+@pytest.mark.parametrize("name", tuning.SPACE)
+def test_each_setting_is_one_of_a_recipe(jobs, name):
+    import optuna
+
+    (draw,) = tuning.space_of([name], jobs).values()
+    trial = optuna.trial.FixedTrial({name: PROBES.get(name, 0.2)})
+    recipe = dataclasses.replace(jobs[0].row.recipe, **{name: draw(trial)})
+    row = dataclasses.replace(jobs[0].row, recipe=recipe)
+    build(row, 0.02, None)
+    recipe.optimizer(5, with_beta=True)
 
 
 def test_another_search_has_trials_of_its_own(jobs, tmp_path):

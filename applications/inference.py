@@ -1,0 +1,132 @@
+"""How sure a figure over seeds is: tests, and intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_invdrop.statistics import mean_and_interval
+
+# Correlations are stored with four decimals: 1.0 may be any above this.
+NEARLY_ONE = 0.99995
+
+# Draws of a bootstrap.
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What values say of a claim.
+
+    Attributes:
+        mean: Their mean.
+        interval: Its 95 % confidence interval; NaN for a single value.
+        favourable: Whether the mean is as claimed.
+        p: How likely a mean so far in its direction is by chance, if the
+            claim (or, where the mean is not as claimed, its opposite) is
+            false. NaN where values that do not vary say nothing.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    favourable: bool
+    p: float
+
+
+def above_zero(values: Sequence[float]) -> Inference:
+    """Whether the mean is above 0, by Student's t, two-sided."""
+    import scipy.stats
+
+    mean, interval = _mean_and_interval(values)
+    p = float("nan")
+    if _vary(values):
+        p = float(scipy.stats.ttest_1samp(values, 0).pvalue)
+    return Inference(mean, interval, mean > 0, p)
+
+
+def within(values: Sequence[float], margin: float) -> Inference:
+    """Whether the mean is less than a margin away from 0.
+
+    By two one-sided t tests, that it is above `-margin` and below `margin`.
+    Where the mean is farther away, by the one that it is beyond the margin.
+    """
+    import scipy.stats
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    mean, interval = _mean_and_interval(values)
+    favourable = abs(mean) < margin
+    p = float("nan")
+    if _vary(values) and favourable:
+        p = float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
+    elif _vary(values):
+        outwards = np.sign(mean) * np.asarray(values)
+        p = float(
+            scipy.stats.ttest_1samp(
+                outwards, margin, alternative="greater"
+            ).pvalue
+        )
+    return Inference(mean, interval, favourable, p)
+
+
+def negative(correlations: Sequence[float]) -> Inference:
+    """Whether correlations are negative, by Student's t of Fisher's z."""
+    z = np.arctanh(np.clip(correlations, -NEARLY_ONE, NEARLY_ONE))
+    found = above_zero([*-z])
+    low, high = found.interval
+    return Inference(
+        float(-np.tanh(found.mean)),
+        (float(-np.tanh(high)), float(-np.tanh(low))),
+        found.favourable,
+        found.p,
+    )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P values of tests that are made together, by Holm's correction.
+
+    A NaN is that of no test, and stays.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = np.array(ps, "float64")
+    made = ~np.isnan(corrected)
+    if made.any():
+        corrected[made] = multipletests(corrected[made], method="holm")[1]
+    return [float(p) for p in corrected]
+
+
+def over_seeds_and_examples(differences: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds and examples.
+
+    The bootstrap of both: in each draw, as many seeds and as many examples,
+    with repetition.
+
+    Args:
+        differences: Array of shape `(seeds, examples)`.
+    """
+    rng = np.random.default_rng(0)
+    seeds, examples = differences.shape
+    # Examples that make no difference are drawn all together.
+    different = differences[:, differences.any(axis=0)]
+    number = different.shape[1]
+    rest = 1 - number / examples
+    of_seed = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS)
+    of_example = rng.multinomial(
+        examples, [1 / examples] * number + [rest], DRAWS
+    )[:, :number]
+    sums = ((of_seed @ different) * of_example).sum(axis=1)
+    low, high = np.quantile(sums / (seeds * examples), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _vary(values: Sequence[float]) -> bool:
+    # Figures of few test examples are often equal; that tells nothing of how
+    # far they vary.
+    return len(values) > 1 and bool(np.ptp(values) > 0)
+
+
+def _mean_and_interval(
+    values: Sequence[float],
+) -> tuple[float, tuple[float, float]]:
+    mean, half = map(float, mean_and_interval(values))
+    return mean, (mean - half, mean + half)
