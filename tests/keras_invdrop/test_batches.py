@@ -164,12 +164,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_predict_refuses(case):
+def test_what_does_not_fit(case):
+    # Of this Keras takes some as if it fitted, which depends on the backend.
     model, x = REFUSED[case]
-    if case != "list-in-another-order":
-        # Which it takes, and stretches the array of one column.
-        with pytest.raises(Exception):  # noqa: B017  # one of each backend
-            model.predict(x, verbose=0)
     monitor = BetaMonitor(x)
     monitor.set_model(model)
     for function, argument in (
