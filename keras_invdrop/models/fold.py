@@ -104,7 +104,26 @@ def fold(model: keras.Model) -> keras.Model:
     outputs = tree.map_structure(folding.materialised, values)
     result = keras.Model(inputs, outputs, name=model.name)
     compile_like(result, model)
+    _forget_layers(result, model)
     return result
+
+
+def _forget_layers(result, model):
+    """Takes from the optimizer the factors of layers that are no more.
+
+    An optimizer with a learning rate for some layers, such as `RampedSGD`,
+    refuses names that no layer has.
+    """
+    optimizer = getattr(result, "optimizer", None)
+    if factors := getattr(optimizer, "learning_rate_factors", None):
+        gone = _names_in_paths(model) - _names_in_paths(result)
+        optimizer.learning_rate_factors = {
+            name: factor for name, factor in factors.items() if name not in gone
+        }
+
+
+def _names_in_paths(model):
+    return {x for w in model.trainable_weights for x in w.path.split("/")}
 
 
 def _check_layer(layer):
