@@ -483,11 +483,12 @@ def in_double_precision():
 
 
 def test_nothing_but_rounding_is_lost():
-    """In float64, of the backends that have it, the two agree to 1e-13."""
-    exact = keras.backend.standardize_dtype(
-        ops.convert_to_tensor(np.zeros(1)).dtype
-    )
-    tolerance = 1e-13 if exact == "float64" else 1e-6
+    """In float64 the two agree to 1e-13.
+
+    JAX has no float64, unless it is told to, and on PyTorch some layers of
+    Keras compute in float32 whatever their dtype is.
+    """
+    tolerance = 1e-13 if TENSORFLOW else 1e-6
     x = random(3, 8, 8, 3).astype("float64")
     assert_folded(in_double_precision(), x, tolerance)
 
