@@ -114,7 +114,7 @@ def _forget_layers(result, model):
     An optimizer with a learning rate for some layers, such as `RampedSGD`,
     refuses names that no layer has.
     """
-    optimizer = getattr(result, "optimizer", None)
+    optimizer: Any = getattr(result, "optimizer", None)
     if factors := getattr(optimizer, "learning_rate_factors", None):
         gone = _names_in_paths(model) - _names_in_paths(result)
         optimizer.learning_rate_factors = {
