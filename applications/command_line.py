@@ -199,13 +199,13 @@ def check(jobs: Sequence[Job]) -> None:
             jobs[0].steps_per_execution,
         )
     for job in jobs:
-        job.check_data()
         if job.row.recipe.calibrated and not has_shift(job.row.method):
             raise invalid(
                 "row",
                 "one whose dropout has a shift that `--calibrate` can set",
                 job.row.id,
             )
+        job.check_data()
     for job in {job.row.network: job for job in jobs}.values():
         build(job.row, job.width, job.activation)
         job.row.recipe.optimizer(steps_per_epoch=1)
@@ -276,10 +276,11 @@ def announced(jobs: Sequence[Job]) -> str:
         return ", ".join(texts[:shown]) + f" and {more} more" * (more > 0)
 
     seeds = {job.seed for job in jobs}
+    epochs = {job.row.recipe.epochs for job in jobs}
     return (
         f"{counted(len(jobs), 'network')} on "
         f"{listed(job.data or job.row.dataset for job in jobs)}, "
-        f"{listed(job.row.recipe.epochs for job in jobs)} epochs, "
+        f"{listed(sorted(epochs))} epoch{'s' * (epochs != {1})}, "
         f"{jobs[0].backend} backend: {listed(job.row.id for job in jobs)}; "
         f"seed{'s' * (len(seeds) > 1)} {listed(job.seed for job in jobs)}. "
         "The first epoch begins when the data are loaded and the network is "

@@ -264,4 +264,6 @@ def _optuna() -> Any:
         raise missing(
             "The search for settings", error.name, "reproduce"
         ) from error
+    # What it says of each trial, `on_trial` says.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
