@@ -108,6 +108,7 @@ def test_no_index_is_named():
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("notebooks/*.ipynb"),
         *(ROOT / "keras_invdrop").rglob("*.py"),
+        *(ROOT / "applications").rglob("*.py"),
     ]
     found = [
         f"{path.relative_to(ROOT)}: {line}"
