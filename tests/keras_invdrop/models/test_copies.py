@@ -4,6 +4,7 @@ import threading
 from functools import partial
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from keras import layers
@@ -90,6 +91,67 @@ def test_low_rank_updates_of_a_maxout_layer():
     np.testing.assert_array_equal(
         predicted(invariantize(model), x), predicted(model, x)
     )
+
+
+def bert():
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=30,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=4,
+    )
+    return varied(keras_hub.models.BertTextClassifier(backbone, num_classes=3))
+
+
+def bert_with_low_rank_updates():
+    model = bert()
+    model.backbone.enable_lora(2)
+    return varied(model, seed=1)
+
+
+def quantized_bert():
+    model = bert()
+    model.quantize("int8")
+    return model
+
+
+def vision_transformer():
+    """A model with layers that their configs do not build again."""
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(8, 8, 3),
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    )
+    return varied(keras_hub.models.ViTImageClassifier(backbone, num_classes=3))
+
+
+@pytest.mark.filterwarnings("ignore:Dropout inside other layers")
+@pytest.mark.filterwarnings("ignore:.*the new one a functional")
+@pytest.mark.parametrize(
+    "make", [bert_with_low_rank_updates, quantized_bert, vision_transformer]
+)
+def test_models_of_keras_hub(make):
+    model = make()
+    x = random(2, 8, 8, 3)
+    if isinstance(model.input, dict):
+        x = {name: np.ones((2, 4), "int32") for name in model.input}
+    expected = predicted(model, x)
+    assert expected.std() > 0
+    new = invariantize(model)
+    assert len(new.weights) > len(model.weights)
+    np.testing.assert_array_equal(predicted(new, x), expected)
+    betas = [
+        id(layer.beta)
+        for layer in new._flatten_layers()
+        if isinstance(layer, InvariantDropout)
+    ]
+    flags = [w.trainable for w in new.weights if id(w) not in betas]
+    assert flags == [w.trainable for w in model.weights]
 
 
 def test_adapted_statistics():
