@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ TRAINING = (
     "reproduce", "table2/original/invariant", "--data=digits", "--width=0.02",
     "--epochs=100000", "--out=out",
 )  # fmt: skip
+LONGEST = 300  # seconds of one command, on a machine that does other things
 
 
 def interrupted(*arguments, when, directory):
@@ -24,6 +26,13 @@ def interrupted(*arguments, when, directory):
     """
     program = "from keras_invdrop_command import main; main()"
     ours, terminal = pty.openpty()
+
+    def begin():
+        # The terminal is its own, as that of a shell is, and Ctrl-C is for it,
+        # even where the tests run in the background.
+        os.login_tty(terminal)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdin=terminal,
@@ -31,8 +40,7 @@ def interrupted(*arguments, when, directory):
         stderr=terminal,
         cwd=directory,
         env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
-        # The terminal is its own, as that of a shell is.
-        preexec_fn=lambda: os.login_tty(terminal),
+        preexec_fn=begin,
     )
     os.close(terminal)
     start, text, pressed = time.monotonic(), "", False
@@ -45,6 +53,9 @@ def interrupted(*arguments, when, directory):
         if not pressed and when(text, time.monotonic() - start):
             os.write(ours, b"\x03")
             pressed = True
+        if time.monotonic() - start > LONGEST:
+            process.kill()
+            pytest.fail(f"after {LONGEST} s, pressed: {pressed}\n{text}")
     os.close(ours)
     return process.wait(), text
 
