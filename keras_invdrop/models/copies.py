@@ -168,11 +168,10 @@ def compile_like(
     """
     if not model.compiled:
         return
-    if type(new) is type(model):
-        own = _methods_of(new, ["compile"])
-    else:
-        own = _methods_of(model, [*OF_SUBCLASS, "compile"])
-        own = [] if own == ["compile"] else own
+    # A class that is kept may have a `compile` with arguments of its own.
+    # Without the class, training and test steps of its own would be lost.
+    kept = type(new) is type(model)
+    own = _methods_of(model, ["compile"] if kept else OF_SUBCLASS)
     try:
         if own or not hasattr(model, "_compile_config"):
             raise TypeError(
