@@ -226,6 +226,12 @@ def local_cluster(workers: int) -> Iterator[Any]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
+    # If the command is interrupted, Python's tracker of resources removes what
+    # the processes shared. That it does so is of no interest to the user.
+    quiet = "ignore:resource_tracker:UserWarning"
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if quiet not in filters:
+        os.environ["PYTHONWARNINGS"] = f"{filters},{quiet}".lstrip(",")
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
         "distributed.scheduler.allowed-failures": RETRIES,
