@@ -302,7 +302,9 @@ def test_svhn_without_validation(numbered):
 
 def test_svhn_splits_are_mixed(svhn):
     # A third of the first half is from `extra`, too: 25 of 75, give or take
-    # two standard deviations of such a draw, 2 x 2.9.
+    # two standard deviations of such a draw, 2 x 2.9. The order depends on
+    # TensorFlow's global seed, too.
+    keras.utils.set_random_seed(0)
     extra = order(svhn.train)[:75] >= SVHN["train"]
     assert 19 <= extra.sum() <= 31
 
