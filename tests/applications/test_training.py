@@ -163,8 +163,8 @@ def test_correlations_of_beta_with_the_mean_activity(blobs):
     expected = np.corrcoef(beta, blobs.train.x.mean(axis=0))[0, 1]
     found = run.result.correlations["input_dropout"]
     assert found == pytest.approx(expected, abs=1e-3)
-    # With no learning (in float32 the rate is 0) every beta is 0, and correlates
-    # with nothing.
+    # With no learning, as in float32 the rate is 0, every beta is 0, and
+    # correlates with nothing.
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-300)
     correlations = train(blobs, recipe=recipe).result.correlations
     assert set(correlations.values()) == {None}
