@@ -14,6 +14,7 @@ from mkdocs.structure.files import Files
 PATTERNS = (
     "*.md",
     "applications/recipes.py",
+    "applications/results.py",
     "applications/tables.py",
     "benchmarks/*.md",
     "benchmarks/*.png",
@@ -22,6 +23,7 @@ PATTERNS = (
     "notebooks/*.ipynb",
     "results/**/*.md",
     "results/**/*.png",
+    "tests/applications/test_mirror.py",
 )
 
 
