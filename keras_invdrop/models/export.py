@@ -16,7 +16,9 @@ from ..extras import require
 from ..validation import check_choice
 from ..validation import check_positive_number
 from ..validation import invalid
+from .copies import copied
 from .fold import fold
+from .linear_layers import array
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
 # The formats, and the package of the engine that runs each.
@@ -137,9 +139,8 @@ def export(
     check_choice("format", format, tuple(ENGINES))
     tolerance = check_positive_number("tolerance", tolerance)
     target = _check_path(path, format)
-    folded = fold(model)
     # Without what it was compiled with, which no file has to hold.
-    network = keras.Model(folded.input, folded.output, name=folded.name)
+    network = copied(fold(model), _as_constants, compiled=False)
     inputs = _random_inputs(network)
     expected = model.predict(_packed(network, inputs), verbose=0)
     failures = []
@@ -172,6 +173,40 @@ def export(
     raise RuntimeError(
         f"The export to '{format}' failed. Nothing was written to "
         f"'{target}'.\n" + "\n".join(failures)
+    )
+
+
+def _as_constants(layer):
+    """A `Rescaling` for an `EinsumDense` with which `fold` adds a map.
+
+    In the network the map is a weight, which no copy loses. A file cannot
+    lose a constant either, and engines add one in half the time.
+    """
+    if (
+        type(layer) is not keras.layers.EinsumDense
+        or layer.bias is None
+        or layer.quantization_mode is not None
+        or "." in layer.equation
+    ):
+        return None
+    operands, output = layer.equation.split("->")
+    inputs, label = operands.split(",")
+    scale = np.unique(array(layer.kernel))
+    if (
+        inputs != output
+        or label not in inputs
+        or scale.size > 1
+        or layer.activation is not keras.activations.linear
+    ):
+        return None
+    offset = array(layer.bias).astype("float32")
+    return keras.layers.Rescaling(
+        float(scale[0]),
+        offset=offset.reshape(
+            (1,) * (len(inputs) - 1 - offset.ndim) + offset.shape
+        ),
+        name=layer.name,
+        dtype=layer.dtype_policy,
     )
 
 

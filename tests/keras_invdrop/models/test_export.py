@@ -19,6 +19,7 @@ from keras_invdrop import StochasticPooling2D
 from keras_invdrop import export
 from keras_invdrop import extras
 from keras_invdrop import fold
+from keras_invdrop.models.copies import copied
 
 # The function has the name of its file.
 exporting = importlib.import_module("keras_invdrop.models.export")
@@ -288,6 +289,36 @@ def test_errors(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
         export(dense_network(), *arguments)
     assert content(tmp_path) == before
+
+
+def test_maps_are_constants_in_a_file():
+    """Engines add a constant in less time than the bias of an `EinsumDense`."""
+    kept = layers.EinsumDense("abc,c->abc", (4, 3), bias_axes="bc")
+    model = keras.Sequential(
+        [
+            keras.Input((4, 2)),
+            InvariantDropout(0.5, scaling="test", beta_initializer="ones"),
+            layers.Conv1D(3, 3, padding="same"),
+            kept,
+            InvariantDropout(0.5, beta_initializer="ones"),
+            layers.Activation("relu"),
+        ]
+    )
+    kept.set_weights([np.arange(1.0, 4), np.arange(12.0).reshape((4, 3))])
+    folded = fold(model)
+    found = copied(folded, exporting._as_constants, compiled=False)
+
+    def kinds(network):
+        return [type(layer).__name__ for layer in network.layers]
+
+    assert kinds(folded).count("EinsumDense") == 3
+    assert kinds(found).count("EinsumDense") == 1  # `kept`
+    assert kinds(found).count("Rescaling") == 2
+    assert [x.name for x in found.layers] == [x.name for x in folded.layers]
+    x = np.random.default_rng(0).normal(size=(5, 4, 2)).astype("float32")
+    np.testing.assert_allclose(
+        found.predict(x, verbose=0), folded.predict(x, verbose=0), rtol=1e-6
+    )
 
 
 def test_what_cannot_be_folded(tmp_path):
