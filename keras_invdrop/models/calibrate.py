@@ -149,6 +149,8 @@ def calibrate(
     if untrained:
         graph = _with_batch_statistics(graph, untrained)
         arriving, waits_for = _arriving(graph)
+    # Before the data are read: a model may be refused.
+    result = copied(model)
     read_once = isinstance(data, Iterator)
     done: set[ShiftedDropout] = set()
     while len(done) < len(arriving):
@@ -180,7 +182,6 @@ def calibrate(
             for layer, mean in means.items():
                 layer.set_shift(-mean)
         done.update(ready)
-    result = copied(model)
     if keep_predictions:
         _report(compensated(graph, means), arriving)
         # The biases have changed, too.
