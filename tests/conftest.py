@@ -2,6 +2,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 # JAX compiles hundreds of small programs, each to run a few times. Without
 # most of the optimizations of the machine code it compiles three times as
 # fast; what is computed, and how exactly, stays as it is.
@@ -23,6 +25,16 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # 10 bits.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+
+@pytest.fixture
+def image_data_format():
+    """A function that sets Keras' image data format, for one test."""
+    import keras
+
+    before = keras.config.image_data_format()
+    yield keras.config.set_image_data_format
+    keras.config.set_image_data_format(before)
 
 
 def pytest_terminal_summary(terminalreporter):
