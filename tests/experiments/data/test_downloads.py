@@ -315,7 +315,7 @@ def test_missing_package(package, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", without_package)
     message = (
         f"^The data set 'svhn_cropped', with every backend, needs `{package}`, "
-        r"which is not installed: .*`pip install '.\[applications,tensorflow"
+        r"which is not installed: .*`pip install '.\[experiments,tensorflow"
     )
     with pytest.raises(ImportError, match=message):
         datasets.load("svhn_cropped")
