@@ -9,7 +9,7 @@ from keras_invdrop.applications import recipes
 
 from ..data import datasets
 from ..paper.tables import ROWS
-from ..results.console import JobsTable
+from ..results.console import ProgressTable
 from ..results.figures import figure_1
 from ..results.figures import figure_2
 from ..results.figures import save_figure
@@ -64,7 +64,7 @@ def run_demo(
         for encoding in encodings
         for method in METHODS
     }
-    with JobsTable(
+    with ProgressTable(
         dict.fromkeys(trainings, epochs), dict.fromkeys(trainings, "%")
     ) as table:
         for title, (seed, encoding, method) in trainings.items():

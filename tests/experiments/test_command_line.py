@@ -12,8 +12,8 @@ from keras_invdrop.experiments.results.records import read_results
 from keras_invdrop.experiments.results.records import write_result
 from keras_invdrop.experiments.results.report import MARKS
 from keras_invdrop.experiments.runners import demo
-from keras_invdrop.experiments.runners import execution
-from keras_invdrop.experiments.runners import jobs
+from keras_invdrop.experiments.runners import pool
+from keras_invdrop.experiments.train import trial as trials
 from keras_invdrop.experiments.train.fitting import Diverged
 
 import keras_invdrop
@@ -230,6 +230,7 @@ def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
         "--hidden-rate=none": "`rate`",
         "--initial-stddev=0.1,0.1": "one for each of 3 layers",
         "--momentum=0": "`momentum`",
+        "--learning-rate-fall=slow": "`learning_rate_fall`",
     }.items():
         process = command(*arguments, option)
         assert process.returncode == 1
@@ -315,7 +316,7 @@ def test_demo(command, tmp_path, monkeypatch):
 
 
 def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "_load", None)  # no data are loaded
+    monkeypatch.setattr(trials, "_load", None)  # no data are loaded
     for row, named in {
         "table2/original/standard": "table2/original/standard",
         "table2/inverted": "table2/inverted/standard",
@@ -437,13 +438,13 @@ def test_reproduce(command, tmp_path):
 def test_a_training_that_diverges_does_not_keep_back_the_others(
     command, tmp_path, monkeypatch
 ):
-    def run(job, directory, on_epoch):
-        if job.seed == 1:
+    def run(trial, directory, on_epoch):
+        if trial.seed == 1:
             raise Diverged("The loss of epoch 3 is nan")
-        return real(job, directory, on_epoch)
+        return real(trial, directory, on_epoch)
 
-    real = execution.run
-    monkeypatch.setattr(execution, "run", run)
+    real = pool.run
+    monkeypatch.setattr(pool, "run", run)
     process = command(
         "reproduce",
         DIGITS,

@@ -35,7 +35,7 @@ def started(*arguments):
 
 
 def files(directory):
-    """What each job has left, but for what tells when and how long."""
+    """What each training has left, but for what tells when and how long."""
     found = {}
     for path in sorted(directory.iterdir()):
         content = path.read_bytes()

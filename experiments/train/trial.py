@@ -1,4 +1,4 @@
-"""Trainings that are described, so that any process can do them."""
+"""A training, described so that any process can do it."""
 
 import functools
 import hashlib
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
+from keras_invdrop.applications.recipes import setting
 
 from keras_invdrop.validation import invalid
 
@@ -22,56 +23,86 @@ from ..paper.tables import Row
 from ..results.records import Result
 from ..results.records import read_result
 from ..results.records import this_code
-from ..train.devices import from_first
-from ..train.devices import is_first
-from ..train.training import OnEpoch
-from ..train.training import remove_backups
-from ..train.training import save
-from ..train.training import train
+from .devices import from_first
+from .devices import is_first
+from .training import OnEpoch
+from .training import remove_backups
+from .training import save
+from .training import train
 
 # With which a backend trains convolutions fastest (benchmarks/README.md).
 IMAGE_DATA_FORMAT = (
     "channels_first" if keras.backend.backend() == "torch" else "channels_last"
 )
 
-# Jobs that follow one another have their examples in common, on two encodings.
+# Trials that follow one another have their examples in common, on two
+# encodings.
 _load = functools.lru_cache(maxsize=2)(load)
 _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One row, trained with one seed.
+class Trial:
+    """One training: a row with one seed.
+
+    It is made once, from the command line or in Python, and says all on which
+    the result depends.
 
     Attributes:
         row: The row, with the recipe by which it is trained.
-        seed: Of initial weights, masks and the order of the examples.
-        width: Multiplier of the units of the network's layers.
-        activation: Of the hidden units; None for the network's own.
-        data: For Table 2, `"digits"` in place of MNIST; for Table 5, the file
-            of the splicing data; else None.
-        limit_train: Number of training examples; None for all.
-        validation: Number of examples to set aside for validation; None for
-            as many as in the paper.
         command: What was called, for the result.
         backend: Keras' backend.
-        steps_per_execution: Training steps in one call of the backend.
-        data_parallel: Whether to divide batches over all devices of all
-            processes. Results differ by rounding alone, so that one that was
-            stopped may go on with another number of devices.
     """
 
     row: Row
-    seed: int
-    width: float = 1.0
-    activation: str | None = None
-    data: str | None = None
-    limit_train: int | None = None
+    seed: int = setting(
+        0,
+        "Seed of the initial weights, the masks and the order of the examples.",
+        min=0,
+    )
+    width: float = setting(
+        1.0, "Multiplies the units and feature maps of every layer."
+    )
+    limit_train: int | None = setting(
+        None, "Number of training examples to use.", min=1, show_default="all"
+    )
+    validation: int | None = setting(
+        None,
+        "Number of examples to set aside for validation. With 0 the network "
+        "is trained on all examples, and tested as it is after the last epoch.",
+        min=0,
+        show_default="as in the paper",
+    )
+    data: str | None = setting(
+        None,
+        "For Table 2: `digits` trains on 5,000 digits that come with a "
+        "package, in place of MNIST. For Table 5: the file of the splicing "
+        "data (.csv or .npz).",
+        show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, or "
+        "downloads",
+    )
+    activation: str | None = setting(
+        None,
+        "Activation function of the hidden units, in Tables 2, 3 (dnn) and 5: "
+        "relu, sigmoid, tanh ...",
+        show_default="relu",
+    )
+    steps_per_execution: int = setting(
+        1,
+        "Training steps in one call of the backend, on JAX and TensorFlow. On "
+        "a GPU, 100 steps save most of the time that a small network takes.",
+        min=1,
+    )
+    # Results differ by rounding alone, so that a training that was stopped may
+    # go on with another number of devices.
+    data_parallel: bool = setting(
+        False,
+        "Divide each batch over all devices, on JAX: those of this machine, "
+        "and of the machines that the next three options or a launcher (Slurm, "
+        "Kubernetes, Open MPI) add. See docs/scaling_out.md.",
+    )
     command: str = ""
     backend: str = field(default_factory=keras.backend.backend)
-    steps_per_execution: int = 1
-    validation: int | None = None
-    data_parallel: bool = False
 
     @property
     def title(self) -> str:
@@ -162,55 +193,55 @@ class Job:
 
 
 def run(
-    job: Job,
+    trial: Trial,
     directory: Path,
     on_epoch: OnEpoch = lambda done, validation: None,
 ) -> Result:
-    """Does a job, or what is left of it.
+    """Trains, or does what is left of a training.
 
     Writes to `directory` the model (`.keras`), the history (`.csv`) and the
-    result (`.json`), called by the job's name, and until then a backup after
-    each epoch. A job that is finished is not repeated, and one that was
+    result (`.json`), called by the trial's name, and until then a backup after
+    each epoch. A trial that is finished is not repeated, and one that was
     stopped goes on from its last backup, to the same result. Of several
-    processes that do a job together, all call this; the first one alone reads
+    processes that train together, all call this; the first one alone reads
     and writes files.
 
     Args:
-        job: The job.
+        trial: The training.
         directory: Where to write; it is made if it does not exist.
         on_epoch: Called after each epoch with the number of epochs done and
             the figure of the validation examples, None without.
 
     Raises:
-        ValueError: If the job cannot be done, or the loss is no longer
+        ValueError: If it cannot be done, or the loss is no longer
             finite.
         OSError: If a file cannot be read or written.
     """
-    if job.backend != keras.backend.backend():
+    if trial.backend != keras.backend.backend():
         raise invalid(
-            "KERAS_BACKEND", f"'{job.backend}'", keras.backend.backend()
+            "KERAS_BACKEND", f"'{trial.backend}'", keras.backend.backend()
         )
-    backup = directory / f"{job.name}.npz"
-    first = not job.data_parallel or is_first()
-    result = job.finished(directory) if first else None
-    if job.data_parallel:
+    backup = directory / f"{trial.name}.npz"
+    first = not trial.data_parallel or is_first()
+    result = trial.finished(directory) if first else None
+    if trial.data_parallel:
         result = _from_first(result)
     if result is None:
         trained = train(
-            job.row,
-            job.dataset(),
-            job.seed,
-            job.width,
-            job.activation,
-            command=job.command,
-            steps_per_execution=job.steps_per_execution,
+            trial.row,
+            trial.dataset(),
+            trial.seed,
+            trial.width,
+            trial.activation,
+            command=trial.command,
+            steps_per_execution=trial.steps_per_execution,
             backup=backup,
             on_epoch=on_epoch,
-            data_parallel=job.data_parallel,
+            data_parallel=trial.data_parallel,
         )
-        result = replace(trained.result, limit_train=job.limit_train)
+        result = replace(trained.result, limit_train=trial.limit_train)
         if first:
-            save(replace(trained, result=result), directory, job.name)
+            save(replace(trained, result=result), directory, trial.name)
     if first:
         remove_backups(backup)
     return result
