@@ -20,8 +20,8 @@ import matplotlib
 import typer
 
 import keras_invdrop
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
 from keras_invdrop_command import when_interrupted
 
 from . import recipes

@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
-from keras_invdrop.extras import missing
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
+from keras_invdrop._extras import missing
 
 from .console import JobsTable
 from .fitting import Diverged

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import keras
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 
 from .data_parallel import from_first
 from .data_parallel import is_first

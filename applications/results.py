@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_invdrop.files import replacing as replacing
+from keras_invdrop._files import replacing as replacing
 
 from .recipes import Recipe
 from .tables import rows

@@ -13,7 +13,7 @@ from typing import Literal
 
 import keras
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 
 from . import recipes
 from .networks import SVHN_CONVOLUTIONS

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 
 from keras_invdrop import calibrate
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 from .data_parallel import Devices
 from .datasets import Dataset

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_invdrop.extras import missing
+from keras_invdrop._extras import missing
 
 from .execution import OnTitledEpoch
 from .execution import each_result

@@ -3,11 +3,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..precision import dtype_of_sums
-from ..validation import StrictConfig
-from ..validation import check_boolean
-from ..validation import check_positive_number
-from .data_layer import DataLayer
+from .._checks import StrictConfig
+from .._checks import check_boolean
+from .._checks import check_positive_number
+from .._precision import dtype_of_sums
+from ._data_layer import DataLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

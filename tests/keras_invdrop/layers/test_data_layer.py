@@ -4,7 +4,7 @@ from pathlib import Path
 from keras import layers
 
 import keras_invdrop
-from keras_invdrop.layers.data_layer import DataLayer
+from keras_invdrop.layers._data_layer import DataLayer
 
 
 def test_it_is_the_class_of_the_preprocessing_layers_of_keras():

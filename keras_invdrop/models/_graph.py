@@ -5,7 +5,7 @@ import itertools
 import keras
 from keras import tree
 
-from ..validation import invalid
+from .._checks import invalid
 
 
 def graph_of(model):

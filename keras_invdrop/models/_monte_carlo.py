@@ -7,19 +7,19 @@ import numpy as np
 from keras import ops
 from keras import tree
 
-from ..batches import Examples
-from ..batches import standardized
-from ..validation import check_positive_integer
-from ..validation import check_seed
-from ..validation import invalid
-from .copies import Copies
-from .copies import copied
-from .dropout_sites import DROPOUT
-from .dropout_sites import OTHER_DROPOUT
-from .dropout_sites import warn_of_hidden_dropout
-from .graph import check_model
-from .graph import graph_layers
-from .graph import graph_of
+from .._batches import Examples
+from .._batches import standardized
+from .._checks import check_positive_integer
+from .._checks import check_seed
+from .._checks import invalid
+from ._copies import Copies
+from ._copies import copied
+from ._dropout_sites import DROPOUT
+from ._dropout_sites import OTHER_DROPOUT
+from ._dropout_sites import warn_of_hidden_dropout
+from ._graph import check_model
+from ._graph import graph_layers
+from ._graph import graph_of
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
 

@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from keras import layers
 
+from .._checks import channel_axis
+from .._masks import keep_probability
+from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.running_average_dropout import RunningAverageDropout
 from ..layers.shared_invariant_dropout import SharedInvariantDropout
-from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ..random import keep_probability
-from ..validation import channel_axis
-from .linear_layers import array
-from .linear_layers import evaluated
-from .linear_layers import finest_dtype
+from ._linear_layers import array
+from ._linear_layers import evaluated
+from ._linear_layers import finest_dtype
 
 # All of these mean the class itself: a subclass may do anything.
 

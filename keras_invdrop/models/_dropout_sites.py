@@ -14,15 +14,15 @@ from keras import tree
 from keras.src.backend import get_keras_mask
 from keras.src.models.functional import operation_fn
 
-from ..batches import standardized
-from ..layers.shifted_dropout import ShiftedDropout
-from ..random import mask_shape
-from ..validation import channel_axis
-from ..validation import is_number
-from .graph import check_model
-from .graph import graph_layers
-from .graph import graph_of
-from .graph import run_through
+from .._batches import standardized
+from .._checks import channel_axis
+from .._checks import is_number
+from .._masks import mask_shape
+from ..layers._shifted_dropout import ShiftedDropout
+from ._graph import check_model
+from ._graph import graph_layers
+from ._graph import graph_of
+from ._graph import run_through
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,

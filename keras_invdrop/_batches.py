@@ -12,7 +12,7 @@ from keras.src.trainers.data_adapters.array_data_adapter import (
 )
 from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 
-from .validation import invalid
+from ._checks import invalid
 
 
 class Examples:

@@ -22,10 +22,10 @@ from keras.src.utils import tracking
 from keras.src.utils.backend_utils import DynamicBackend
 from keras.src.utils.tracking import Tracker
 
-from .graph import graph_of
-from .graph import nested_models
-from .graph import new_input_layer
-from .graph import new_inputs
+from ._graph import graph_of
+from ._graph import nested_models
+from ._graph import new_input_layer
+from ._graph import new_inputs
 
 # What a copy shares with what it was made of: these have no state of their
 # own, or none that a layer changes.
