@@ -1,4 +1,9 @@
-"""Dropout masks and their scale. The only file that may name a backend."""
+"""Dropout masks and their scale. The only file that may name a backend.
+
+`Backend` has what every backend computes in the same way. A subclass for each
+of them draws the random numbers, and overrides what that backend does faster
+in a way of its own. The functions at the end are those of the present one.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,22 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-
-BACKEND = keras.backend.backend()
-if BACKEND == "jax":
-    import jax
-elif BACKEND == "tensorflow":
-    import tensorflow as tf
-elif BACKEND == "torch":
-    import torch
-
-# Bits that are drawn at once. Where XLA draws words of 32 for TensorFlow and a
-# mask is used twice, it computes the generator's rounds over and over.
-WORD = 64 if BACKEND == "tensorflow" else 32
-
-# Bits for an activity, where they have the rate exactly: coarse, fine. What
-# TensorFlow saves by drawing single bits, it loses by taking them apart.
-BITS = (8, 16) if BACKEND == "tensorflow" else (1, 8, 16)
 
 
 def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
@@ -49,9 +38,14 @@ def keep_probability(rate: float) -> float:
     return 1 - dropped / 2**bits
 
 
-def _resolution(rate: float) -> tuple[int, int]:
-    """The bits that decide on an activity, and how many values drop it."""
-    for bits in BITS:
+def _resolution(
+    rate: float, widths: Sequence[int] = (8, 16)
+) -> tuple[int, int]:
+    """The bits that decide on an activity, and how many values drop it.
+
+    Of the `widths`, it is the first that has the rate exactly, or the last.
+    """
+    for bits in widths:
         if (2**bits * rate).is_integer():
             return bits, int(2**bits * rate)
     return bits, min(max(round(2**bits * rate), 1), 2**bits - 1)
@@ -69,209 +63,259 @@ def seed_generator(seed: int | None) -> keras.random.SeedGenerator:
     return keras.random.SeedGenerator(seed)
 
 
-def dropout_mask(
-    shape: Sequence,
-    rate: float,
-    seed: keras.random.SeedGenerator,
-    seeded: bool = True,
-) -> Any:
-    """Samples which activities are kept.
+class Backend:
+    """What the layers compute, in the way that suits most backends."""
 
-    An activity takes 8 bits of a random word where `rate` is a multiple of
-    1/256, and 16 otherwise; one bit for 0.5, but on TensorFlow. One word
-    serves several activities of an example, never of two examples, so that a
-    batch can be split over devices.
+    # Bits that are drawn at once.
+    word = 32
+    # Bits that may decide on an activity, the fewest first.
+    widths: tuple[int, ...] = (1, 8, 16)
 
-    Args:
-        shape: Tuple of integers (or, for a dimension that is only known when
-            the step runs, scalar tensors). Shape of the mask, the examples
-            first.
-        rate: Float between 0 and 1, neither of them. Probability that an
-            element is `False`; see `keep_probability` for how exactly.
-        seed: A `keras.random.SeedGenerator`, which is advanced by one draw.
-        seeded: Whether the mask has to be that of `seed`. Where not, PyTorch
-            takes it from its global generator, as for `keras.layers.Dropout`,
-            and leaves `seed` as it is. Gradient checkpointing restores that
-            generator before it computes a layer again; and a GPU draws the
-            mask in one call, without waiting for it to tell the seed.
+    def dropout_mask(
+        self,
+        shape: Sequence,
+        rate: float,
+        seed: keras.random.SeedGenerator,
+        seeded: bool = True,
+    ) -> Any:
+        """Samples which activities are kept.
 
-    Returns:
-        A boolean tensor of shape `shape`, `True` where the activity is kept:
-        Bernoulli(keep_probability(rate)) elementwise.
-    """
-    if BACKEND == "torch" and not seeded and seed.state.value.is_cuda:
-        device = seed.state.value.device
-        mask = torch.empty(shape, dtype=torch.bool, device=device)
-        return mask.bernoulli_(keep_probability(rate))
-    drawn = _next_seed(seed, seeded)
-    if not seeded and _is_transformed(drawn):
-        # `torch.vmap` may ask for a mask for each element.
-        return torch.rand(shape) < keep_probability(rate)
-    bits, dropped = _resolution(rate)
-    examples, *sizes = shape
-    size = math.prod(sizes)
-    in_word = WORD // bits
-    words = (size + in_word - 1) // in_word
-    if bits == 1:
-        kept = _random_bits((examples, words), drawn)
-    else:
-        # As signed integers, which every backend can compare.
-        fields = _random_fields((examples, words), bits, drawn)
-        kept = fields >= dropped - 2 ** (bits - 1)
-    if not isinstance(size, int) or size % in_word:
-        kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
-    return ops.reshape(kept, shape)
+        An activity takes 8 bits of a random word where `rate` is a multiple
+        of 1/256, and 16 otherwise; one bit for 0.5, but on TensorFlow. One
+        word serves several activities of an example, never of two examples,
+        so that a batch can be split over devices.
 
+        Args:
+            shape: Tuple of integers (or, for a dimension that is only known
+                when the step runs, scalar tensors). Shape of the mask, the
+                examples first.
+            rate: Float between 0 and 1, neither of them. Probability that an
+                element is `False`; see `keep_probability` for how exactly.
+            seed: A `keras.random.SeedGenerator`, which is advanced by one
+                draw.
+            seeded: Whether the mask has to be that of `seed`. Where not,
+                PyTorch takes it from its global generator, as for
+                `keras.layers.Dropout`, and leaves `seed` as it is. Gradient
+                checkpointing restores that generator before it computes a
+                layer again; and a GPU draws the mask in one call, without
+                waiting for it to tell the seed.
 
-def uniform(
-    shape: Sequence,
-    seed: keras.random.SeedGenerator,
-    seeded: bool = True,
-) -> Any:
-    """Samples float32s between 0 and 1; see `dropout_mask` for the seeds."""
-    if BACKEND == "torch" and not seeded:
-        return torch.rand(shape, device=seed.state.value.device)
-    return keras.random.uniform(shape, dtype="float32", seed=seed)
+        Returns:
+            A boolean tensor of shape `shape`, `True` where the activity is
+            kept: Bernoulli(keep_probability(rate)) elementwise.
+        """
+        return self._mask(shape, rate, seed.next())
 
+    def _mask(self, shape, rate, key):
+        bits, dropped = _resolution(rate, self.widths)
+        examples, *sizes = shape
+        size = math.prod(sizes)
+        in_word = self.word // bits
+        words = (size + in_word - 1) // in_word
+        if bits == 1:
+            kept = self._bits((examples, words), key)
+        else:
+            # As signed integers, which every backend can compare.
+            fields = self._fields((examples, words), bits, key)
+            kept = fields >= dropped - 2 ** (bits - 1)
+        if not isinstance(size, int) or size % in_word:
+            kept = ops.reshape(kept, (examples, words * in_word))[:, :size]
+        return ops.reshape(kept, shape)
 
-def check_first_pass(layer: keras.Layer, otherwise: str) -> None:
-    """Raises where PyTorch computes a layer again in the backward pass.
+    def _bits(self, shape, key):
+        """Random words of this shape as booleans, in any shape."""
+        raise NotImplementedError
 
-    There gradient checkpointing computes what it has not kept, and relies on
-    getting the same again.
+    def _fields(self, shape, bits, key):
+        """Random words of this shape as integers of so many bits."""
+        raise NotImplementedError
 
-    Args:
-        layer: The layer, of which a second pass would give something else.
-        otherwise: What that is, and the way out.
-    """
-    if BACKEND == "torch" and _in_backward_pass():
-        raise RuntimeError(
-            f"Layer '{layer.name}' is computed again in the backward pass, by "
-            f"gradient checkpointing. There {otherwise}"
-        )
+    def uniform(
+        self,
+        shape: Sequence,
+        seed: keras.random.SeedGenerator,
+        seeded: bool = True,
+    ) -> Any:
+        """Float32s between 0 and 1; see `dropout_mask` for the seeds."""
+        return keras.random.uniform(shape, dtype="float32", seed=seed)
 
+    def check_first_pass(self, layer: keras.Layer, otherwise: str) -> None:
+        """Raises where PyTorch computes a layer again in the backward pass.
 
-def scaled_sum(x: Any, shift: Any, scale: float) -> Any:
-    """`scale * (x + shift)`, in one pass over `x` where the backend allows.
+        There gradient checkpointing computes what it has not kept, and relies
+        on getting the same again.
 
-    Args:
-        x: Float tensor.
-        shift: Float tensor that broadcasts to `x`, usually a smaller one.
-        scale: Float.
+        Args:
+            layer: The layer, of which a second pass would give something
+                else.
+            otherwise: What that is, and the way out.
+        """
 
-    Returns:
-        A tensor of the shape of `x`.
-    """
-    # In 16 bits the rounding of `shift * scale`, or its infinity, would show
-    # where the sum is small.
-    if BACKEND == "torch" and x.element_size() > 2:
-        return torch.add(ops.convert_to_tensor(shift) * scale, x, alpha=scale)
-    # Compilers make one pass of the two.
-    return (x + shift) * scale
+    def scaled_sum(self, x: Any, shift: Any, scale: float) -> Any:
+        """`scale * (x + shift)`, in one pass over `x` where possible.
 
+        Args:
+            x: Float tensor.
+            shift: Float tensor that broadcasts to `x`, usually a smaller one.
+            scale: Float.
 
-def selected(mask: Any, x: Any) -> Any:
-    """`x` where `mask` is true, else 0, whatever `x` is there.
+        Returns:
+            A tensor of the shape of `x`.
+        """
+        # Compilers make one pass of the two.
+        return (x + shift) * scale
 
-    Args:
-        mask: Boolean tensor that broadcasts to `x`.
-        x: Float tensor.
+    def selected(self, mask: Any, x: Any) -> Any:
+        """`x` where `mask` is true, else 0, whatever `x` is there.
 
-    Returns:
-        A tensor of the shape of `x`. Where the mask is false its gradient is
-        0, too. The mask is all that is kept for the backward pass.
-    """
-    if BACKEND != "torch":
+        Args:
+            mask: Boolean tensor that broadcasts to `x`.
+            x: Float tensor.
+
+        Returns:
+            A tensor of the shape of `x`. Where the mask is false its gradient
+            is 0, too. The mask is all that is kept for the backward pass.
+        """
         return ops.where(mask, x, 0)
-    if x.is_cpu and mask.shape == x.shape and not torch.compiler.is_compiling():
-        return _Selected.apply(x, mask)
-    # Keras would bring the zero to the GPU first.
-    return torch.where(mask, x, 0)
 
 
-if BACKEND != "torch":
+BACKEND = Backend()
 
-    def _next_seed(seed, seeded):
-        return seed.next()
+if keras.backend.backend() == "jax":
+    import jax
 
-    def _is_transformed(tensor):
-        return False
+    class JAX(Backend):
+        def _bits(self, shape, key):
+            words = jax.random.bits(key, shape, "uint32")
+            shifted = words[..., None] >> jax.numpy.arange(
+                self.word, dtype="uint32"
+            )
+            return (shifted & 1) == 1
 
+        def _fields(self, shape, bits, key):
+            words = jax.random.bits(key, shape, "uint32")
+            return jax.lax.bitcast_convert_type(words, f"int{bits}")
 
-if BACKEND == "jax":
+    BACKEND = JAX()
 
-    def _random_fields(shape, bits, seed):
-        words = jax.random.bits(seed, shape, "uint32")
-        return jax.lax.bitcast_convert_type(words, f"int{bits}")
+elif keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
-    def _random_bits(shape, seed):
-        words = jax.random.bits(seed, shape, "uint32")
-        shifted = words[..., None] >> jax.numpy.arange(WORD, dtype="uint32")
-        return (shifted & 1) == 1
+    class TensorFlow(Backend):
+        # Where XLA draws words of 32 bits for TensorFlow and a mask is used
+        # twice, it computes the generator's rounds over and over.
+        word = 64
+        # What drawing single bits saves, taking them apart would lose.
+        widths = (8, 16)
 
-elif BACKEND == "tensorflow":
+        def _fields(self, shape, bits, key):
+            words = tf.random.stateless_uniform(
+                shape,
+                tf.cast(key, "int32"),  # XLA takes no other
+                minval=None,
+                maxval=None,
+                dtype="int64",
+            )
+            return tf.bitcast(words, f"int{bits}")
 
-    def _random_fields(shape, bits, seed):
-        words = tf.random.stateless_uniform(
-            shape,
-            tf.cast(seed, "int32"),  # XLA takes no other
-            minval=None,
-            maxval=None,
-            dtype="int64",
-        )
-        return tf.bitcast(words, f"int{bits}")
+    BACKEND = TensorFlow()
 
-elif BACKEND == "torch":
-    _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+elif keras.backend.backend() == "torch":
+    import torch
 
-    @torch._dynamo.disable
-    def _in_backward_pass():
-        return torch._C._current_graph_task_id() != -1
+    class PyTorch(Backend):
+        def dropout_mask(self, shape, rate, seed, seeded=True):
+            state, keep = seed.state.value, keep_probability(rate)
+            if not seeded and state.is_cuda:
+                mask = torch.empty(shape, dtype=torch.bool, device=state.device)
+                return mask.bernoulli_(keep)
+            key = self._key(seed, seeded)
+            if not seeded and torch._C._functorch.is_functorch_wrapped_tensor(
+                key
+            ):
+                # `torch.vmap` may ask for a mask for each element.
+                return torch.rand(shape) < keep
+            return self._mask(shape, rate, key)
 
-    @torch._dynamo.disable
-    def _next_seed(seed, seeded):
-        if seeded or not seed.state.value.is_cpu:
-            return seed.next()
-        return torch.randint(2**32, (2,), device="cpu")
+        @torch._dynamo.disable
+        def _key(self, seed, seeded):
+            if seeded or not seed.state.value.is_cpu:
+                return seed.next()
+            return torch.randint(2**32, (2,), device="cpu")
 
-    def _random_words(shape, seed):
-        device = seed.device
-        if device.type == "meta":
-            return torch.empty(shape, dtype=torch.int32, device=device)
-        if device.type == "cpu":
-            return torch.from_numpy(_words_of_numpy(shape, seed))
-        # Of neighbouring seeds and draws, seeds that have nothing to do with
-        # each other.
-        mixed = np.random.SeedSequence(_entropy(seed)).generate_state(1)
-        generator = torch.Generator(device).manual_seed(int(mixed[0]))
-        words = torch.empty(shape, dtype=torch.int32, device=device)
-        return words.random_(-(2**31), 2**31, generator=generator)
+        # TorchDynamo knows no generators.
+        @torch._dynamo.disable
+        def _bits(self, shape, key):
+            if key.device.type == "cpu":
+                words = self._words_of_numpy(shape, key)
+                bits = np.unpackbits(words.view("uint8"))
+                return torch.from_numpy(bits).view(torch.bool)
+            # On a GPU taking words apart takes longer than drawing more.
+            examples, words = shape
+            return self._fields((examples, 8 * words), 8, key) < 0
 
-    def _words_of_numpy(shape, seed):
-        # A third of the time that torch's generator takes on a CPU.
-        size = math.prod(shape)
-        raw = np.random.SFC64(_entropy(seed)).random_raw((size + 1) // 2)
-        return raw.view("int32")[:size].reshape(shape)
+        @torch._dynamo.disable
+        def _fields(self, shape, bits, key):
+            return self._words(shape, key).view(getattr(torch, f"int{bits}"))
 
-    def _entropy(seed):
-        # States of Keras' generators may be negative. Not `tolist`, which the
-        # tensors of `torch.func` do not have.
-        return [int(word) % 2**32 for word in seed]
+        def _words(self, shape, key):
+            device = key.device
+            if device.type == "cpu":
+                return torch.from_numpy(self._words_of_numpy(shape, key))
+            words = torch.empty(shape, dtype=torch.int32, device=device)
+            if device.type == "meta":
+                return words
+            # Of neighbouring seeds and draws, seeds that have nothing to do
+            # with each other.
+            mixed = np.random.SeedSequence(self._entropy(key)).generate_state(1)
+            generator = torch.Generator(device).manual_seed(int(mixed[0]))
+            return words.random_(-(2**31), 2**31, generator=generator)
 
-    # TorchDynamo knows no generators.
-    @torch._dynamo.disable
-    def _random_fields(shape, bits, seed):
-        words = _random_words(shape, seed)
-        return words.view(getattr(torch, f"int{bits}"))
+        def _words_of_numpy(self, shape, key):
+            # A third of the time that torch's generator takes on a CPU.
+            size = math.prod(shape)
+            generator = np.random.SFC64(self._entropy(key))
+            raw = generator.random_raw((size + 1) // 2)
+            return raw.view("int32")[:size].reshape(shape)
 
-    @torch._dynamo.disable
-    def _random_bits(shape, seed):
-        if seed.device.type == "cpu":
-            bits = np.unpackbits(_words_of_numpy(shape, seed).view("uint8"))
-            return torch.from_numpy(bits).view(torch.bool)
-        # On a GPU it takes longer to take words apart than to draw more.
-        examples, words = shape
-        return _random_fields((examples, 8 * words), 8, seed) < 0
+        def _entropy(self, key):
+            # States of Keras' generators may be negative. Not `tolist`, which
+            # the tensors of `torch.func` do not have.
+            return [int(word) % 2**32 for word in key]
+
+        def uniform(self, shape, seed, seeded=True):
+            if seeded:
+                return super().uniform(shape, seed)
+            return torch.rand(shape, device=seed.state.value.device)
+
+        def check_first_pass(self, layer, otherwise):
+            if self._is_in_backward_pass():
+                raise RuntimeError(
+                    f"Layer '{layer.name}' is computed again in the backward "
+                    f"pass, by gradient checkpointing. There {otherwise}"
+                )
+
+        @torch._dynamo.disable
+        def _is_in_backward_pass(self):
+            return torch._C._current_graph_task_id() != -1
+
+        def scaled_sum(self, x, shift, scale):
+            # In 16 bits the rounding of `shift * scale`, or its infinity,
+            # would show where the sum is small.
+            if x.element_size() <= 2:
+                return super().scaled_sum(x, shift, scale)
+            shift = ops.convert_to_tensor(shift) * scale
+            return torch.add(shift, x, alpha=scale)
+
+        def selected(self, mask, x):
+            if (
+                x.is_cpu
+                and mask.shape == x.shape
+                and not torch.compiler.is_compiling()
+            ):
+                return _Selected.apply(x, mask)
+            # Keras would bring the zero to the GPU first.
+            return torch.where(mask, x, 0)
 
     class _Selected(torch.autograd.Function):
         """`torch.where(mask, x, 0)`, which is slow on a CPU, made of bits."""
@@ -300,3 +344,11 @@ elif BACKEND == "torch":
         @staticmethod
         def backward(ctx, gradient):
             return _Selected.apply(gradient, *ctx.saved_tensors), None
+
+    BACKEND = PyTorch()
+
+check_first_pass = BACKEND.check_first_pass
+dropout_mask = BACKEND.dropout_mask
+scaled_sum = BACKEND.scaled_sum
+selected = BACKEND.selected
+uniform = BACKEND.uniform
