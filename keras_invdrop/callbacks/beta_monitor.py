@@ -16,13 +16,13 @@ from .._checks import check_positive_integer
 from .._checks import invalid
 from .._extras import require
 from .._files import replacing
+from .._keras import graph_of
 from .._statistics import correlation
 from ..layers._shifted_dropout import ShiftedDropout
 from ..models._dropout_sites import DropoutSite
 from ..models._dropout_sites import all_activities
 from ..models._dropout_sites import dropout_sites
 from ..models._graph import Names
-from ..models._graph import graph_of
 from ..models._variance_report import LinearPart
 from ..models._variance_report import fraction_saved
 from ..models._variance_report import injected_variances

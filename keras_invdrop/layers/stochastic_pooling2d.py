@@ -88,8 +88,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         self.seed = check_seed(seed)
         self.seed_generator = seed_generator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
-
-        self._build_at_init()
+        self.built = True  # It has no weights.
 
     def call(self, inputs, training=False):
         if self.data_format == "channels_first":

@@ -7,8 +7,8 @@ import numpy as np
 from keras import activations
 from keras import layers
 
+from .._keras import nodes
 from ..layers._shifted_dropout import ShiftedDropout
-from ._graph import nodes
 from ._linear_layers import LINEAR
 from ._linear_layers import array
 from ._linear_layers import as_bias

@@ -5,6 +5,8 @@ import numpy as np
 from keras import layers
 from keras import tree
 
+from .._keras import graph_of
+from .._keras import layers_in
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
 from ._copies import Copies
@@ -12,7 +14,6 @@ from ._copies import compile_like
 from ._graph import Names
 from ._graph import check_model
 from ._graph import graph_layers
-from ._graph import graph_of
 from ._graph import new_inputs
 from ._graph import run_through
 from ._linear_layers import LINEAR
@@ -114,7 +115,7 @@ def _check_layer(layer):
             "of invariant dropout of which it is not known what it does at "
             "inference. It cannot be folded."
         )
-    for part in layer._flatten_layers(include_self=False):
+    for part in layers_in(layer, include_self=False):
         if isinstance(part, ShiftedDropout):
             raise ValueError(
                 f"Layer '{part.name}', a `{type(part).__name__}`, is inside "

@@ -10,6 +10,7 @@ from .._checks import channel_axis
 from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import invalid
+from .._keras import graph_of
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._copies import copied
@@ -17,7 +18,6 @@ from ._dropout_sites import SPATIAL_DROPOUT
 from ._dropout_sites import warn_of_hidden_dropout
 from ._graph import calls
 from ._graph import check_model
-from ._graph import graph_of
 
 CONVERTED = (keras.layers.Dropout, *SPATIAL_DROPOUT)
 

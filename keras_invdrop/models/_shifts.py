@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers
 
 from .._checks import channel_axis
+from .._keras import get_keras_mask
 from .._masks import keep_probability
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
@@ -101,7 +102,7 @@ class Shifted:
 
     @property
     def masked(self) -> bool:
-        return getattr(self.tensor, "_keras_mask", None) is not None
+        return get_keras_mask(self.tensor) is not None
 
     def constant(self) -> np.ndarray:
         """The shift as an array, zero where there is none."""

@@ -11,6 +11,7 @@ from keras import ops
 
 from .._batches import Examples
 from .._checks import check_positive_integer
+from .._keras import graph_of
 from .._masks import keep_probability
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
@@ -18,7 +19,6 @@ from ._dropout_sites import Activities
 from ._dropout_sites import DropoutSite
 from ._dropout_sites import all_activities
 from ._dropout_sites import dropout_sites
-from ._graph import graph_of
 from ._linear_layers import core_of
 from ._linear_layers import without_bias
 
