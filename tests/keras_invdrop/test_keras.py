@@ -136,7 +136,8 @@ def test_a_model_that_is_being_built_can_be_told(room):
     probe = Probe()
     probe(keras.Input((2,)))
     probe(np.ones((1, 2)))
-    assert seen == [True, False], (
+    # Some releases call a layer twice to build a model.
+    assert all(seen[:-1]) and seen[-2:] == [True, False], (
         "`in_symbolic_scope` does not tell whether a call builds a model; "
         "`ZCAWhitening` may refuse to be put into one."
     )

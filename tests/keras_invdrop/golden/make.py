@@ -1,6 +1,7 @@
 """Makes the files that a release leaves to those after it.
 
-Run once for a release, on any backend: `python make.py 0.1.0`. Each model is
+Run once for a release, on any backend and the oldest Keras that the release
+allows, whose files the newer ones read: `python make.py 0.1.0`. Each model is
 saved beside this script with what it predicts for `examples`. A file that has
 been released is never made again.
 """
