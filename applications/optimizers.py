@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_invdrop.validation import check_fraction
-from keras_invdrop.validation import check_positive_integer
-from keras_invdrop.validation import check_positive_number
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_positive_integer
+from keras_invdrop._checks import check_positive_number
+from keras_invdrop._checks import invalid
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

@@ -14,10 +14,10 @@ from typing import Literal
 
 import keras
 
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import check_fraction
-from keras_invdrop.validation import check_positive_number
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_positive_number
+from keras_invdrop._checks import invalid
 
 from .optimizers import RampedSGD
 from .optimizers import WarmUp

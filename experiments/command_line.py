@@ -16,8 +16,8 @@ from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
 
 import keras_invdrop
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
 from keras_invdrop_command import when_interrupted
 
 from .data.splicing import generate_splicing as generated

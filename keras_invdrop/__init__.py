@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import backend as backend  # first: it says which one is missing
+from . import _backend as _backend  # first: it says which one is missing
 from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models

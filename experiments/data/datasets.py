@@ -12,10 +12,10 @@ import numpy as np
 
 from keras_invdrop import GlobalContrastNormalization
 from keras_invdrop import ZCAWhitening
-from keras_invdrop.extras import require
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
-from keras_invdrop.validation import is_integer
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
+from keras_invdrop._checks import is_integer
+from keras_invdrop._extras import require
 
 from .downloads import Download
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_invdrop.extras import missing
+from keras_invdrop._extras import missing
 
 # Seconds that a host has to accept a connection. More are for its answer.
 PATIENCE = 10

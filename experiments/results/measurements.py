@@ -5,7 +5,7 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from typing import Any
 
-from keras_invdrop.statistics import mean_and_interval
+from keras_invdrop._statistics import mean_and_interval
 
 from ..paper.tables import ROWS
 from ..paper.tables import Row

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 from keras_invdrop.applications.recipes import setting
 
-from keras_invdrop.extras import missing
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
+from keras_invdrop._extras import missing
 
 from ..results.console import ProgressTable
 from ..results.records import Result

@@ -15,7 +15,7 @@ from keras_invdrop.applications.recipes import FOR_LAYERS
 from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import for_layers
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 from keras_invdrop_command import when_interrupted
 
 from ..paper.tables import rows

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from keras_invdrop.applications.recipes import for_layers
 
-from keras_invdrop.extras import missing
+from keras_invdrop._extras import missing
 
 from ..results.records import replacing
 from ..results.records import this_code

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 
 # Seconds after which a process that is not heard of is given up. JAX' 100 are
 # longer than a person waits; a network that is gone for some seconds is borne.

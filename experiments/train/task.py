@@ -14,9 +14,9 @@ from keras_invdrop.applications import METHODS
 from keras_invdrop.applications.metrics import CodeQuality
 
 from keras_invdrop import calibrate
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split

@@ -10,14 +10,14 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_invdrop.batches import Examples
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
-from keras_invdrop.models.dropout_sites import all_activities
-from keras_invdrop.models.dropout_sites import dropout_sites
-from keras_invdrop.models.variance_report import means_for_shifts
-from keras_invdrop.models.variance_report import moments_of
-from keras_invdrop.statistics import correlation
-from keras_invdrop.validation import invalid
+from keras_invdrop._batches import Examples
+from keras_invdrop._checks import invalid
+from keras_invdrop._statistics import correlation
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
+from keras_invdrop.models._variance_report import means_for_shifts
+from keras_invdrop.models._variance_report import moments_of
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split

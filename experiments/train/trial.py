@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 from keras_invdrop.applications.recipes import setting
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 
 from ..data.datasets import Dataset
 from ..data.datasets import load

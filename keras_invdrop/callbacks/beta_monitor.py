@@ -11,25 +11,25 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from ..batches import Examples
-from ..extras import require
-from ..files import replacing
-from ..layers.shifted_dropout import ShiftedDropout
-from ..models.dropout_sites import DropoutSite
-from ..models.dropout_sites import all_activities
-from ..models.dropout_sites import dropout_sites
-from ..models.graph import Names
-from ..models.graph import graph_of
-from ..models.variance_report import LinearPart
-from ..models.variance_report import fraction_saved
-from ..models.variance_report import injected_variances
-from ..models.variance_report import linear_parts
-from ..models.variance_report import means_for_shifts
-from ..models.variance_report import moments_of
-from ..models.variance_report import present_shift
-from ..statistics import correlation
-from ..validation import check_positive_integer
-from ..validation import invalid
+from .._batches import Examples
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._extras import require
+from .._files import replacing
+from .._keras import graph_of
+from .._statistics import correlation
+from ..layers._shifted_dropout import ShiftedDropout
+from ..models._dropout_sites import DropoutSite
+from ..models._dropout_sites import all_activities
+from ..models._dropout_sites import dropout_sites
+from ..models._graph import Names
+from ..models._variance_report import LinearPart
+from ..models._variance_report import fraction_saved
+from ..models._variance_report import injected_variances
+from ..models._variance_report import linear_parts
+from ..models._variance_report import means_for_shifts
+from ..models._variance_report import moments_of
+from ..models._variance_report import present_shift
 
 
 @dataclass(frozen=True)

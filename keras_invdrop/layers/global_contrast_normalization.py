@@ -3,11 +3,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..precision import dtype_of_sums
-from ..validation import StrictConfig
-from ..validation import check_boolean
-from ..validation import check_positive_number
-from .data_layer import DataLayer
+from .._checks import StrictConfig
+from .._checks import check_boolean
+from .._checks import check_positive_number
+from .._keras import DataLayer
+from .._precision import dtype_of_sums
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -73,8 +73,7 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         self.use_std = check_boolean("use_std", use_std)
         self.epsilon = check_positive_number("epsilon", epsilon)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
-
-        self._build_at_init()
+        self.built = True  # It has no weights.
 
     def call(self, inputs):
         numpy = self.backend.numpy

@@ -3,10 +3,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..validation import StrictConfig
-from ..validation import check_positive_integer
-from ..validation import invalid
-from ..validation import is_integer
+from .._checks import StrictConfig
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._checks import is_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

@@ -3,12 +3,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import Axes
-from ..arguments import NoiseShape
-from ..precision import dtype_of_sums
-from ..random import check_first_pass
-from ..validation import check_fraction
-from .shifted_dropout import ShiftedDropout
+from .._arguments import Axes
+from .._arguments import NoiseShape
+from .._checks import check_fraction
+from .._masks import check_first_pass
+from .._precision import dtype_of_sums
+from ._shifted_dropout import ShiftedDropout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

@@ -4,14 +4,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from ..batches import batches
-from ..precision import dtype_of_sums
-from ..validation import StrictConfig
-from ..validation import invalid
-from ..validation import is_number
-from .data_layer import DataLayer
+from .._batches import batches
+from .._checks import StrictConfig
+from .._checks import invalid
+from .._checks import is_number
+from .._keras import DataLayer
+from .._keras import in_symbolic_scope
+from .._precision import dtype_of_sums
 
 # Examples whose products are summed together. Their sum is added to a matrix
 # of float64, which is slow: small batches are gathered first. 60 MB of images

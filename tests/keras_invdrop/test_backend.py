@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_invdrop.backend import BACKENDS
-from keras_invdrop.backend import missing_backend
+from keras_invdrop._backend import BACKENDS
+from keras_invdrop._backend import missing_backend
 
 BACKEND = keras.backend.backend()
 # A process that does not find the packages of its arguments.

@@ -1,6 +1,8 @@
 """What completion shows, and what `import *` brings: the public names."""
 
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -61,6 +63,29 @@ def test_what_is_shown_is_there():
     for module in (keras_invdrop, *map(vars(keras_invdrop).get, MODULES)):
         for name in dir(module):
             assert hasattr(module, name)
+
+
+def test_a_name_is_a_function_or_a_module_and_never_both():
+    """A module of the same name would hide the function, or be hidden."""
+    for name in FUNCTIONS:
+        assert inspect.isfunction(getattr(keras_invdrop.models, name))
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"keras_invdrop.models.{name}")
+
+
+def test_private_modules_have_an_underscore():
+    """Public are the modules that are shown, and the file of each class."""
+    for module in pkgutil.iter_modules(keras_invdrop.__path__):
+        assert module.name[0] == "_" or module.name in MODULES
+    public = {name.lower() for name in dir(keras_invdrop)}
+    for folder in (
+        keras_invdrop.callbacks,
+        keras_invdrop.layers,
+        keras_invdrop.models,
+    ):
+        for module in pkgutil.iter_modules(folder.__path__):
+            is_of_a_class = module.name.replace("_", "") in public
+            assert module.name[0] == "_" or is_of_a_class
 
 
 def test_import_of_all_brings_no_module():

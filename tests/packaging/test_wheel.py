@@ -182,7 +182,7 @@ import numpy as np
 import keras_invdrop
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
-from keras_invdrop.models.export import Exported
+from keras_invdrop.models._export import Exported
 from keras_invdrop.regularizers import Variance
 
 layer = InvariantDropout(

@@ -11,7 +11,7 @@ from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import calibrate
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -10,8 +10,8 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
-from keras_invdrop.models.dropout_sites import all_activities
-from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
 
 
 def names(sites):

@@ -20,7 +20,7 @@ from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import calibrate
 from keras_invdrop import fold
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 ARCHITECTURES = 300
 CALIBRATED = 60  # each is read through and compiled anew

@@ -13,7 +13,7 @@ from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import calibrate
 from keras_invdrop import variance_report
-from keras_invdrop.models.variance_report import InjectedVariance
+from keras_invdrop.models._variance_report import InjectedVariance
 
 
 def examples(*shape, seed=0):

@@ -7,12 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 from keras import tree
-from keras.src.trainers.data_adapters.array_data_adapter import (
-    can_convert_arrays,
-)
-from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 
-from .validation import invalid
+from ._checks import invalid
+from ._keras import can_convert_arrays
+from ._keras import convert_to_sliceable
+from ._keras import standardize_inputs
 
 
 class Examples:
@@ -132,7 +131,7 @@ def standardized(graph, x, argument, shapes=None):
             names = graph.input if named else [i.name for i in graph.inputs]
             given = {name: x[name] for name in names}
         tensors = _mapped(ops.convert_to_tensor, given)
-        tensors = graph._standardize_inputs(tensors)
+        tensors = standardize_inputs(graph, tensors)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         cause = error
     else:

@@ -5,32 +5,33 @@ import numpy as np
 from keras import layers
 from keras import tree
 
+from .._keras import graph_of
+from .._keras import layers_in
+from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
-from ..layers.shifted_dropout import ShiftedDropout
-from .copies import Copies
-from .copies import compile_like
-from .graph import Names
-from .graph import check_model
-from .graph import graph_layers
-from .graph import graph_of
-from .graph import new_inputs
-from .graph import run_through
-from .linear_layers import LINEAR
-from .linear_layers import array
-from .linear_layers import as_bias
-from .linear_layers import core_of
-from .linear_layers import response_to
-from .linear_layers import with_bias
-from .linear_layers import without_bias
-from .shifts import MERGING
-from .shifts import SHIFTED
-from .shifts import VANISHING
-from .shifts import Shifted
-from .shifts import carried
-from .shifts import compact
-from .shifts import has_one_for_each_feature
-from .shifts import kept_by
-from .shifts import sources_of
+from ._copies import Copies
+from ._copies import compile_like
+from ._graph import Names
+from ._graph import check_model
+from ._graph import graph_layers
+from ._graph import new_inputs
+from ._graph import run_through
+from ._linear_layers import LINEAR
+from ._linear_layers import array
+from ._linear_layers import as_bias
+from ._linear_layers import core_of
+from ._linear_layers import response_to
+from ._linear_layers import with_bias
+from ._linear_layers import without_bias
+from ._shifts import MERGING
+from ._shifts import SHIFTED
+from ._shifts import VANISHING
+from ._shifts import Shifted
+from ._shifts import carried
+from ._shifts import compact
+from ._shifts import has_one_for_each_feature
+from ._shifts import kept_by
+from ._shifts import sources_of
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -114,7 +115,7 @@ def _check_layer(layer):
             "of invariant dropout of which it is not known what it does at "
             "inference. It cannot be folded."
         )
-    for part in layer._flatten_layers(include_self=False):
+    for part in layers_in(layer, include_self=False):
         if isinstance(part, ShiftedDropout):
             raise ValueError(
                 f"Layer '{part.name}', a `{type(part).__name__}`, is inside "

@@ -9,18 +9,18 @@ import numpy as np
 from keras import layers
 from keras import ops
 
-from ..batches import Examples
+from .._batches import Examples
+from .._checks import check_positive_integer
+from .._keras import graph_of
+from .._masks import keep_probability
+from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
-from ..layers.shifted_dropout import ShiftedDropout
-from ..random import keep_probability
-from ..validation import check_positive_integer
-from .dropout_sites import Activities
-from .dropout_sites import DropoutSite
-from .dropout_sites import all_activities
-from .dropout_sites import dropout_sites
-from .graph import graph_of
-from .linear_layers import core_of
-from .linear_layers import without_bias
+from ._dropout_sites import Activities
+from ._dropout_sites import DropoutSite
+from ._dropout_sites import all_activities
+from ._dropout_sites import dropout_sites
+from ._linear_layers import core_of
+from ._linear_layers import without_bias
 
 # Layers whose output, before the activation function, is linear in the input
 # with the weights that the layer calls its kernel.

@@ -8,20 +8,21 @@ import numpy as np
 from keras import ops
 from keras import tree
 
-from ..batches import batches
-from ..batches import standardized
-from ..layers.shifted_dropout import ShiftedDropout
-from ..validation import check_boolean
-from ..validation import check_positive_integer
-from ..validation import invalid
-from .compensate import compensated
-from .copies import copied
-from .dropout_sites import warn_of_hidden_dropout
-from .graph import check_model
-from .graph import inlined
-from .graph import new_inputs
-from .graph import nodes
-from .graph import run_through
+from .._batches import batches
+from .._batches import standardized
+from .._checks import check_boolean
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._keras import layers_in
+from .._keras import nodes
+from ..layers._shifted_dropout import ShiftedDropout
+from ._compensate import compensated
+from ._copies import copied
+from ._dropout_sites import warn_of_hidden_dropout
+from ._graph import check_model
+from ._graph import inlined
+from ._graph import new_inputs
+from ._graph import run_through
 
 
 def calibrate(
@@ -214,9 +215,7 @@ def _report(kept, arriving):
 
 def _shifted(model):
     return [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, ShiftedDropout)
+        layer for layer in layers_in(model) if isinstance(layer, ShiftedDropout)
     ]
 
 
@@ -243,7 +242,7 @@ def _untrained(graph, arriving):
     found = []
     before = keras.Model(graph.inputs, tree.flatten(list(arriving.values())))
     for layer in before.layers:
-        for part in layer._flatten_layers():
+        for part in layers_in(layer):
             if not (
                 isinstance(part, keras.layers.BatchNormalization)
                 and part.trainable

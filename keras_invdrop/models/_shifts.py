@@ -7,16 +7,17 @@ import keras
 import numpy as np
 from keras import layers
 
+from .._checks import channel_axis
+from .._keras import get_keras_mask
+from .._masks import keep_probability
+from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.running_average_dropout import RunningAverageDropout
 from ..layers.shared_invariant_dropout import SharedInvariantDropout
-from ..layers.shifted_dropout import ShiftedDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ..random import keep_probability
-from ..validation import channel_axis
-from .linear_layers import array
-from .linear_layers import evaluated
-from .linear_layers import finest_dtype
+from ._linear_layers import array
+from ._linear_layers import evaluated
+from ._linear_layers import finest_dtype
 
 # All of these mean the class itself: a subclass may do anything.
 
@@ -101,7 +102,7 @@ class Shifted:
 
     @property
     def masked(self) -> bool:
-        return getattr(self.tensor, "_keras_mask", None) is not None
+        return get_keras_mask(self.tensor) is not None
 
     def constant(self) -> np.ndarray:
         """The shift as an array, zero where there is none."""

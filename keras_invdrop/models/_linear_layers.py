@@ -5,10 +5,10 @@ import numpy as np
 from keras import layers
 from keras import ops
 
+from .._checks import channel_axis
 from ..layers.locally_connected2d import LocallyConnected2D
 from ..layers.maxout_conv2d import MaxoutConv2D
 from ..layers.maxout_dense import MaxoutDense
-from ..validation import channel_axis
 
 # Convolutions that do the same at every place, but where they pad.
 CONVOLUTIONS = (

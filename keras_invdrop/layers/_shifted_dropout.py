@@ -4,22 +4,22 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import Axes
-from ..arguments import NoiseShape
-from ..random import check_first_pass
-from ..random import dropout_mask
-from ..random import keep_probability
-from ..random import mask_shape
-from ..random import scaled_sum
-from ..random import seed_generator
-from ..random import selected
-from ..validation import StrictConfig
-from ..validation import check_broadcast
-from ..validation import check_fraction
-from ..validation import check_noise_shape
-from ..validation import check_seed
-from ..validation import check_shared_axes
-from ..validation import resolve_axes
+from .._arguments import Axes
+from .._arguments import NoiseShape
+from .._checks import StrictConfig
+from .._checks import check_broadcast
+from .._checks import check_fraction
+from .._checks import check_noise_shape
+from .._checks import check_seed
+from .._checks import check_shared_axes
+from .._checks import resolve_axes
+from .._masks import check_first_pass
+from .._masks import dropout_mask
+from .._masks import keep_probability
+from .._masks import mask_shape
+from .._masks import scaled_sum
+from .._masks import seed_generator
+from .._masks import selected
 
 
 class ShiftedDropout(StrictConfig, keras.Layer):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from keras_invdrop import validation
+from keras_invdrop import _checks
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25), np.int64(1)])
 def test_fraction_is_returned_as_a_float(value):
-    checked = validation.check_fraction("rate", value)
+    checked = _checks.check_fraction("rate", value)
     assert type(checked) is float
     assert checked == value
 
@@ -21,32 +21,32 @@ def test_what_is_no_fraction(value):
         match="Invalid value received for argument `rate`. Expected a float "
         "value between 0 and 1. Received: rate=",
     ):
-        validation.check_fraction("rate", value)
+        _checks.check_fraction("rate", value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "2", None])
 def test_what_is_no_positive_integer(value):
     with pytest.raises(ValueError, match="`pieces`. Expected a positive int"):
-        validation.check_positive_integer("pieces", value)
+        _checks.check_positive_integer("pieces", value)
 
 
 def test_booleans_and_seeds():
-    assert validation.check_boolean("use_bias", np.True_) is True
+    assert _checks.check_boolean("use_bias", np.True_) is True
     for value in ("false", 0, None):
         with pytest.raises(ValueError, match="`use_bias`. Expected a boolean"):
-            validation.check_boolean("use_bias", value)
-    assert validation.check_seed(None) is None
+            _checks.check_boolean("use_bias", value)
+    assert _checks.check_seed(None) is None
     for seed in (3, -1, 2**70, np.int64(3)):
-        assert validation.check_seed(seed) == seed
-        assert type(validation.check_seed(seed)) is int
+        assert _checks.check_seed(seed) == seed
+        assert type(_checks.check_seed(seed)) is int
     for value in ("3", True, 1.5):
         with pytest.raises(ValueError, match="`seed`. Expected an integer or"):
-            validation.check_seed(value)
+            _checks.check_seed(value)
 
 
 def test_axes_count_from_both_ends():
-    assert validation.resolve_axes([1, -1], (None, 4, 5, 6)) == {1, 3}
-    assert validation.resolve_axes(None, (None, 4)) == set()
+    assert _checks.resolve_axes([1, -1], (None, 4, 5, 6)) == {1, 3}
+    assert _checks.resolve_axes(None, (None, 4)) == set()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_axes_count_from_both_ends():
     ],
 )
 def test_noise_shapes_that_broadcast(noise_shape, input_shape):
-    validation.check_broadcast(noise_shape, input_shape)
+    _checks.check_broadcast(noise_shape, input_shape)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_noise_shapes_that_broadcast(noise_shape, input_shape):
 )
 def test_noise_shapes_that_do_not_broadcast(noise_shape, input_shape):
     with pytest.raises(ValueError, match="`noise_shape`.*broadcast"):
-        validation.check_broadcast(noise_shape, input_shape)
+        _checks.check_broadcast(noise_shape, input_shape)

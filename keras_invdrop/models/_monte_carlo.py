@@ -7,19 +7,21 @@ import numpy as np
 from keras import ops
 from keras import tree
 
-from ..batches import Examples
-from ..batches import standardized
-from ..validation import check_positive_integer
-from ..validation import check_seed
-from ..validation import invalid
-from .copies import Copies
-from .copies import copied
-from .dropout_sites import DROPOUT
-from .dropout_sites import OTHER_DROPOUT
-from .dropout_sites import warn_of_hidden_dropout
-from .graph import check_model
-from .graph import graph_layers
-from .graph import graph_of
+from .._batches import Examples
+from .._batches import standardized
+from .._checks import check_positive_integer
+from .._checks import check_seed
+from .._checks import invalid
+from .._keras import graph_of
+from .._keras import layers_in
+from .._keras import seed_generators
+from ._copies import Copies
+from ._copies import copied
+from ._dropout_sites import DROPOUT
+from ._dropout_sites import OTHER_DROPOUT
+from ._dropout_sites import warn_of_hidden_dropout
+from ._graph import check_model
+from ._graph import graph_layers
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
 
@@ -251,8 +253,8 @@ class _Sampler(keras.Model):
         entropy = random.getrandbits(64) if seed is None else seed % 2**64
         generators = [
             generator
-            for layer in self._flatten_layers()
-            for generator in layer._seed_generators
+            for layer in layers_in(self)
+            for generator in seed_generators(layer)
         ]
         seeds = np.random.SeedSequence(entropy).generate_state(len(generators))
         for generator, value in zip(generators, seeds, strict=True):

@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from keras import tree
 
-from ..extras import require
-from ..validation import check_choice
-from ..validation import check_positive_number
-from ..validation import invalid
-from .copies import copied
-from .fold import fold
-from .linear_layers import array
+from .._checks import check_choice
+from .._checks import check_positive_number
+from .._checks import invalid
+from .._extras import require
+from ._copies import copied
+from ._fold import fold
+from ._linear_layers import array
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
 # The formats, and the package of the engine that runs each.
@@ -41,7 +41,7 @@ UNKNOWN_SIZE = 32  # enough for a few poolings
 ON_TENSORFLOW = """
 import sys
 import keras
-from keras_invdrop.models.export import convert
+from keras_invdrop.models._export import convert
 saved, path, format = sys.argv[1:]
 # Written by the process that started this one.
 model = keras.models.load_model(saved, compile=False, safe_mode=False)

@@ -2,9 +2,9 @@
 
 from keras import ops
 
-from ..validation import check_choice
-from ..validation import invalid
-from ..validation import is_integer
+from .._checks import check_choice
+from .._checks import invalid
+from .._checks import is_integer
 
 
 def check_pair(argument, value):

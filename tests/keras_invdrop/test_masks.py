@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from keras_invdrop import InvariantDropout
-from keras_invdrop.random import dropout_mask
-from keras_invdrop.random import keep_probability
-from keras_invdrop.random import scaled_sum
-from keras_invdrop.random import selected
+from keras_invdrop._masks import dropout_mask
+from keras_invdrop._masks import keep_probability
+from keras_invdrop._masks import scaled_sum
+from keras_invdrop._masks import selected
 
 BACKEND = keras.backend.backend()
 RATES = [0.001, 0.1, 0.2, 0.3, 0.5, 0.9]
@@ -389,7 +389,7 @@ import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from keras.random import SeedGenerator
-from keras_invdrop.random import dropout_mask
+from keras_invdrop._masks import dropout_mask
 
 mesh = jax.make_mesh((4,), ("batch",))
 split = NamedSharding(mesh, PartitionSpec("batch"))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from .extras import install
+from ._extras import install
 
 BACKENDS = ("jax", "tensorflow", "torch")
 

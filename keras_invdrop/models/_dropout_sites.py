@@ -11,18 +11,19 @@ import numpy as np
 from keras import layers
 from keras import ops
 from keras import tree
-from keras.src.backend import get_keras_mask
-from keras.src.models.functional import operation_fn
 
-from ..batches import standardized
-from ..layers.shifted_dropout import ShiftedDropout
-from ..random import mask_shape
-from ..validation import channel_axis
-from ..validation import is_number
-from .graph import check_model
-from .graph import graph_layers
-from .graph import graph_of
-from .graph import run_through
+from .._batches import standardized
+from .._checks import channel_axis
+from .._checks import is_number
+from .._keras import get_keras_mask
+from .._keras import graph_of
+from .._keras import in_inference
+from .._keras import layers_in
+from .._masks import mask_shape
+from ..layers._shifted_dropout import ShiftedDropout
+from ._graph import check_model
+from ._graph import graph_layers
+from ._graph import run_through
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -158,7 +159,7 @@ def all_activities(model: keras.Model, x: Any) -> list[Activities]:
     def call(layer, *args, **kwargs):
         if isinstance(layer, DROPOUT):
             found.append(_arriving(args[0] if args else kwargs["inputs"]))
-        return operation_fn(layer, training=False)(*args, **kwargs)
+        return in_inference(layer)(*args, **kwargs)
 
     run_through(graph, standardized(graph, x, "x"), call)
     return found
@@ -182,7 +183,7 @@ def warn_of_hidden_dropout(model, seen=DROPOUT):
         reasons = []
         if isinstance(layer, OTHER_DROPOUT) and not isinstance(layer, seen):
             reasons.append(type(layer).__name__)
-        for part in layer._flatten_layers():
+        for part in layers_in(layer):
             if isinstance(part, DROPOUT) and part is not layer and part.rate:
                 reasons.append(f"layer '{part.path or part.name}'")
             for name in RATES:

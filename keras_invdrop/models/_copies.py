@@ -15,17 +15,29 @@ from typing import Any
 import keras
 from keras import ops
 from keras import tree
-from keras.src.models.functional import Functional
-from keras.src.models.functional import functional_like_constructor
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.utils import tracking
-from keras.src.utils.backend_utils import DynamicBackend
-from keras.src.utils.tracking import Tracker
 
-from .graph import graph_of
-from .graph import nested_models
-from .graph import new_input_layer
-from .graph import new_inputs
+from .._keras import COLLECTIONS
+from .._keras import OF_PYTORCH
+from .._keras import OF_TRAINING
+from .._keras import DynamicBackend
+from .._keras import Functional
+from .._keras import KerasSaveable
+from .._keras import compile_config
+from .._keras import functional_like_constructor
+from .._keras import graph_of
+from .._keras import initial_state
+from .._keras import layers_in
+from .._keras import not_decayed
+from .._keras import operations
+from .._keras import origin
+from .._keras import own_trainable
+from .._keras import renew
+from .._keras import run_through_graph
+from .._keras import set_own_trainable
+from .._keras import tracker_of
+from ._graph import nested_models
+from ._graph import new_input_layer
+from ._graph import new_inputs
 
 # What a copy shares with what it was made of: these have no state of their
 # own, or none that a layer changes.
@@ -40,45 +52,6 @@ SHARED = (
     type(threading.Lock()),
     type(threading.RLock()),
     DynamicBackend,
-)
-# Keras' collections that track what is put into them, as plain ones.
-COLLECTIONS = {
-    getattr(tracking, name): kind
-    for name, kind in {
-        "TrackedDict": dict,
-        "TrackedList": list,
-        "TrackedOrderedDict": dict,
-        "TrackedSet": set,
-    }.items()
-    if hasattr(tracking, name)  # TrackedOrderedDict is new in 3.14
-}
-# What the copy of a layer starts without: its calls in a graph and the losses
-# of its last call ...
-EMPTY = {
-    "_inbound_nodes": list,
-    "_outbound_nodes": list,
-    "_losses": list,
-    "_loss_ids": set,
-}
-# ... what PyTorch lists anew, and what compiling and training have set.
-OF_PYTORCH = "_torch_params"
-OF_TRAINING = (
-    "_compile_config",
-    "_compile_loss",
-    "_compile_metrics",
-    "_compiled_trainable_state",
-    "_jax_state",
-    "_loss_tracker",
-    "compiled",
-    "history",
-    "loss",
-    "optimizer",
-    "predict_function",
-    "stop_evaluating",
-    "stop_predicting",
-    "stop_training",
-    "test_function",
-    "train_function",
 )
 # Methods by which a subclass changes what a model computes or learns.
 OF_SUBCLASS = (
@@ -173,14 +146,14 @@ def compile_like(
     kept = type(new) is type(model)
     own = _methods_of(model, ["compile"] if kept else OF_SUBCLASS)
     try:
-        if own or not hasattr(model, "_compile_config"):
+        # Not by way of `get_compile_config`, which wants every function to be
+        # registered.
+        config = compile_config(model)
+        if own or config is None:
             raise TypeError(
                 f"`{type(model).__name__}` has its own "
                 f"{_listed(own or ['compile'])}"
             )
-        # Not by way of `get_compile_config`, which wants every function to be
-        # registered.
-        config = dict(model._compile_config.config)
         optimizer = config.pop("optimizer")
         if trained:
             config["optimizer"] = _new_optimizer(optimizer, copies)
@@ -212,17 +185,13 @@ def _new_optimizer(optimizer, copies):
         return optimizer  # its name
     new = type(optimizer).from_config(optimizer.get_config())
     # Not in the config: which weights do not decay.
-    excluded = getattr(optimizer, "_exclude_from_weight_decay", ())
-    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    if excluded or pattern:
+    variables, patterns = not_decayed(
+        optimizer,
+        [x for x, _ in copies.made.values() if isinstance(x, keras.Variable)],
+    )
+    if variables or patterns:
         new.exclude_from_weight_decay(
-            [
-                made
-                for variable, made in copies.made.values()
-                if isinstance(variable, keras.Variable)
-                and optimizer._var_key(variable) in excluded
-            ],
-            [pattern.pattern] if pattern else None,
+            [copies.of(x) for x in variables], patterns
         )
     return new
 
@@ -288,7 +257,7 @@ class Copies:
         self.made: dict[int, tuple[Any, Any]] = {}
         self.unfilled: list[tuple[Any, Any]] = []
         self.graphs: dict[int, tuple[Any, Any]] = {}
-        self.trackers: list[Tracker] = []
+        self.trackers: list[Any] = []
         self._start_stream()
 
     def of(self, value: Any) -> Any:
@@ -339,10 +308,7 @@ class Copies:
                 self._start_stream()
                 self._fill_by_config(old, new, error)
         for tracker in self.trackers:
-            tracker.stored_ids = {
-                name: {id(value) for value in store}
-                for name, (_, store) in tracker.config.items()
-            }
+            renew(tracker)
         self.trackers.clear()
 
     def _fill_cells(self, old, new):
@@ -351,18 +317,10 @@ class Copies:
                 cell.cell_contents = self._plain(of_old.cell_contents)
 
     def _fill_object(self, old, new):
-        state = {k: v for k, v in vars(old).items() if not _is_own(new, k)}
-        if isinstance(old, keras.Operation):
-            state |= {k: kind() for k, kind in EMPTY.items() if k in state}
-            if "_modules" in state:
-                state["_modules"] = dict(state["_modules"])
-                state["_modules"].pop(OF_PYTORCH, None)
-            state.pop(OF_PYTORCH, None)
-        if isinstance(old, keras.Model):
-            state |= {k: None for k in OF_TRAINING if k in state}
-            state["compiled"] = False
+        state = initial_state(old)
+        state = {k: v for k, v in state.items() if not _is_own(new, k)}
         vars(new).update(self._plain(state))
-        if isinstance(tracker := vars(new).get("_tracker"), Tracker):
+        if (tracker := tracker_of(new)) is not None:
             self.trackers.append(tracker)
 
     def _fill_by_config(self, old, new, error):
@@ -375,9 +333,7 @@ class Copies:
             build_config = old.get_build_config()
             if old.built and not made.built and build_config:
                 made.build_from_config(build_config)
-            for parts in zip(
-                old._flatten_layers(), made._flatten_layers(), strict=True
-            ):
+            for parts in zip(layers_in(old), layers_in(made), strict=True):
                 _carry_over(*parts)
             for variable, of_old in zip(
                 made.variables, old.variables, strict=True
@@ -385,7 +341,7 @@ class Copies:
                 variable.assign(of_old)
                 variable.trainable = of_old.trainable
                 self.made[id(of_old)] = of_old, variable
-            made._trainable = old._trainable
+            set_own_trainable(made, own_trainable(old))
         except Exception as again:
             raise ValueError(
                 f"Layer '{getattr(old, 'name', old)}', a "
@@ -398,7 +354,7 @@ class Copies:
 
     def _complete(self, layer):
         """Makes the graphs of a layer and of those inside it."""
-        for part in layer._flatten_layers():
+        for part in layers_in(layer):
             if id(part) in self.graphs:
                 self._complete_graph(*self.graphs.pop(id(part)))
 
@@ -408,23 +364,21 @@ class Copies:
                 self._complete(layer)
         if isinstance(old, keras.Sequential):
             parts = [
-                new_input_layer(part)
-                if isinstance(part, keras.layers.InputLayer)
-                else self.shell(part)
-                for part in old._layers
+                new_input_layer(origin(old.inputs[0])),
+                *map(self.shell, old.layers),
             ]
             keras.Sequential.__init__(new, parts, name=old.name)
         else:
             inputs = new_inputs(old)
-            outputs = old._run_through_graph(inputs, operation_fn=self.shell)
+            outputs = run_through_graph(old, inputs, self.shell)
             Functional.__init__(new, inputs, outputs, name=old.name)
         # Not by the setter, which would set it in every layer.
-        new._trainable = old._trainable
-        new._dtype_policy = old._dtype_policy
+        set_own_trainable(new, own_trainable(old))
+        new.dtype_policy = old.dtype_policy
         if type(new) is not type(old):
             return
         # What the class of the model, or its user, has set on it.
-        self.made[id(old._tracker)] = old._tracker, new._tracker
+        self.made[id(tracker_of(old))] = tracker_of(old), tracker_of(new)
         known = {*vars(new), *OF_TRAINING, OF_PYTORCH}
         state = {k: v for k, v in vars(old).items() if k not in known}
         for name, value in self._plain(state).items():
@@ -523,7 +477,7 @@ def _layers_in(model):
     """The layers and operations in the graph of a model, but its inputs."""
     return [
         operation
-        for operation in graph_of(model)._operations
+        for operation in operations(graph_of(model))
         if not isinstance(operation, keras.layers.InputLayer)
     ]
 

@@ -5,19 +5,12 @@ import itertools
 import keras
 from keras import tree
 
-from ..validation import invalid
-
-
-def graph_of(model):
-    """The functional model that holds the graph of `model`, or None."""
-    model = getattr(model, "_functional", model)
-    return model if hasattr(model, "_nodes_by_depth") else None
-
-
-def nodes(graph):
-    """The calls of layers in `graph`, from the input on."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from graph._nodes_by_depth[depth]
+from .._checks import invalid
+from .._keras import graph_of
+from .._keras import nodes
+from .._keras import operations
+from .._keras import origin
+from .._keras import run_through_graph
 
 
 def calls(graph):
@@ -49,7 +42,7 @@ def graph_layers(model):
 
 def nested_models(model):
     """The models in the graph of `model`, and in those, that have a graph."""
-    for operation in graph_of(model)._operations:
+    for operation in operations(graph_of(model)):
         if graph_of(operation) is not None:
             yield operation
             yield from nested_models(operation)
@@ -79,7 +72,7 @@ def check_model(model):
 def new_inputs(graph):
     """New inputs for `graph`, in its structure."""
     return tree.map_structure(
-        lambda x: new_input_layer(x._keras_history.operation).output,
+        lambda x: new_input_layer(origin(x)).output,
         graph.input,
     )
 
@@ -114,8 +107,8 @@ def run_through(graph, inputs, call):
             inner = [inner[tensor.name] for tensor in nested.inputs]
         return run_through(nested, inner, call)
 
-    outputs = graph._run_through_graph(
-        inputs, operation_fn=lambda operation: operation, call_fn=call_any
+    outputs = run_through_graph(
+        graph, inputs, lambda operation: operation, call_any
     )
     # As a model does with a list of one output.
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:

@@ -7,20 +7,20 @@ import numpy as np
 from keras import activations
 from keras import layers
 
-from ..layers.shifted_dropout import ShiftedDropout
-from .graph import nodes
-from .linear_layers import LINEAR
-from .linear_layers import array
-from .linear_layers import as_bias
-from .linear_layers import core_of
-from .linear_layers import response_to
-from .shifts import SHIFTED
-from .shifts import Shifted
-from .shifts import carried
-from .shifts import compact
-from .shifts import has_one_for_each_feature
-from .shifts import kept_by
-from .shifts import sources_of
+from .._keras import nodes
+from ..layers._shifted_dropout import ShiftedDropout
+from ._linear_layers import LINEAR
+from ._linear_layers import array
+from ._linear_layers import as_bias
+from ._linear_layers import core_of
+from ._linear_layers import response_to
+from ._shifts import SHIFTED
+from ._shifts import Shifted
+from ._shifts import carried
+from ._shifts import compact
+from ._shifts import has_one_for_each_feature
+from ._shifts import kept_by
+from ._shifts import sources_of
 
 
 def compensated(graph, means):

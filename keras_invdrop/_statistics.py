@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .extras import missing
+from ._extras import missing
 
 
 def mean_and_interval(values):

@@ -3,21 +3,21 @@ from typing import Literal
 
 import keras
 
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Regularizer
+from .._arguments import Constraint
+from .._arguments import DataFormat
+from .._arguments import Regularizer
+from .._checks import channel_axis
+from .._checks import check_choice
+from .._checks import check_data_format
+from .._checks import invalid
+from .._keras import graph_of
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ..validation import channel_axis
-from ..validation import check_choice
-from ..validation import check_data_format
-from ..validation import invalid
-from .copies import copied
-from .dropout_sites import SPATIAL_DROPOUT
-from .dropout_sites import warn_of_hidden_dropout
-from .graph import calls
-from .graph import check_model
-from .graph import graph_of
+from ._copies import copied
+from ._dropout_sites import SPATIAL_DROPOUT
+from ._dropout_sites import warn_of_hidden_dropout
+from ._graph import calls
+from ._graph import check_model
 
 CONVERTED = (keras.layers.Dropout, *SPATIAL_DROPOUT)
 
