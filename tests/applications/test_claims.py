@@ -7,6 +7,8 @@ from keras_invdrop.applications.claims import findings
 from keras_invdrop.applications.results import packed
 from keras_invdrop.applications.tables import ROWS
 
+pytestmark = pytest.mark.one_backend
+
 BETTER = (
     "Invariant dropout makes fewer errors than standard dropout, "
     "inverted encoding"

@@ -7,6 +7,8 @@ from keras_invdrop.applications.console import paper_table
 from keras_invdrop.applications.tables import ROWS
 from rich.console import Console
 
+pytestmark = pytest.mark.one_backend
+
 
 def printed(table, width=100):
     console = Console(file=io.StringIO(), width=width)

@@ -12,6 +12,8 @@ from keras_invdrop.applications.downloads import Download
 
 from keras_invdrop import GlobalContrastNormalization
 
+pytestmark = pytest.mark.one_backend
+
 PREPARED = os.environ.get("TFDS_DATA_DIR", "")
 
 

@@ -18,6 +18,8 @@ from keras_invdrop.applications import datasets
 from keras_invdrop.applications import downloads
 from keras_invdrop.applications.downloads import Download
 
+pytestmark = pytest.mark.one_backend
+
 SHAPES = {"mnist": (28, 28, 1), "svhn_cropped": (32, 32, 3)}
 
 

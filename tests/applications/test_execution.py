@@ -24,6 +24,8 @@ from keras_invdrop.applications.splicing import generate_splicing
 from keras_invdrop.applications.splicing import save_splicing
 from keras_invdrop.applications.tables import ROWS
 
+pytestmark = pytest.mark.one_backend
+
 EPOCHS = 16
 
 

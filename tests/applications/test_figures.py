@@ -8,6 +8,8 @@ from keras import ops
 from keras_invdrop.applications import figures
 from keras_invdrop.applications import mnist_mlp
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture
 def network():

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from keras_invdrop.applications import inference
 
+pytestmark = pytest.mark.one_backend
+
 
 def test_a_difference():
     found = inference.above_zero([0.5, 0.6, 0.7])

@@ -8,6 +8,8 @@ from keras_invdrop.applications.results import read_results
 from keras_invdrop.applications.results import write_result
 from keras_invdrop.applications.tables import ROWS
 
+pytestmark = pytest.mark.one_backend
+
 ROW = ROWS["table2/inverted/invariant"]
 
 

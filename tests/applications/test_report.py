@@ -12,6 +12,8 @@ from keras_invdrop.applications.results import read_result
 from keras_invdrop.applications.results import write_result
 from keras_invdrop.applications.tables import ROWS
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture
 def stored(result, tmp_path):

@@ -7,6 +7,8 @@ from keras_invdrop.applications import results
 from keras_invdrop.applications.jobs import Job
 from keras_invdrop.applications.tables import ROWS
 
+pytestmark = pytest.mark.one_backend
+
 
 def test_round_trip(result, tmp_path):
     path = tmp_path / "new" / "result.json"

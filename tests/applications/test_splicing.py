@@ -10,6 +10,8 @@ from keras_invdrop.applications.splicing import load_splicing
 from keras_invdrop.applications.splicing import partition_of
 from keras_invdrop.applications.splicing import save_splicing
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture(scope="module")
 def generated():

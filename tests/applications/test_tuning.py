@@ -8,6 +8,8 @@ from keras_invdrop.applications.tables import ROWS
 from keras_invdrop.applications.task import Task
 from keras_invdrop.applications.task import build
 
+pytestmark = pytest.mark.one_backend
+
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
 # Where 0.2 is none of the values.
 PROBES = {
