@@ -35,7 +35,7 @@ docs: .venv/dev
 
 # The tests, on one backend: make test-jax
 test-%: .venv/dev
-	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications
+	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications tests/experiments
 
 bench: $(BACKENDS:%=bench-%)
 
@@ -53,12 +53,12 @@ notebooks: .venv/dev
 # The environment, with what a backend's name (or dev: all of them) stands for.
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(install) ".[dev,docs,export,jax,reproduce,tensorflow,torch]"
+	$(install) ".[dev,docs,experiments,export,jax,tensorflow,torch]"
 	touch $@ $(BACKENDS:%=.venv/%)
 
 .venv/%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(install) ".[applications,$*]"
+	$(install) ".[experiments,$*]"
 	touch $@
 
 clean:

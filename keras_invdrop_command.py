@@ -1,6 +1,6 @@
 """The command `keras-invdrop`, from its first moment on.
 
-What the command does is in `keras_invdrop.applications.command_line`, which
+What the command does is in `keras_invdrop.experiments.command_line`, which
 imports Keras. That takes seconds and may fail, so this module stands beside
 the package and imports none of it: an interruption (Ctrl-C) and a package that
 is missing are said in one sentence, whenever they come.
@@ -79,8 +79,8 @@ def main() -> None:
     except ImportError as error:  # Keras' backend is missing.
         sys.exit(f"keras-invdrop: {error}")
     try:
-        from keras_invdrop.applications.command_line import main as run
+        from keras_invdrop.experiments.command_line import main as run
     except ModuleNotFoundError as error:
-        error = missing("The command", error.name, "applications")
+        error = missing("The command", error.name, "experiments")
         sys.exit(f"keras-invdrop: {error}")
     run()

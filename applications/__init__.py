@@ -1,16 +1,18 @@
-"""The paper's data sets, networks and training, ready to run.
+"""The paper's networks and recipes, ready for `model.fit`.
 
-The data sets and the command need the extra `applications`; in a clone of the
-repository, `pip install '.[applications]'`.
+They need Keras and NumPy only. What checks the paper with them, on its data
+sets, is `keras_invdrop.experiments`.
 """
 
+from ._maxout_cnn import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
+from ._maxout_cnn import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
+from ._maxout_cnn import Convolution as Convolution
+from ._maxout_cnn import maxout_cnn as maxout_cnn
+from ._methods import METHODS as METHODS
+from ._mlp import cifar10_mlp as cifar10_mlp
+from ._mlp import mas_mlp as mas_mlp
+from ._mlp import mnist_mlp as mnist_mlp
+from ._relu_cnn import relu_cnn as relu_cnn
 from .metrics import CodeQuality as CodeQuality
-from .networks import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
-from .networks import METHODS as METHODS
-from .networks import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
-from .networks import Convolution as Convolution
-from .networks import cifar10_mlp as cifar10_mlp
-from .networks import mas_mlp as mas_mlp
-from .networks import maxout_cnn as maxout_cnn
-from .networks import mnist_mlp as mnist_mlp
-from .networks import relu_cnn as relu_cnn
+from .optimizers import RampedSGD as RampedSGD
+from .optimizers import WarmUp as WarmUp

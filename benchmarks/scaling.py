@@ -22,9 +22,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras_invdrop.applications.data_parallel import Devices
-from keras_invdrop.applications.data_parallel import joined
-from keras_invdrop.applications.tables import ROWS
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.train.devices import Devices
+from keras_invdrop.experiments.train.devices import joined
 
 NETWORKS = {
     "784-1000-1000-10 (Table 2)": "table2/original/invariant",

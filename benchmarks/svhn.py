@@ -24,9 +24,9 @@ from time import sleep
 
 import keras
 import numpy as np
-from keras_invdrop.applications import datasets
-from keras_invdrop.applications.command_line import IMAGE_DATA_FORMAT
-from keras_invdrop.applications.tables import ROWS
+from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.experiments.data import datasets
+from keras_invdrop.experiments.paper.tables import ROWS
 from peak_memory import resident
 from PIL import Image
 from training_step import MODES
@@ -98,7 +98,7 @@ def time(arguments):
 def peak(row, *options):
     """Bytes that were resident, at the most, of a training of one epoch."""
     with tempfile.TemporaryDirectory() as out:
-        command = "-m", "keras_invdrop.applications", "train", row
+        command = "-m", "keras_invdrop.experiments", "train", row
         process = subprocess.Popen(
             [sys.executable, *command, "--epochs=1", f"--out={out}", *options],
             stdout=subprocess.DEVNULL,

@@ -38,14 +38,18 @@ def as_google(text: str) -> str:
 
 
 class KerasDocstrings(Extension):
-    """Adds `applications` to the package, and reads docstrings as Keras'."""
+    """Adds what is mapped into the package; reads docstrings as Keras'."""
 
     def on_package(
         self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any
     ) -> None:
-        # It is mapped into the package, and stands beside it in the tree.
+        # They are mapped into the package, and stand beside it in the tree.
         root = pkg.filepath.parents[1]
-        for path in sorted((root / "applications").rglob("*.py")):
+        for path in sorted(
+            path
+            for folder in ("applications", "experiments")
+            for path in (root / folder).rglob("*.py")
+        ):
             *parents, name = path.relative_to(root).with_suffix("").parts
             if name == "__init__":
                 *parents, name = parents

@@ -14,16 +14,16 @@ from mkdocs.structure.files import Files
 PATTERNS = (
     "*.md",
     "applications/recipes.py",
-    "applications/results.py",
-    "applications/tables.py",
     "benchmarks/*.md",
     "benchmarks/*.png",
     "docs/**/*.md",
     "docs/**/*.png",
+    "experiments/paper/tables.py",
+    "experiments/results/records.py",
     "notebooks/*.ipynb",
     "results/**/*.md",
     "results/**/*.png",
-    "tests/applications/test_mirror.py",
+    "tests/experiments/train/test_mirror.py",
 )
 
 

@@ -54,7 +54,7 @@ __all__ = [
     "variance_report",
 ]
 # Imported when they are first used, for they need packages of extras.
-LAZY = ("applications", "plots")
+LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
 
 

@@ -28,8 +28,8 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
-# Folders of which no test needs a particular backend.
-ONE_BACKEND = {"benchmarks", "notebooks", "packaging"}
+# Folders in which every test says the same on every backend.
+FOLDERS = {"benchmarks", "data", "notebooks", "packaging", "results", "runners"}
 
 
 def pytest_addoption(parser):
@@ -50,8 +50,7 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("thorough"):
         left_out.add("thorough")
     for item in items:
-        folder, *_ = item.path.relative_to(Path(__file__).parent).parts
-        if folder in ONE_BACKEND:
+        if FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts):
             item.add_marker("one_backend")
     kept, deselected = [], []
     for item in items:
@@ -65,6 +64,16 @@ def pytest_collection_modifyitems(config, items):
 def thorough(request):
     """Whether as many random cases are wanted as `make test-all` runs."""
     return request.config.getoption("thorough")
+
+
+@pytest.fixture
+def image_data_format():
+    """A function that sets Keras' image data format, for one test."""
+    import keras
+
+    before = keras.config.image_data_format()
+    yield keras.config.set_image_data_format
+    keras.config.set_image_data_format(before)
 
 
 def pytest_terminal_summary(terminalreporter):

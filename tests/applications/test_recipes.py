@@ -3,7 +3,7 @@ import pytest
 from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import for_layers
-from keras_invdrop.applications.tables import ROWS
+from keras_invdrop.experiments.paper.tables import ROWS
 
 
 def test_what_the_paper_says():

@@ -90,7 +90,7 @@ def test_what_is_named_exists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {
         name
-        for folder in ("keras_invdrop", "applications")
+        for folder in ("keras_invdrop", "experiments")
         for path in (ROOT / folder).rglob("*.py")
         for call in re.findall(
             r"(?:missing|require)\((.*?)\)", path.read_text(), re.S
@@ -110,6 +110,7 @@ def test_no_index_is_named():
         *ROOT.glob("notebooks/*.ipynb"),
         *(ROOT / "keras_invdrop").rglob("*.py"),
         *(ROOT / "applications").rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.py"),
     ]
     found = [
         f"{path.relative_to(ROOT)}: {line}"

@@ -12,6 +12,7 @@ import keras_invdrop
 MODULES = (
     "applications",
     "callbacks",
+    "experiments",
     "layers",
     "models",
     "plots",

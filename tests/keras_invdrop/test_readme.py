@@ -12,8 +12,8 @@ from pathlib import Path
 import keras
 import pytest
 import typer
-from keras_invdrop.applications.command_line import app
-from keras_invdrop.applications.tables import rows
+from keras_invdrop.experiments.command_line import app
+from keras_invdrop.experiments.paper.tables import rows
 from markdown_it import MarkdownIt
 from typer.exceptions import TyperException
 

@@ -7,13 +7,13 @@ class has a pattern of its own.
 from contextlib import nullcontext
 
 import numpy as np
-from keras_invdrop.applications import datasets
+from keras_invdrop.experiments.data import datasets
 
 SIZES = {"train": 300, "extra": 150, "test": 60}
 
 
 class Generated:
-    """As `keras_invdrop.applications.downloads.Download`."""
+    """As `keras_invdrop.experiments.data.downloads.Download`."""
 
     source = "generated"
     reading = staticmethod(nullcontext)

@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from keras_invdrop.applications.report import claims
-from keras_invdrop.applications.report import tables
-from keras_invdrop.applications.results import read_results
+from keras_invdrop.experiments.results.records import read_results
+from keras_invdrop.experiments.results.report import claims
+from keras_invdrop.experiments.results.report import tables
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]

@@ -96,7 +96,7 @@ def test_pages_link_each_other_as_the_files_do(site):
         "docs/export/index.html",
         "results/report/index.html",
         "results/demo/figure1.png",
-        "applications/tables.py",
+        "experiments/paper/tables.py",
     ):
         assert (site / path).exists()
 

@@ -1,6 +1,7 @@
 """The package as a user installs it: a wheel, alone in a new environment."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -59,11 +60,11 @@ def test_content(built):
     }
     in_tree = {
         str(path.relative_to(ROOT))
-        for folder in ("keras_invdrop", "applications")
+        for folder in ("keras_invdrop", "applications", "experiments")
         for path in (ROOT / folder).rglob("*.py")
     } | {"keras_invdrop_command.py"}
     in_wheel = {
-        name.replace("keras_invdrop/applications/", "applications/")
+        re.sub("^keras_invdrop/(applications|experiments)/", r"\1/", name)
         for name in names
         if name.endswith(".py")
     }
@@ -94,18 +95,15 @@ def test_metadata_are_those_of_the_index(built):
 
 
 IMPORTS = """
+import importlib.util
 import sys
 import keras_invdrop
 assert "keras_invdrop.applications" not in sys.modules
 import keras_invdrop.applications as applications
 names = [name for name in dir(keras_invdrop) if not name.startswith("_")]
 print(keras_invdrop.__file__, *names, *sorted(dir(applications)))
-try:
-    import applications
-except ImportError:
-    pass
-else:
-    raise AssertionError("a top-level module `applications` was installed")
+for name in ("applications", "experiments"):
+    assert importlib.util.find_spec(name) is None
 """
 
 
@@ -159,7 +157,7 @@ def test_command_without_its_packages(python, tmp_path):
     command = python.parent / "keras-invdrop"
     assert run(command, "demo", cwd=tmp_path, code=1) == (
         "keras-invdrop: The command needs `matplotlib`, which is not "
-        "installed: run `pip install '.[applications]'` in a clone of "
+        "installed: run `pip install '.[experiments]'` in a clone of "
         "keras-invdrop.\n"
     )
 

@@ -1,6 +1,0 @@
-"""The command `keras-invdrop`, as `python -m keras_invdrop.applications`."""
-
-from keras_invdrop_command import main
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,263 @@
+"""Images that tensorflow-datasets keeps, and what can be wrong with them."""
+
+import importlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_invdrop.extras import missing
+
+# Seconds that a host has to accept a connection. More are for its answer.
+PATIENCE = 10
+
+
+class Download:
+    """A data set of tensorflow-datasets, downloaded unless it is there.
+
+    Args:
+        name: Its name in tensorflow-datasets.
+        image_shape: Shape of its images.
+        classes: Number of its classes.
+
+    Raises:
+        ImportError: If TensorFlow is missing, which reads the files.
+        OSError: If the data set is not there and cannot be downloaded, or its
+            files cannot be read.
+        ValueError: If its images or labels are not of the kind described.
+    """
+
+    def __init__(self, name: str, image_shape: tuple, classes: int = 10):
+        self.name = name
+        self.image_shape = image_shape
+        self.classes = classes
+        self.builder = self._find()
+        self._prepare()
+
+    @property
+    def source(self) -> str:
+        """What the examples come from, in words."""
+        return f"tensorflow-datasets {self.builder.info.full_name}"
+
+    def _find(self) -> Any:
+        datasets = _tensorflow_datasets(self.name)
+        try:
+            return datasets.builder(self.name)
+        except Exception as error:
+            # What describes the prepared files is itself among them.
+            directory = Path(datasets.core.constants.DATA_DIR) / self.name
+            raise self._unreadable(directory, error) from error
+
+    def _prepare(self) -> None:
+        folder = self.builder.data_path
+        if folder.exists():
+            return
+        # tensorflow-datasets makes these before it downloads.
+        extracted = folder.parents[1] / "downloads" / "extracted"
+        made = [folder.parent, extracted, *extracted.parents]
+        made = [path for path in made if not path.exists()]
+        split_generators = self.builder._split_generators
+
+        def connected(manager: Any) -> Any:
+            for url in self._missing(manager.download_dir)[:1]:
+                _connect(url)
+            return split_generators(manager)
+
+        # Here it begins to download, and tries ten times, for 204 s if there
+        # is no network. Before that it may find that it has nothing to do.
+        self.builder._split_generators = connected
+        try:
+            self.builder.download_and_prepare()
+        except Exception as error:
+            for path in made:
+                with suppress(OSError):  # Something is in it.
+                    path.rmdir()
+            raise OSError(
+                f"The data set '{self.name}' is not in "
+                f"{self.builder.data_dir} and could not be downloaded. The "
+                "environment variable TFDS_DATA_DIR names the directory in "
+                "which it is looked for, by default ~/tensorflow_datasets. "
+                "This prepares it there, on a machine with a network: "
+                f"tfds build {self.name} --data_dir DIRECTORY. "
+                f"({type(error).__name__}: {_first_line(error)})"
+            ) from error
+
+    def _missing(self, downloads: Any) -> list[str]:
+        """Where the files are that are neither downloaded nor put there."""
+        resource = _tensorflow_datasets(self.name).core.download.resource
+        missing = []
+        for url, info in (self.builder.url_infos or {}).items():
+            file = resource.get_dl_fname(url, info.checksum)
+            places = f"{self.name}/{file}", file, f"manual/{info.filename}"
+            if not any((downloads / place).exists() for place in places):
+                missing.append(url)
+        return missing
+
+    def arrays(
+        self, split: str, which: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The images of a split, `(examples, ...)` of uint8, and labels.
+
+        They are those for which `which` is true, by default all.
+        """
+        # There may be no batch at all.
+        none = np.empty((0, *self.image_shape), "uint8"), np.empty(0, "int32")
+        images, labels = zip(none, *self._batches(split, which), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split; its images are not decoded."""
+        decoders = {
+            "image": _tensorflow_datasets(self.name).decode.SkipDecoding()
+        }
+        data = self.examples(split, decoders=decoders)
+        data = data.map(lambda image, label: label).batch(1000)
+        with self.reading():
+            labels = np.concatenate(list(data.as_numpy_iterator()))
+        self._check_labels(labels, split)
+        return labels.astype("int32")
+
+    def examples(
+        self,
+        split: str,
+        which: np.ndarray | None = None,
+        decoders: dict | None = None,
+    ) -> Any:
+        """The examples of a split for which `which` is true, by default all.
+
+        Returns:
+            A `tf.data.Dataset` of pairs of an image and its label, which
+            reads them as they are asked for, in the order of the files.
+        """
+        import tensorflow as tf
+
+        try:
+            data = self.builder.as_dataset(
+                split=split,
+                decoders=decoders,
+                read_config=_tensorflow_datasets(self.name).ReadConfig(
+                    try_autocache=False  # Nothing is to stay in memory.
+                ),
+                as_supervised=True,
+            )
+        except Exception as error:
+            raise self._unreadable(self.builder.data_dir, error) from error
+        shape = data.element_spec[0].shape
+        if decoders is None and not shape.is_compatible_with(self.image_shape):
+            raise ValueError(
+                f"Expected images of shape {self.image_shape} in '{split}' of "
+                f"{self.builder.data_dir}. Received: {tuple(shape)}"
+            )
+        if which is None:
+            return data
+        chosen = tf.constant(which)
+        data = data.enumerate().filter(lambda i, _: chosen[i])
+        return data.map(lambda _, example: example)
+
+    def _batches(
+        self, split: str, which: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        data = self.examples(split, which).batch(1000)
+        first = 0
+        with self.reading():
+            for images, labels in data.as_numpy_iterator():
+                if images.shape[1:] != self.image_shape:
+                    raise ValueError(
+                        f"Expected images of shape {self.image_shape} in "
+                        f"'{split}' of {self.builder.data_dir}. "
+                        f"Received: {images.shape[1:]}"
+                    )
+                self._check_labels(labels, split, first)
+                yield images, labels.astype("int32")
+                first += len(labels)
+
+    def _check_labels(
+        self, labels: np.ndarray, split: str, first: int = 0
+    ) -> None:
+        """Raises an error unless labels, from example `first` on, are such."""
+        outside = (labels < 0) | (labels >= self.classes)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ValueError(
+                f"Expected labels from 0 to {self.classes - 1} in '{split}' of "
+                f"{self.builder.data_dir}. Received: {labels[i]}, of example "
+                f"{first + i}"
+            )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Says of which data set a file cannot be read, if one cannot."""
+        import tensorflow as tf
+
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # Others come from the training.
+            if "IteratorGetNext" not in str(error):
+                raise
+            raise self._unreadable(self.builder.data_dir, error) from error
+
+    def _unreadable(self, directory: str | Path, error: Exception) -> OSError:
+        return OSError(
+            f"The data set '{self.name}' in {directory} cannot be read. If a "
+            "file is damaged or missing, delete this directory and prepare it "
+            f"again: tfds build {self.name}. "
+            f"({type(error).__name__}: {_first_line(error)})"
+        )
+
+
+def _tensorflow_datasets(name: str) -> Any:
+    try:
+        tensorflow = importlib.import_module("tensorflow")
+        datasets = importlib.import_module("tensorflow_datasets")
+    except ModuleNotFoundError as error:
+        raise missing(
+            f"The data set '{name}', with every backend,",
+            error.name,
+            "experiments",
+            "tensorflow",
+        ) from error
+    if keras.backend.backend() != "tensorflow":
+        # It only reads files: the memory of a GPU is left to the backend.
+        with suppress(RuntimeError):  # TensorFlow is in use already
+            tensorflow.config.set_visible_devices([], "GPU")
+    return datasets
+
+
+def _connect(url: str) -> None:
+    """Raises an error if the host of a file cannot be connected to."""
+    import requests  # As tensorflow-datasets does: the same proxies.
+
+    errors: list[Exception] = [
+        TimeoutError(f"no connection to {url} in {PATIENCE} s")
+    ]
+
+    def connect() -> None:
+        for pause in (0, 1, 2):  # A busy host is not an absent one.
+            time.sleep(pause)
+            try:
+                requests.get(url, stream=True, timeout=(PATIENCE, 1)).close()
+            except requests.ConnectionError as error:
+                errors[0] = error
+                continue
+            except requests.RequestException:
+                pass  # There is a host: what it lacks, the download says.
+            errors.clear()
+            return
+
+    # The timeout is for each address of a host, and none is for its name.
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if errors:
+        raise errors[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,1 @@
+"""The paper: the rows of its tables."""

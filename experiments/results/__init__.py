@@ -1,0 +1,1 @@
+"""What is kept of trainings: records, statistics, report, figures."""

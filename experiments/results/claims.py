@@ -1,0 +1,379 @@
+"""What the paper claims, and whether it holds for what was measured."""
+
+import functools
+import json
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from keras_invdrop.applications.recipes import Selection
+
+from ..paper.tables import ROWS
+from .inference import Inference
+from .inference import above_zero
+from .inference import holm
+from .inference import negative
+from .inference import over_seeds_and_examples
+from .inference import within
+from .measurements import measurements
+from .records import Result
+
+# Errors are as many if their difference is less than this, in points.
+SAME_WITHIN = 0.1
+
+# With a p value below it a claim is decided.
+SIGNIFICANT = 0.05
+
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+# What may be selected for each row, and then does not keep rows from being
+# compared.
+SELECTED = (
+    "learning_rate",
+    "max_norm",
+    "initial_stddev",
+    "input_rate",
+    "hidden_rate",
+    "momentum",
+    "warm_up",
+    "beta_factor",
+    "weight_decay",
+    "ema_momentum",
+)
+
+# Where beta starts calibrated, which is ours and not the paper's.
+CALIBRATED = "+calibrated"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about rows of the tables.
+
+    Attributes:
+        text: The sentence.
+        source: Where the paper says so, or that it is ours.
+        kind: `"better"` if the first row of each pair has the better figure,
+            `"same"` if both have the same one, `"negative"` if beta and the
+            mean activity of a layer of the first row correlate negatively.
+        pairs: Ids of rows, with `+calibrated` where beta starts calibrated;
+            or the id of a row and the name of a layer.
+    """
+
+    text: str
+    source: str
+    kind: Literal["better", "same", "negative"]
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, and what trainings under the same conditions say of it.
+
+    Attributes:
+        claim: The claim.
+        compared: The results that took part: of each pair, one and the other
+            with the same seed; alone, where it is about a correlation.
+        unit: The unit of the difference, or `"r"` of a correlation.
+        values: The paired differences, one for each seed, or for each
+            partition of the splicing data their mean over seeds, in favour of
+            the claim if they are positive; or the correlations.
+        corrected: The p value of `inference`, corrected for those that are
+            reported with it.
+    """
+
+    claim: Claim
+    compared: list[tuple[Result, ...]]
+    unit: str
+    values: list[float]
+    corrected: float = float("nan")
+
+    @property
+    def results(self) -> list[Result]:
+        """All results that took part."""
+        return [result for each in self.compared for result in each]
+
+    @property
+    def conditions(self) -> str:
+        """On what, in a few words."""
+        first = self.results[0]
+        (measured,) = measurements(ROWS[first.row], [first])
+        return measured.conditions
+
+    @property
+    def inference(self) -> Inference:
+        """What the values say, over seeds, of this claim alone."""
+        if self.claim.kind == "negative":
+            return negative(self.values)
+        if self.claim.kind == "same":
+            return within(self.values, SAME_WITHIN)
+        return above_zero(self.values)
+
+    @functools.cached_property
+    def interval_with_examples(self) -> tuple[float, float] | None:
+        """The 95 % interval of the difference over seeds and test examples.
+
+        None where it is not one of error rates, of a single seed, or where
+        results do not say which examples were wrong.
+        """
+        if self.unit != "points" or len(self.compared) < 2:
+            return None
+        wrong = [[each.wrong_examples for each in p] for p in self.compared]
+        if any(each is None for pair in wrong for each in pair):
+            return None
+        one, other = np.array(wrong).astype("int8").swapaxes(0, 1)
+        low, high = over_seeds_and_examples(other - one)
+        return 100 * low, 100 * high
+
+    @property
+    def verdict(self) -> Verdict:
+        """What seeds say, corrected, if test examples do not leave it open."""
+        if not self.corrected < SIGNIFICANT:
+            return "undecided"
+        favourable = self.inference.favourable
+        if self.interval_with_examples is not None:
+            low, high = self.interval_with_examples
+            margin = SAME_WITHIN if self.claim.kind == "same" else 0.0
+            beyond = low > margin or high < -margin
+            inside = low > -margin and high < margin
+            if not (inside if favourable and margin else beyond):
+                return "undecided"
+        return "holds" if favourable else "does not hold"
+
+    @property
+    def searches(self) -> list[Selection | None]:
+        """By what the settings of those that are compared were selected."""
+        return [_selection(result) for result in self.compared[0]]
+
+    @property
+    def settings(self) -> list[str]:
+        """Of those that are compared, the settings in which they differ."""
+        recipes = [result.recipe for result in self.compared[0]]
+        names = [
+            name
+            for name in SELECTED
+            if len({str(recipe[name]) for recipe in recipes}) > 1
+        ]
+        return [
+            ", ".join(f"{name} {recipe[name]}" for name in names)
+            for recipe in recipes
+        ]
+
+
+def _table_2(encoding: str) -> tuple[Claim, ...]:
+    row = f"table2/{encoding}/"
+    return (
+        Claim(
+            "Invariant dropout makes fewer errors than standard dropout, "
+            f"{encoding} encoding",
+            "Table 2",
+            "better",
+            ((f"{row}invariant", f"{row}standard"),),
+        ),
+        Claim(
+            f"... than the running average, {encoding} encoding",
+            "Table 2",
+            "better",
+            ((f"{row}invariant", f"{row}running_average"),),
+        ),
+        Claim(
+            f"... than with beta on the input only, {encoding} encoding",
+            "Table 2",
+            "better",
+            ((f"{row}invariant", f"{row}invariant_input"),),
+        ),
+        Claim(
+            "... than with beta on the hidden layers only, "
+            f"{encoding} encoding",
+            "Table 2",
+            "better",
+            ((f"{row}invariant", f"{row}invariant_hidden"),),
+        ),
+        Claim(
+            "Calibrated, it makes fewer errors than standard dropout, "
+            f"{encoding} encoding",
+            "ours",
+            "better",
+            ((f"{row}invariant{CALIBRATED}", f"{row}standard"),),
+        ),
+        *(
+            Claim(
+                f"Beta correlates negatively with the mean activity, "
+                f"{layer.replace('_', ' ')}, {encoding} encoding",
+                "Figure 2",
+                "negative",
+                ((f"{row}invariant", f"{layer}_dropout"),),
+            )
+            for layer in ("input", "hidden_1", "hidden_2")
+        ),
+    )
+
+
+def _invariant(text: str, source: str, row: str) -> Claim:
+    return Claim(
+        f"Invariant dropout makes fewer errors than standard dropout, {text}",
+        source,
+        "better",
+        ((f"{row}/invariant", f"{row}/standard"),),
+    )
+
+
+# That it makes, calibrated, as many errors on both encodings is no claim: one
+# training is the other one's mirror (tests/applications/test_mirror.py).
+CLAIMS: tuple[Claim, ...] = (
+    *_table_2("original"),
+    *_table_2("inverted"),
+    Claim(
+        "Standard dropout makes more errors on the inverted encoding",
+        "Table 2",
+        "better",
+        (("table2/original/standard", "table2/inverted/standard"),),
+    ),
+    Claim(
+        "Invariant dropout makes as many errors on both encodings",
+        "Table 2",
+        "same",
+        (("table2/original/invariant", "table2/inverted/invariant"),),
+    ),
+    _invariant("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
+    _invariant("SVHN, ReLU network", "Table 4", "table4/relu"),
+    Claim(
+        "Standard dropout has more code quality than none",
+        "Table 5",
+        "better",
+        tuple(
+            (f"table5/{i}/standard", f"table5/{i}/none") for i in range(1, 7)
+        ),
+    ),
+    Claim(
+        "Invariant dropout has more code quality than standard dropout",
+        "Table 5",
+        "better",
+        tuple(
+            (f"table5/{i}/invariant", f"table5/{i}/standard")
+            for i in range(1, 7)
+        ),
+    ),
+    _invariant("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
+    _invariant("SVHN, maxout network", "Table 6", "table6/svhn"),
+)
+
+
+def findings(results: Iterable[Result]) -> list[Finding]:
+    """What results say of the claims.
+
+    Compared are trainings with the same seed, under the same conditions but
+    for the method, the encoding, how beta starts and decays, and what was
+    selected for each row. A claim of which nothing was measured is left out;
+    one that was measured under several conditions is there several times. The
+    p values are corrected for all that are found.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(comparable(result), []).append(result)
+    found: list[Finding] = []
+    for claim in CLAIMS:
+        for results in groups.values():
+            for group in _by_decay(results):
+                finding = _finding(claim, group)
+                # Of results without beta, every decay says the same.
+                if finding is not None and finding not in found:
+                    found.append(finding)
+    corrected = holm([finding.inference.p for finding in found])
+    return [
+        replace(finding, corrected=p)
+        for finding, p in zip(found, corrected, strict=True)
+    ]
+
+
+# The results of a row, by their seeds.
+Group = dict[str, dict[int, Result]]
+
+
+def _by_decay(results: list[Result]) -> Iterator[Group]:
+    """For each decay of beta, its results and those that have no beta."""
+    with_beta = [r for r in results if r.dropout.startswith("invariant")]
+    decays = {r.recipe["beta_decay"] for r in with_beta} or {0.0}
+    for decay in sorted(decays):
+        group: Group = {}
+        for result in results:
+            if result in with_beta and result.recipe["beta_decay"] != decay:
+                continue
+            calibrated = CALIBRATED * result.recipe["calibrated"]
+            group.setdefault(result.row + calibrated, {})[result.seed] = result
+        yield group
+
+
+def comparable(result: Result) -> str:
+    """What must be alike in trainings that are compared."""
+    conditions = {**result.conditions, "limit_train": result.limit_train}
+    recipe = dict(conditions["recipe"])
+    if _has_own_settings(result):
+        recipe |= dict.fromkeys(SELECTED, "the row's own")
+    del recipe["calibrated"], recipe["beta_decay"]
+    if ROWS[result.row].partition is not None:
+        # Partitions differ by an example.
+        for name in [name for name in conditions if "examples" in name]:
+            del conditions[name]
+    return json.dumps({**conditions, "recipe": recipe}, sort_keys=True)
+
+
+def _has_own_settings(result: Result) -> bool:
+    """Whether the settings are those that are selected for the row."""
+    own = ROWS[result.row].trained(result.recipe["calibrated"])
+    return all(result.recipe[name] == getattr(own, name) for name in SELECTED)
+
+
+def _selection(result: Result) -> Selection | None:
+    if not _has_own_settings(result):
+        return None
+    return ROWS[result.row].selected_by(result.recipe["calibrated"])
+
+
+def _finding(claim: Claim, group: Group) -> Finding | None:
+    if claim.kind == "negative":
+        found = list(_correlations(claim, group))
+        unit = "r"
+    else:
+        found = list(_differences(claim, group))
+        row = claim.pairs[0][0].removesuffix(CALIBRATED)
+        unit = "points" if ROWS[row].unit == "%" else ROWS[row].unit
+    if not found:
+        return None
+    values, compared = zip(*found, strict=True)
+    return Finding(
+        claim, [pair for pairs in compared for pair in pairs], unit, [*values]
+    )
+
+
+def _correlations(
+    claim: Claim, group: Group
+) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
+    for row, layer in claim.pairs:
+        for result in group.get(row, {}).values():
+            correlation = result.correlations.get(layer)
+            if correlation is not None:
+                yield correlation, [(result,)]
+
+
+def _differences(
+    claim: Claim, group: Group
+) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
+    for one, other in claim.pairs:
+        paired = [
+            (result, group[other][seed])
+            for seed, result in group.get(one, {}).items()
+            if seed in group.get(other, {})
+        ]
+        # The lower error is the better one, and the higher code quality.
+        sign = -1 if ROWS[one.removesuffix(CALIBRATED)].unit == "%" else 1
+        # Without what rounding leaves: equal differences do not vary.
+        values = [round(sign * (a.test - b.test), 9) for a, b in paired]
+        if len(claim.pairs) == 1:
+            for value, pair in zip(values, paired, strict=True):
+                yield value, [pair]
+        elif values:
+            # Seeds of one partition have their examples in common.
+            yield float(np.mean(values)), [*paired]

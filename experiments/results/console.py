@@ -1,0 +1,215 @@
+"""What a person sees of trainings: their progress, and their results."""
+
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+
+from keras_invdrop_command import when_interrupted
+
+from ..paper.tables import ROWS
+from .measurements import measurements
+from .records import Result
+
+
+def console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that prints text as it stands.
+
+    To others "[jax]" in `pip install '.[jax]'`, or in the name of a file, is
+    markup.
+    """
+    return Console(
+        stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False
+    )
+
+
+# Seconds between two lines of a training, where lines are printed.
+INTERVAL = 5.0
+
+
+class JobsTable:
+    """Shows the progress of trainings; a context manager.
+
+    In a terminal that is one live table. In a file or a pipe it is a line when
+    a training begins, and one after an epoch, but for those that end within
+    `INTERVAL` of the last line.
+
+    Args:
+        epochs: Title of a training -> its number of epochs.
+        units: Title of a training -> the unit of its figures.
+        quiet: Whether to show nothing: another process does.
+        live: Whether a terminal has the table; if not, it has the lines.
+
+    Attributes:
+        results: Title -> result of those that have ended.
+        failures: Title -> what was wrong with those that could not be done.
+    """
+
+    def __init__(
+        self,
+        epochs: Mapping[str, int],
+        units: Mapping[str, str],
+        quiet: bool = False,
+        live: bool = True,
+    ):
+        self.results: dict[str, Result] = {}
+        self.failures: dict[str, str] = {}
+        self._units = units
+        self._expected = epochs
+        # Title -> when, how many epochs done, validation: first and last.
+        self._epochs: dict[str, tuple[_Epoch, _Epoch]] = {}
+        self._console = console(stderr=True, quiet=quiet)
+        self._has_table = live and self._console.is_terminal
+        self._live = Live(
+            console=self._console, get_renderable=self._table, transient=True
+        )
+        # Title -> when its last line was printed.
+        self._printed: dict[str, float] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "JobsTable":
+        if self._has_table:
+            self._live.start()
+            self._open.callback(self._live.stop)
+            # A terminal is left with its cursor, and without the table.
+            self._open.enter_context(when_interrupted(self._live.stop))
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.close()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints a line, above the table where there is one."""
+        self._console.print(text, style=style, soft_wrap=True)
+
+    def began(self, title: str) -> None:
+        """Shows that a training is at work, before its first epoch."""
+        self._epochs.setdefault(title, (_Epoch(0, 0, None),) * 2)
+        self._say_progress(title, "loading the data, compiling the network")
+
+    def epoch(self, title: str, done: int, validation: float | None) -> None:
+        """Shows that so many epochs are done, the last with that figure."""
+        now = _Epoch(time.monotonic(), done, validation)
+        first, last = self._epochs.get(title, (now, now))
+        # The first epoch takes longer, as the network is compiled. A job that
+        # has moved to another process went back to its backup.
+        goes_on = first.done > 0 and last.done < done
+        self._epochs[title] = (first if goes_on else now, now)
+        if not goes_on or now.time >= self._printed[title] + INTERVAL:
+            self._printed[title] = now.time
+            total, figure, left = self._progress(title)
+            self._say_progress(
+                title,
+                f"epoch {done} of {total}"
+                + (f", validation {figure}" if figure else "")
+                + (f", {left} left" if left else ""),
+            )
+
+    def ended(self, title: str, result: Result) -> None:
+        """Shows the result of a training."""
+        self.results[title] = result
+        told = f"test {result.test:.2f} {result.unit}"
+        if result.validation is not None:
+            told = f"validation {result.validation:.2f} {result.unit}, {told}"
+        self.say(f"done: {title}: {told}")
+
+    def failed(self, title: str, error: Exception) -> None:
+        """Shows that a training cannot be done."""
+        self.failures[title] = str(error)
+        self.say(f"failed: {title}: {error}", style="red")
+
+    def _say_progress(self, title: str, text: str) -> None:
+        if not self._has_table:
+            self.say(f"{title}: {text}")
+
+    def _table(self) -> Table:
+        ended = len(self.results) + len(self.failures)
+        table = Table(title=f"{ended} of {len(self._expected)} trainings done")
+        table.add_column("training")
+        for name in ("epochs", "validation", "time left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        open_ = [
+            title
+            for title in self._expected
+            if title not in self.results and title not in self.failures
+        ]
+        for title in sorted(open_, key=lambda each: each not in self._epochs):
+            table.add_row(title, *self._cells(title))
+        return table
+
+    def _cells(self, title: str) -> tuple[str, str, str]:
+        if title not in self._epochs:
+            return "waiting", "", ""
+        done = self._epochs[title][1].done
+        if done == 0:
+            return "compiling", "", ""
+        total, figure, left = self._progress(title)
+        return f"{done}/{total}", figure, left
+
+    def _progress(self, title: str) -> tuple[int, str, str]:
+        """Number of epochs in all, validation, and the time that is left."""
+        first, last = self._epochs[title]
+        # Training anew goes beyond the epochs that were expected.
+        total = max(self._expected[title], last.done)
+        figure = (
+            ""
+            if last.validation is None
+            else f"{last.validation:.2f} {self._units[title]}"
+        )
+        left = ""
+        if last.done > first.done:
+            each = (last.time - first.time) / (last.done - first.done)
+            left = str(timedelta(seconds=round(each * (total - last.done))))
+        return total, figure, left
+
+
+class _Epoch(NamedTuple):
+    time: float
+    done: int
+    validation: float | None
+
+
+def paper_table(
+    results: Sequence[Result], measured_only: bool = False
+) -> Group:
+    """The rows of the paper's tables, printed and measured, to print.
+
+    All of them, or those that were measured. Notes below the table say on
+    what each figure was measured.
+    """
+    table = Table(
+        title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
+        caption="Test error in %, or code quality in bits (Table 5): the "
+        "paper's, and what was measured, with mean and 95 % confidence "
+        "interval over seeds (Student's t).",
+    )
+    table.add_column("row")
+    for name in ("paper", "measured", "note"):
+        table.add_column(name, justify="right", no_wrap=True)
+    notes: dict[str, int] = {}
+    network = None
+    for row in ROWS.values():
+        measured = measurements(row, results)
+        if measured_only and not measured:
+            continue
+        if row.network != network:
+            table.add_section()
+            table.add_row(row.network.name, style="bold")
+        network = row.network
+        cells = [row.id, f"{row.printed:.2f} {row.unit}"]
+        if not measured:
+            table.add_row(*cells, "not run")
+        for each in measured:
+            number = notes.setdefault(each.note, len(notes) + 1)
+            table.add_row(*cells, f"{each.figure} {row.unit}", str(number))
+            cells = ["", ""]
+    return Group(
+        table, *(f"{number}. {note}" for note, number in notes.items())
+    )

@@ -1,0 +1,121 @@
+"""The paper's figures, from trained networks."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from keras_invdrop.models.dropout_sites import all_activities
+from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop.plots import plot_beta
+from keras_invdrop.plots import plot_errors
+from keras_invdrop.plots import plot_image
+from keras_invdrop.plots import plot_mean_against_shift
+
+from ..data.datasets import Dataset
+from ..data.datasets import in_memory
+from .records import replacing
+
+
+def figure_1(
+    dataset: Dataset,
+    histories: Mapping[str, Sequence[pd.DataFrame]],
+    model: keras.Model | None = None,
+) -> Figure:
+    """Draws Figure 1: the curves, the mean image and the learned beta.
+
+    The curves are those of the training error and of the test error, or of
+    the validation error where that of the test set was not measured after
+    each epoch, if there was one.
+
+    Args:
+        dataset: The data set on which the networks were trained.
+        histories: For each method, the histories of its runs, one per seed.
+        model: A network trained with invariant dropout on the input, or None
+            for a figure without beta.
+    """
+    panels = 2 if model is None else 3
+    fig, (curves, mean, *beta) = plt.subplots(
+        1,
+        panels,
+        figsize=(4 * panels + 2, 4.2),
+        width_ratios=(1.5, 1, 1)[:panels],
+        layout="constrained",
+    )
+    everywhere = [
+        which
+        for which in ("training", "test", "validation")
+        if all(
+            f"{which}_error" in run
+            for runs in histories.values()
+            for run in runs
+        )
+    ]
+    counts = {len(runs) for runs in histories.values()}
+    seeds = " to ".join(
+        str(count) for count in sorted({min(counts), max(counts)})
+    )
+    fig.suptitle(
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test "
+        f"digits ({dataset.source}), {dataset.encoding} encoding"
+    )
+    plot_errors(
+        {
+            f"{method}, {which}": [run[f"{which}_error"] for run in runs]
+            for method, runs in histories.items()
+            for which in everywhere[:2]
+        },
+        curves,
+        f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
+    )
+    digits = np.asarray(in_memory(dataset.train).x)
+    images = digits.mean(axis=0).reshape(28, 28)
+    plot_image(images, mean, "Mean input")
+    if model is not None:
+        plot_beta(
+            model.get_layer("input_dropout"),
+            beta[0],
+            "Learned beta of the input",
+            shape=(28, 28),
+        )
+    return fig
+
+
+def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
+    """Draws Figure 2: mean activity against learned beta, layer by layer.
+
+    Args:
+        trained: For each row of the figure, a data set and a network trained
+            on it with invariant dropout.
+    """
+    found = [dropout_sites(model) for _, model in trained]
+    fig, axes = plt.subplots(
+        len(found),
+        len(found[0]),
+        figsize=(4 * len(found[0]), 3.6 * len(found)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (dataset, model), sites, row in zip(trained, found, axes, strict=True):
+        arriving = all_activities(model, in_memory(dataset.train).x)
+        for site, activities, ax in zip(sites, arriving, row, strict=True):
+            name = site.layer.name.removesuffix("_dropout").replace("_", " ")
+            plot_mean_against_shift(
+                activities.values.mean(axis=0),
+                keras.ops.convert_to_numpy(site.layer.shift),
+                ax,
+                f"{name} layer, {dataset.encoding} encoding",
+            )
+    return fig
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes `figure` as a PNG file and closes it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

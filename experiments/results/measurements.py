@@ -1,0 +1,164 @@
+"""What has been measured of the rows of the paper's tables."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Any
+
+from keras_invdrop.statistics import mean_and_interval
+
+from ..paper.tables import ROWS
+from ..paper.tables import Row
+from .records import Result
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Trainings of one row that differ in their seeds alone.
+
+    Attributes:
+        dataset, source: The data set, and where it comes from.
+        training_examples, validation_examples, test_examples: Their numbers.
+        width: Multiplier of the units of the network's layers.
+        activation: Of the hidden units; None if it is the network's own.
+        epochs: Of each training.
+        backend: Keras' backend.
+        settings: What in the recipe is not the row's.
+        seeds, commands: The seeds, and what was called for each.
+        commits: Those of the code, None where that is not known.
+        mean, half_width: Mean of the figures of the test set, and half the
+            width of its 95 % confidence interval; None for a single seed.
+    """
+
+    dataset: str
+    source: str
+    training_examples: int
+    validation_examples: int
+    test_examples: int
+    width: float
+    activation: str | None
+    epochs: int
+    backend: str
+    settings: dict[str, Any]
+    seeds: list[int]
+    commands: list[str]
+    commits: list[str | None]
+    mean: float
+    half_width: float | None
+
+    @property
+    def figure(self) -> str:
+        """What was measured: `"1.50 ± 0.17"`, or the mean alone."""
+        return with_interval(self.mean, self.half_width)
+
+    @property
+    def conditions(self) -> str:
+        """On what, in a few words."""
+        return (
+            f"{self.dataset}, {counted(self.training_examples, 'example')}, "
+            f"{self._training()}, {self.backend}"
+        )
+
+    @property
+    def note(self) -> str:
+        """On what, and how, in a sentence."""
+        seeds = ", ".join(map(str, self.seeds))
+        return (
+            f"{self.source}: {counted(self.training_examples, 'example')} for "
+            f"training, {self.validation_examples:,} for validation, "
+            f"{self.test_examples:,} for test; {self._training()}; "
+            f"seed{'s' * (len(self.seeds) > 1)} {seeds}; "
+            f"{self.backend} backend" + self._code()
+        )
+
+    def _code(self) -> str:
+        """The commits of the code."""
+        known = dict.fromkeys(each[:7] for each in self.commits if each)
+        return f"; commit{'s' * (len(known) > 1)} {', '.join(known)}" * bool(
+            known
+        )
+
+    def _training(self) -> str:
+        """Epochs, and what is not the row's own."""
+        details = dict(self.settings)
+        if details.pop("calibrated", False):
+            details["beta"] = "calibrated"
+        if self.width != 1:
+            details["width"] = self.width
+        if self.activation is not None:
+            details["activation"] = self.activation
+        return counted(self.epochs, "epoch") + "".join(
+            f", {name} {value}" for name, value in details.items()
+        )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: `"1 epoch"`, `"1,000 examples"`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def with_interval(mean: float, half_width: float | None) -> str:
+    """A mean and half the width of its interval, which may be missing."""
+    return f"{mean:.2f}" + (
+        "" if half_width is None else f" ± {half_width:.2f}"
+    )
+
+
+def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
+    """What `results` say of a row, grouped by all but the seed."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.row == row.id:
+            groups.setdefault(repr(_conditions(row, result)), []).append(result)
+    measured = []
+    for group in groups.values():
+        mean, half_width = mean_and_interval([r.test for r in group])
+        measured.append(
+            Measurement(
+                **_conditions(row, group[0]),
+                seeds=[result.seed for result in group],
+                commands=[result.command for result in group],
+                commits=[*dict.fromkeys(each.commit for each in group)],
+                mean=float(mean),
+                half_width=float(half_width) if len(group) > 1 else None,
+            )
+        )
+    return measured
+
+
+def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """The rows of the tables, with what has been measured, for scripts."""
+    results = list(results)
+    return [
+        {
+            "id": row.id,
+            "table": row.table,
+            "dataset": row.dataset,
+            "encoding": row.encoding,
+            "partition": row.partition,
+            "network": row.network.name,
+            "method": row.method,
+            "printed": row.printed,
+            "unit": row.unit,
+            "measured": [asdict(each) for each in measurements(row, results)],
+        }
+        for row in ROWS.values()
+    ]
+
+
+def _conditions(row: Row, result: Result) -> dict[str, Any]:
+    conditions = result.conditions
+    recipe = conditions.pop("recipe")
+    usual = asdict(row.trained(recipe.get("calibrated", False)))
+    usual["calibrated"] = False  # said where it is not so
+    settings = {
+        name: value
+        for name, value in recipe.items()
+        if name != "epochs" and _plain(usual.get(name)) != _plain(value)
+    }
+    return {**conditions, "epochs": result.epochs, "settings": settings}
+
+
+def _plain(value: Any) -> Any:
+    # A tuple comes back from a file as a list.
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,297 @@
+"""What was measured, beside what the paper prints, as Markdown and pictures."""
+
+import json
+import math
+from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+from ..data.datasets import load
+from ..paper.tables import ROWS
+from ..paper.tables import Row
+from .claims import SAME_WITHIN
+from .claims import SIGNIFICANT
+from .claims import Finding
+from .claims import comparable
+from .claims import findings
+from .figures import figure_1
+from .figures import figure_2
+from .figures import save_figure
+from .measurements import Measurement
+from .measurements import measurements
+from .measurements import with_interval
+from .records import Result
+from .records import replacing
+from .records import stored
+
+# Between these lines of a file `write_summary` writes.
+MARKS = "<!-- results: begin -->", "<!-- results: end -->"
+
+INTRODUCTION = (
+    "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "
+    "others were measured: the mean over seeds, with its 95 % confidence "
+    "interval (Student's t). The notes say on what. Where there were "
+    "examples for validation the epoch was selected on them."
+)
+
+TITLES = {
+    2: "MNIST, test error in %",
+    3: "CIFAR-10, test error in %",
+    4: "SVHN, test error in %",
+    5: "Splicing, code quality in bits",
+    6: "Maxout networks, test error in %",
+}
+
+
+def write_report(directory: Path) -> Path:
+    """Writes `report.md`, and the figures that the files allow.
+
+    Args:
+        directory: Below it are the results (`.json`); a history (`.csv`) and
+            a model (`.keras`) of the same name are drawn.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        OSError: If there are no results, or the report cannot be written.
+        ValueError: If a file is no result.
+    """
+    found = _results(directory)
+    parts = ["# Invariant dropout: the paper's tables, measured", INTRODUCTION]
+    parts += tables(found.values())
+    parts += claims(found.values())
+    figures = _figures(directory, found)
+    if figures:
+        parts += ["### Figures", *figures]
+    path = directory / "report.md"
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n")
+    return path
+
+
+def write_summary(directory: Path, path: Path) -> None:
+    """Writes what was measured into a Markdown file, between two marks.
+
+    Args:
+        directory: Below it are the results (`.json`).
+        path: A file with the lines of `MARKS`, of which what is between them
+            is replaced: by the rows that were measured, and what holds and
+            what does not.
+
+    Raises:
+        OSError: If there are no results, or the file cannot be written.
+        ValueError: If the marks are not there, or a file is no result.
+    """
+    results = _results(directory).values()
+    text = path.read_text()
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise ValueError(
+            f"{path} has no place for the results: the lines {MARKS[0]} and "
+            f"{MARKS[1]}"
+        )
+    parts = [
+        begin,
+        *tables(results, measured_only=True),
+        *claims(results, decided_only=True),
+        end,
+    ]
+    with replacing(path) as temporary:
+        temporary.write_text(before + "\n\n".join(parts) + after)
+
+
+def _results(directory: Path) -> dict[Path, Result]:
+    found = stored(directory)
+    if not found:
+        raise OSError(
+            f"There are no results in {directory}/: no file *.json, which "
+            "`keras-invdrop reproduce --out` writes"
+        )
+    return found
+
+
+def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
+    """The paper's tables, with what was measured, as Markdown."""
+    results = list(results)
+    notes: dict[str, int] = {}
+    parts = []
+    for number, title in TITLES.items():
+        rows = [row for row in ROWS.values() if row.table == number]
+        lines = [
+            cells
+            for row in rows
+            if (measured := measurements(row, results)) or not measured_only
+            for cells in _lines(row, measured, notes)
+        ]
+        if not lines:
+            continue
+        header = ("row", "paper", "measured", "seeds", "on", "note")
+        parts += [f"### Table {number}: {title}", _table(header, lines)]
+    if notes:
+        parts.append(
+            "\n".join(f"{number}. {note}" for note, number in notes.items())
+        )
+    return parts
+
+
+def _lines(
+    row: Row, measured: Sequence[Measurement], notes: dict[str, int]
+) -> list[tuple[str, ...]]:
+    printed = f"*{row.printed:.2f}*"
+    if not measured:
+        return [(f"`{row.id}`", printed, "not run", "", "", "")]
+    return [
+        (
+            f"`{row.id}`",
+            printed,
+            each.figure,
+            str(len(each.seeds)),
+            each.conditions,
+            str(notes.setdefault(each.note, len(notes) + 1)),
+        )
+        for each in measured
+    ]
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
+    """The claims of the paper of which something was measured."""
+    lines = []
+    undecided = 0
+    for found in findings(results):
+        if decided_only and found.verdict == "undecided":
+            undecided += 1
+            continue
+        lines.append(
+            (
+                found.claim.text,
+                found.claim.source,
+                _difference(found),
+                _range(found.interval_with_examples),
+                *map(_p, (found.inference.p, found.corrected)),
+                str(len(found.values)),
+                found.conditions,
+                _settings(found),
+                found.verdict,
+            )
+        )
+    if not lines and not undecided:
+        return []
+    header = (
+        "claim",
+        "source",
+        "difference",
+        "with examples",
+        "p",
+        "p, Holm",
+        "pairs",
+        "on",
+        "settings",
+        "",
+    )
+    left_out = f"Undecided, and left out here: {undecided}."
+    return [
+        "### What holds",
+        "Differences are paired, the same seed with one and with the other, "
+        "and positive in favour of the claim; with their 95 % interval over "
+        "seeds (Student's t) and, where results say which test examples were "
+        "wrong, that over seeds and examples (bootstrap of both). p is "
+        "two-sided; that errors are as many is tested by two one-sided tests, "
+        f"with a margin of {SAME_WITHIN} points; correlations by Fisher's z. "
+        "All p values of the report are corrected together (Holm), and a "
+        f"claim is decided below {SIGNIFICANT}, if the second interval does "
+        "not leave it open. A single pair decides nothing. In Table 5 a pair "
+        "is a partition, with the mean over seeds. Each row has the settings "
+        "that were selected for it: those in which two differ are said, and "
+        "where their searches were not alike.",
+        _table(header, lines),
+        *[left_out] * bool(undecided),
+    ]
+
+
+def _difference(found: Finding) -> str:
+    """The mean, with its interval where there is one."""
+    mean, (low, high) = found.inference.mean, found.inference.interval
+    if math.isnan(low):
+        return f"{mean:.2f} {found.unit}"
+    if found.unit == "r":  # whose interval is not symmetric
+        return f"{mean:.2f} ({_range((low, high))}) r"
+    return f"{with_interval(mean, high - mean)} {found.unit}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else "{:.2f} to {:.2f}".format(*interval)
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else f"{p:.2g}"
+
+
+def _settings(found: Finding) -> str:
+    """In which settings two differ, and by what searches if they do."""
+    if len(found.settings) == 1:
+        return ""
+    alike = len(set(found.searches)) == 1
+    sides = [
+        settings + f" ({search or 'no search of its own'})" * (not alike)
+        for settings, search in zip(found.settings, found.searches, strict=True)
+    ]
+    if not any(found.settings) and alike:
+        return "the same"
+    return " / ".join(sides) + "; **unlike searches**" * (not alike)
+
+
+def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
+    """Draws Figures 1 and 2 of what there is; gives what shows them."""
+    groups: dict[str, list[Path]] = {}
+    for path, result in found.items():
+        if ROWS[result.row].table == 2 and path.with_suffix(".csv").exists():
+            groups.setdefault(_drawn_together(result), []).append(path)
+    parts = []
+    for number, paths in enumerate(groups.values(), start=1):
+        first = found[paths[0]]
+        name = f"{number}-{first.dataset}-{first.encoding}"
+        try:
+            dataset = load(
+                first.dataset,
+                first.encoding,
+                first.validation_examples,
+                first.training_examples,
+            )
+        except (ImportError, OSError) as error:
+            parts.append(f"Not drawn, {name}: {error}")
+            continue
+        histories: dict[str, list[pd.DataFrame]] = {}
+        model = None
+        for path in paths:
+            method = found[path].dropout
+            if found[path].recipe.get("calibrated"):
+                method = "calibrated"
+            history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
+            histories.setdefault(method, []).append(history)
+            saved = path.with_suffix(".keras")
+            if method == "invariant" and model is None and saved.exists():
+                model = keras.saving.load_model(saved)
+        figures = {"figure1": figure_1(dataset, histories, model)}
+        if model is not None:
+            figures["figure2"] = figure_2([(dataset, model)])
+        for figure, drawn in figures.items():
+            save_figure(drawn, directory / f"{figure}-{name}.png")
+            parts.append(f"![{figure}, {name}]({figure}-{name}.png)")
+    return parts
+
+
+def _drawn_together(result: Result) -> str:
+    """What trainings have in common that one figure shows."""
+    return json.dumps(
+        [comparable(result), result.encoding, result.recipe["beta_decay"]]
+    )

@@ -1,0 +1,1 @@
+"""Many trainings: pool, search, demonstration."""

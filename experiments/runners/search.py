@@ -1,0 +1,269 @@
+"""Selects settings of a recipe by the figures of the validation examples."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras_invdrop.applications.recipes import for_layers
+
+from keras_invdrop.extras import missing
+
+from ..results.records import replacing
+from ..results.records import this_code
+from ..train.fitting import Diverged
+from ..train.fitting import Fitted
+from ..train.task import Task
+from .execution import OnTitledEpoch
+from .execution import each_result
+from .jobs import Job
+
+# Draws the value of a setting for a trial.
+Draw = Callable[[Any], Any]
+
+
+def _one_of(name: str, *values: Any) -> Draw:
+    return lambda trial: trial.suggest_categorical(name, values)
+
+
+def _for_layers_one_of(name: str, *texts: str) -> Draw:
+    draw = _one_of(name, *texts)
+    return lambda trial: for_layers(name, draw(trial))
+
+
+def _between(name: str, low: float, high: float, **options: Any) -> Draw:
+    return lambda trial: trial.suggest_float(name, low, high, **options)
+
+
+# What is searched, and how a trial draws it.
+SPACE: dict[str, Draw] = {
+    "learning_rate": _between("learning_rate", 0.001, 0.3, log=True),
+    "beta_decay": _one_of("beta_decay", 0.0, 1e-4, 1e-3, 1e-2, 1e-1),
+    "max_norm": _between("max_norm", 1.0, 4.0, step=0.25),
+    "initial_stddev": _for_layers_one_of(
+        "initial_stddev", "none", "0.003", "0.01", "0.03"
+    ),
+    "input_rate": _between("input_rate", 0.0, 0.5, step=0.05),
+    "hidden_rate": _between("hidden_rate", 0.2, 0.7, step=0.05),
+    "momentum": _one_of("momentum", 0.8, 0.9, 0.95, 0.98, 0.99),
+    "beta_factor": _one_of("beta_factor", 1.0, 3.0, 10.0, 30.0),
+    "warm_up": _one_of("warm_up", 0.0, 0.1, 0.2),
+    "weight_decay": _one_of("weight_decay", 0.0, 1e-6, 1e-5, 1e-4),
+    "ema_momentum": _one_of("ema_momentum", None, 0.99, 0.999, 0.9999),
+}
+
+
+def _norms_of_table_2(trial: Any) -> Any:
+    # One for all layers, or those that are published for networks like it.
+    norms = trial.suggest_categorical(
+        "norms", ("equal", "none,4.5,4.5", "4.4,3,4.6")
+    )
+    if norms == "equal":
+        return trial.suggest_float("max_norm", 1.0, 4.0, step=0.5)
+    return for_layers("max_norm", norms)
+
+
+# What is searched together, by a name of its own. Of Table 2: what the paper
+# does not print, about what is published for networks like its own, and small
+# enough for some 25 trials. Last the setting that only some methods have, so
+# that the searches of all methods begin with the same trials.
+SPACES: dict[str, dict[str, Draw]] = {
+    "table2": {
+        "learning_rate": _between("learning_rate", 0.002, 0.1, log=True),
+        "input_rate": _between("input_rate", 0.1, 0.4, step=0.05),
+        "hidden_rate": _between("hidden_rate", 0.4, 0.65, step=0.05),
+        "initial_stddev": _for_layers_one_of(
+            "initial_stddev", "none", "0.01,none,none", "0.01,0.01,0"
+        ),
+        "warm_up": _one_of("warm_up", 0.0, 0.1),
+        "max_norm": _norms_of_table_2,
+        "beta_factor": _one_of("beta_factor", 1.0, 10.0),
+    },
+}
+
+# What says nothing of a network without beta.
+OF_BETA = ("beta_decay", "beta_factor")
+
+
+def space_of(settings: Sequence[str], jobs: Sequence[Job]) -> dict[str, Draw]:
+    """What a search draws.
+
+    Args:
+        settings: Names in `SPACE`, or in `SPACES` of several settings.
+        jobs: The trainings. Where none has a beta, nothing is drawn for it.
+    """
+    found: dict[str, Draw] = {}
+    for name in settings:
+        found |= SPACES.get(name) or {name: SPACE[name]}
+    if not any(job.row.method.startswith("invariant") for job in jobs):
+        found = {k: each for k, each in found.items() if k not in OF_BETA}
+    return found
+
+
+def tune(
+    jobs: Sequence[Job],
+    settings: Sequence[str],
+    trials: int,
+    directory: Path,
+    on_trial: Callable[[Any], None] = lambda trial: None,
+    client: Any = None,
+    on_epoch: OnTitledEpoch = lambda title, done, validation: None,
+) -> Any:
+    """Searches settings that serve several trainings, with Optuna.
+
+    The figure of a trial is the mean, over the jobs, of that of the selected
+    epoch on the validation examples; the test set is not looked at. A trial
+    that is worse than most after as many epochs of the first job is given up.
+    All are kept in `directory` as they come: called again, the search goes
+    on.
+
+    Args:
+        jobs: The trainings, which are of one unit.
+        settings: What to search, of `SPACE` and `SPACES`; all else is the
+            jobs' own.
+        trials: Number of trials, those of earlier calls among them.
+        directory: Where to write `trials-<name>.log`, Optuna's journal, and
+            `trials-<name>.csv`.
+        on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
+        client: A `distributed.Client` of the cluster that makes the trials,
+            several at once; None for this process.
+        on_epoch: Called after each epoch with what is trained, the number of
+            epochs done and the figure of the validation examples.
+
+    Returns:
+        The study (`optuna.Study`).
+    """
+    optuna = _optuna()
+    for job in jobs:
+        job.dataset()  # What is not there is better said before a trial.
+    names = " ".join(job.name for job in jobs)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    name = "-".join([jobs[0].row.id.replace("/", "-"), digest, *settings])
+    directory.mkdir(parents=True, exist_ok=True)
+    journal = directory / f"trials-{name}.log"
+    study = optuna.create_study(
+        study_name=name,
+        storage=_storage(journal),
+        direction="maximize" if jobs[0].row.unit == "bits" else "minimize",
+        load_if_exists=True,
+    )
+
+    # A trial that was stopped does not count, one that was given up does.
+    states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    ended = len(study.get_trials(states=states))
+    # Where a search goes on, it does not draw what it began with again.
+    sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
+    seeds = map(int, sequence.generate_state(max(0, trials - ended)))
+    make = functools.partial(_make_trial, jobs, settings, journal, name)
+    for number in each_result(make, seeds, on_epoch, client):
+        with replacing(journal.with_suffix(".csv")) as temporary:
+            study.trials_dataframe().to_csv(temporary, index=False)
+        on_trial(study.trials[number])
+    return study
+
+
+def _storage(journal: Path) -> Any:
+    """Where all processes of a search keep its trials."""
+    storages = _optuna().storages
+    backend = storages.journal.JournalFileBackend(str(journal))
+    return storages.JournalStorage(backend)
+
+
+def _make_trial(
+    jobs: Sequence[Job],
+    settings: Sequence[str],
+    journal: Path,
+    name: str,
+    seed: int,
+    told: OnTitledEpoch,
+) -> int:
+    """Makes one trial, and gives its number."""
+    optuna = _optuna()
+    study = optuna.load_study(
+        study_name=name,
+        storage=_storage(journal),
+        # What others are at work on is not tried beside them.
+        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        # A high learning rate looks worse than it is until it has fallen.
+        pruner=optuna.pruners.MedianPruner(
+            n_warmup_steps=jobs[0].row.recipe.epochs // 2
+        ),
+    )
+    numbers: list[int] = []
+
+    def objective(trial: Any) -> float:
+        numbers.append(trial.number)
+        trial.set_user_attr("code", str(this_code()))
+        space = space_of(settings, jobs)
+        changes = {setting: draw(trial) for setting, draw in space.items()}
+        return _figure(jobs, changes, trial, told)
+
+    study.optimize(objective, n_trials=1)
+    return numbers[0]
+
+
+def completed(trial: Any) -> bool:
+    """Whether a trial has come to its end, and was not given up."""
+    return trial.state.name == "COMPLETE"
+
+
+def _figure(
+    jobs: Sequence[Job],
+    changes: Mapping[str, Any],
+    trial: Any,
+    told: OnTitledEpoch,
+) -> float:
+    optuna = _optuna()
+    figures: list[Any] = []
+    for number, job in enumerate(jobs):
+        row = replace(job.row, recipe=replace(job.row.recipe, **changes))
+        task = Task(
+            row,
+            job.dataset(),
+            job.seed,
+            job.width,
+            job.activation,
+            job.steps_per_execution,
+        )
+
+        def after_epoch(
+            fitted: Fitted, number: int = number, task: Task = task
+        ) -> None:
+            figure = task.validation(fitted, fitted.epochs)
+            told(f"trial {trial.number}, {task.row.id}", fitted.epochs, figure)
+            if number > 0:
+                return  # Figures of other rows are of another order.
+            trial.report(figure, fitted.epochs)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            fitted = task.fit(
+                task.model(),
+                task.dataset.train,
+                row.recipe.epochs,
+                {"val": task.dataset.validation},
+                on_epoch=after_epoch,
+            )
+        except Diverged as error:
+            raise optuna.TrialPruned(str(error)) from error
+        figures.append(task.validation(fitted, fitted.selected_epoch))
+        trial.set_user_attr(f"selected epoch, {row.id}", fitted.selected_epoch)
+    return float(np.mean(figures))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise missing(
+            "The search for settings", error.name, "experiments"
+        ) from error
+    # What it says of each trial, `on_trial` says.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,309 @@
+"""One training: the network of a row, its examples and its seed."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras_invdrop.applications import METHODS
+from keras_invdrop.applications.metrics import CodeQuality
+
+from keras_invdrop import calibrate
+from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.validation import check_choice
+from keras_invdrop.validation import invalid
+
+from ..data.datasets import Dataset
+from ..data.datasets import Split
+from ..data.datasets import Stream
+from ..data.datasets import in_memory
+from ..paper.tables import Row
+from .devices import Devices
+from .fitting import Fitted
+from .fitting import evaluation_batch
+from .fitting import fit
+
+# Those whose weights are float32: smaller steps would be lost in 16 bits.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def build(
+    row: Row, width: float, activation: str | None, **options: Any
+) -> keras.Model:
+    """The network of a row, with the constraints of its recipe.
+
+    Args:
+        row: The row.
+        width: Multiplier of the units of its layers.
+        activation: Activation function of the hidden units, or None.
+        **options: Other arguments of the function that builds it.
+
+    Raises:
+        ValueError: If `width` leaves a layer empty, the network does not take
+            an activation function, or there is no such dtype policy.
+    """
+    recipe = row.recipe
+    if activation is not None:
+        if not row.network.any_activation:
+            raise invalid(
+                "activation", f"None for '{row.network.name}'", activation
+            )
+        options["activation"] = activation
+    with dtype_policy(recipe.dtype_policy):
+        return row.network.build(
+            dropout=row.method,
+            width=width,
+            input_rate=recipe.input_rate,
+            hidden_rate=recipe.hidden_rate,
+            beta_regularizer=recipe.beta_regularizer(),
+            max_norm=recipe.max_norm,
+            initial_stddev=recipe.initial_stddev,
+            kernel_regularizer=recipe.kernel_regularizer(),
+            **options,
+        )
+
+
+@contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Layers that are made in the block compute by this dtype policy.
+
+    The preparation of the data, outside of it, keeps Keras' own.
+    """
+    check_choice("dtype_policy", name, DTYPE_POLICIES)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def has_shift(method: str) -> bool:
+    """Whether a dropout layer of the method has a shift to calibrate."""
+    return any(
+        layer is not None and issubclass(layer, ShiftedDropout)
+        for layer in METHODS[method]
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for every fit of one training.
+
+    Attributes:
+        row: The row, with the network, the method and the recipe.
+        dataset: The examples.
+        seed: Of initial weights, masks and the order of the examples.
+        width: Multiplier of the units of the network's layers.
+        activation: Activation function of the hidden units, or None.
+        steps_per_execution: Training steps in one call of the backend.
+        data_parallel: Whether to divide batches over all devices.
+    """
+
+    row: Row
+    dataset: Dataset
+    seed: int
+    width: float = 1.0
+    activation: str | None = None
+    steps_per_execution: int = 1
+    data_parallel: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What is measured, for headings: `"error"` or `"bits"`."""
+        return "bits" if self.row.unit == "bits" else "error"
+
+    def network(
+        self, classifier_activation: str | None, method: str | None = None
+    ) -> keras.Model:
+        """The network, untrained, of the row's method or of another."""
+        options: dict = {}
+        if self.row.unit == "bits":
+            _, options["tissues"], options["classes"] = (
+                self.dataset.test.y.shape
+            )
+        return build(
+            self.row if method is None else replace(self.row, method=method),
+            self.width,
+            self.activation,
+            input_shape=self.dataset.test.x.shape[1:],
+            classifier_activation=classifier_activation,
+            **options,
+        )
+
+    def model(self) -> keras.Model:
+        """A network to train, which returns logits, with initial weights.
+
+        Layers draw in turn, so that those of one method would get other
+        weights than those of another: all take them from one network.
+        The shifts alone differ where the recipe has them calibrated: on the
+        training examples.
+
+        Raises:
+            ValueError: If the recipe has shifts calibrated, and the method
+                has none.
+        """
+        calibrated = self.row.recipe.calibrated
+        if calibrated and not has_shift(self.row.method):
+            raise invalid(
+                "calibrated",
+                f"False for '{self.row.method}' dropout, which has no shift",
+                calibrated,
+            )
+        initial = _drawn_from(self.seed, self.network(None, "standard"))
+        model = self.network(None)
+        for layer in initial.layers:
+            if layer.weights:
+                model.get_layer(layer.name).set_weights(layer.get_weights())
+        return self._calibrated(model) if calibrated else model
+
+    def _calibrated(self, model: keras.Model) -> keras.Model:
+        examples, batch_size = self.dataset.train, self.row.recipe.batch_size
+        if isinstance(examples, Stream):
+            with examples.reading():
+                data = examples.batches(batch_size, self.seed)
+                return calibrate(model, data, keep_predictions=False)
+        return calibrate(model, examples.x, batch_size, keep_predictions=False)
+
+    def metric(self, from_logits: bool) -> keras.Metric:
+        """The metric whose values are `figures`: the higher the better."""
+        if self.row.unit == "bits":
+            naive_guess = in_memory(self.dataset.train).y.mean(axis=0)
+            return CodeQuality(naive_guess, from_logits=from_logits)
+        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    def fit(
+        self,
+        model: keras.Model,
+        examples: Split | Stream,
+        epochs: int,
+        evaluated: dict[str, Split] | None = None,
+        backup: Path | None = None,
+        on_epoch: Callable[[Fitted], None] = lambda fitted: None,
+    ) -> Fitted:
+        """Compiles `model` and fits it by the recipe; see `fitting.fit`.
+
+        With several devices that is a copy of it.
+        """
+        if not self.data_parallel:
+            return self._fit(
+                model, examples, epochs, evaluated, backup, on_epoch
+            )
+        devices = Devices(self.row.recipe.batch_size)
+        # Every process would draw other weights, which devices must agree on.
+        keras.utils.set_random_seed(self.seed)
+        with devices.scope():
+            copy = type(model).from_config(model.get_config())
+            copy.set_weights(model.get_weights())
+            return self._fit(
+                copy, examples, epochs, evaluated, backup, on_epoch, devices
+            )
+
+    def _fit(
+        self,
+        model: keras.Model,
+        examples: Split | Stream,
+        epochs: int,
+        evaluated: dict[str, Split] | None,
+        backup: Path | None,
+        on_epoch: Callable[[Fitted], None],
+        devices: Devices | None = None,
+    ) -> Fitted:
+        recipe = self.row.recipe
+        losses = keras.losses
+        metric = self.metric(from_logits=True)
+        model.compile(
+            optimizer=recipe.optimizer(
+                -(-len(examples) // recipe.batch_size),
+                with_beta=any(
+                    weight.name == "beta" for weight in model.trainable_weights
+                ),
+            ),
+            # From the logits: a probability rounded to 0 has no gradient.
+            loss=losses.CategoricalCrossentropy(from_logits=True)
+            if self.row.unit == "bits"
+            else losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[metric],
+            steps_per_execution=self.steps_per_execution,
+        )
+        scans = self.steps_per_execution > 1 and devices is None
+        if scans and keras.backend.backend() == "jax":
+            from .scanning import scan_steps
+
+            scan_steps(model)
+        return fit(
+            model,
+            examples,
+            recipe.batch_size,
+            epochs,
+            self.seed,
+            metric.name,
+            {k: each for k, each in (evaluated or {}).items() if len(each)},
+            backup,
+            on_epoch,
+            devices,
+        )
+
+    def figures(self, values: list[float]) -> np.ndarray:
+        """What a metric gave for each epoch, in the unit of the row."""
+        if self.row.unit == "bits":
+            return np.asarray(values)
+        # Accuracies are float32: 0.982 is 0.98199999332.
+        return np.round(100 * (1 - np.asarray(values)), 4)
+
+    def validation(self, fitted: Fitted, epoch: int) -> float | None:
+        """The figure of the validation examples after an epoch, from 1 on.
+
+        None where there are none.
+        """
+        if not fitted.validation:
+            return None
+        return float(self.figures([fitted.validation[epoch - 1]])[0])
+
+    def test(self, network: keras.Model) -> tuple[float, np.ndarray | None]:
+        """The figure of the test set, in the unit of the row.
+
+        And which examples the network gets wrong, None where it predicts
+        distributions.
+        """
+        test = self.dataset.test
+        batches = test.batches(evaluation_batch(test))
+        outputs = network.predict(batches, verbose=0)
+        if self.row.unit == "%":
+            wrong = outputs.argmax(axis=1) != test.y
+            return round(100 * float(wrong.mean()), 4), wrong
+        metric = self.metric(from_logits=False)
+        metric.update_state(test.y, outputs)
+        return round(float(metric.result()), 4), None
+
+
+def _drawn_from(seed: int, model: keras.Model) -> keras.Model:
+    """The same network, with initial weights that depend on `seed` alone.
+
+    Keras' own come from Python's generator, from which other threads of the
+    process take numbers as well: those of a Dask worker do.
+    """
+    rng = np.random.default_rng(seed)
+
+    def give_seeds(config: Any) -> None:
+        if isinstance(config, dict):
+            options = config.get("config", {})
+            if (
+                config.get("module") == "keras.initializers"
+                and "seed" in options
+            ):
+                options["seed"] = int(rng.integers(2**31))
+            for value in config.values():
+                give_seeds(value)
+        elif isinstance(config, (list, tuple)):
+            for value in config:
+                give_seeds(value)
+
+    config = model.get_config()
+    give_seeds(config)
+    return type(model).from_config(config)

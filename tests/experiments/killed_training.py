@@ -1,0 +1,90 @@
+"""Does some small jobs; `test_kills.py` kills it.
+
+    python killed_training.py DIRECTORY [SPOT SUFFIX COUNT]
+
+It kills itself, as `kill -9` does, at the `COUNT`th file with the suffix that
+it writes, counted from 1: `begin`, when the file is half-written; `rename`,
+when it is written and has not yet taken its place; `renamed`, when it just has.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from keras_invdrop.experiments.data.datasets import Dataset
+from keras_invdrop.experiments.data.datasets import Split
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.results import records as results
+from keras_invdrop.experiments.runners import jobs
+from keras_invdrop.experiments.train import fitting
+from keras_invdrop.experiments.train import training
+
+EPOCHS = 5
+
+
+def dataset(self):
+    rng = np.random.default_rng(0)
+    splits = [
+        Split(
+            rng.random((examples, 784), "float32"),
+            np.arange(examples, dtype="int32") % 10,
+        )
+        for examples in (300, 50, 50)
+    ]
+    return Dataset("mnist", "generated", "original", *splits)
+
+
+def job(method, **changes):
+    row = ROWS[f"table2/original/{method}"]
+    recipe = dataclasses.replace(row.recipe, epochs=EPOCHS, **changes)
+    row = dataclasses.replace(row, recipe=recipe)
+    return jobs.Job(row, seed=1, width=0.05)
+
+
+JOBS = (job("standard", retrain=True), job("invariant", calibrated=True))
+
+
+def die_at(spot, suffix, count):
+    """Wraps what writes files, so that the process dies in the midst of it."""
+    left = int(count)
+    whole = results.replacing
+
+    def passing(here, path):
+        nonlocal left
+        if (here, path.suffix) == (spot, suffix):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def replacing(path):
+        with whole(path) as temporary:
+            temporary.write_bytes(b"half of it")
+            passing("begin", path)
+            yield temporary
+            passing("rename", path)
+        passing("renamed", path)
+
+    for module in (fitting, training, results):
+        module.replacing = replacing
+
+
+def main(directory, *spot):
+    jobs.Job.dataset = dataset
+    if spot:
+        die_at(*spot)
+    print("started", flush=True)
+    for each in JOBS:
+        jobs.run(
+            each,
+            Path(directory),
+            lambda done, _, title=each.title: print(title, done, flush=True),
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,180 @@
+import dataclasses
+import shutil
+from pathlib import Path
+
+import keras
+import matplotlib.image
+import pandas as pd
+import pytest
+from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.results import report
+from keras_invdrop.experiments.results.records import read_result
+from keras_invdrop.experiments.results.records import write_result
+
+
+@pytest.fixture
+def stored(result, tmp_path):
+    """Results of two rows and two seeds, with their histories."""
+    for method, test in (("standard", 5.0), ("invariant", 4.0)):
+        row = ROWS[f"table2/inverted/{method}"]
+        for seed in (0, 1):
+            each = dataclasses.replace(
+                result,
+                row=row.id,
+                dropout=method,
+                encoding="inverted",
+                seed=seed,
+                test=test + seed * (1.1 if method == "invariant" else 1),
+                validation=3.0,
+                recipe=dataclasses.asdict(row.recipe),
+            )
+            path = tmp_path / f"{method}-{seed}.json"
+            write_result(path, each)
+            history = pd.DataFrame(
+                {
+                    "training_error": [9.0, 8.0, 7.0],
+                    "validation_error": [6.0, 5.0, 3.0],
+                },
+                index=pd.RangeIndex(1, 4, name="epoch"),
+            )
+            history.to_csv(path.with_suffix(".csv"))
+    return tmp_path
+
+
+def lines_of(directory):
+    path = report.write_report(directory)
+    assert path == directory / "report.md"
+    return path.read_text().splitlines()
+
+
+def test_printed_and_measured_stand_side_by_side(stored):
+    lines = lines_of(stored)
+    for line in (
+        # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 0.5.
+        "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | "
+        "digits, 4,000 examples, 3 epochs, jax | 1 |",
+        "| `table2/inverted/invariant` | *0.94* | 4.55 ± 6.99 | 2 | "
+        "digits, 4,000 examples, 3 epochs, jax | 1 |",
+        "| `table3/relu/invariant` | *11.70* | not run |  |  |  |",
+        "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
+        "test; 3 epochs; seeds 0, 1; jax backend",
+        "| Invariant dropout makes fewer errors than standard dropout, "
+        "inverted encoding | Table 2 | 0.95 ± 0.64 points |  | 0.033 | 0.033 | "
+        "2 | digits, 4,000 examples, 3 epochs, jax | the same | holds |",
+    ):
+        assert line in lines
+    rows = [line for line in lines if line.startswith("| `table")]
+    assert len(rows) == len(ROWS)
+    for number in range(2, 7):
+        assert any(line.startswith(f"### Table {number}: ") for line in lines)
+
+
+def test_without_models_the_curves_are_drawn(stored):
+    lines = lines_of(stored)
+    name = "1-digits-inverted"
+    assert f"![figure1, {name}](figure1-{name}.png)" in lines
+    (picture,) = stored.glob("*.png")
+    assert picture.name == f"figure1-{name}.png"
+    # Two panels, of the curves and the mean image.
+    assert matplotlib.image.imread(picture).shape[:2] == (462, 1100)
+    assert not list(stored.glob(".*"))
+
+
+def test_with_a_model_both_figures_are_drawn(stored):
+    model = mnist_mlp(dropout="invariant", width=0.01)
+    betas = [layer for layer in model.layers if "dropout" in layer.name]
+    for layer in betas:
+        shape = layer.beta.shape
+        layer.beta.assign(keras.random.normal(shape, seed=0))
+    model.save(stored / "invariant-0.keras")
+    lines = lines_of(stored)
+    name = "1-digits-inverted"
+    assert f"![figure2, {name}](figure2-{name}.png)" in lines
+    assert sorted(path.name for path in stored.glob("*.png")) == [
+        f"figure1-{name}.png",
+        f"figure2-{name}.png",
+    ]
+
+
+def test_each_experiment_has_a_figure_of_its_own(stored):
+    changes = {"activation": "tanh"}, {"backend": "torch"}, {"width": 0.5}
+    for i, change in enumerate(changes):
+        found = read_result(stored / "standard-0.json")
+        write_result(
+            stored / f"other-{i}.json", dataclasses.replace(found, **change)
+        )
+        shutil.copy(stored / "standard-0.csv", stored / f"other-{i}.csv")
+    lines_of(stored)
+    assert len(list(stored.glob("figure1-*.png"))) == 4
+
+
+def test_without_the_data_the_tables_are_written(stored, monkeypatch):
+    def load(*arguments):
+        raise OSError("could not be downloaded")
+
+    monkeypatch.setattr(report, "load", load)
+    lines = lines_of(stored)
+    assert "Not drawn, 1-digits-inverted: could not be downloaded" in lines
+    assert not list(stored.glob("*.png"))
+
+
+def test_a_single_pair_decides_nothing(stored):
+    for path in stored.glob("*-1.json"):
+        path.unlink()
+    (line,) = (
+        line
+        for line in lines_of(stored)
+        if "fewer errors than standard" in line
+    )
+    readme = stored / "README.md"
+    readme.write_text("\n".join(report.MARKS))
+    report.write_summary(stored, readme)
+    assert "Undecided, and left out here: 1." in readme.read_text()
+    assert line.endswith(
+        "| Table 2 | 1.00 points |  |  |  | 1 | digits, 4,000 examples, "
+        "3 epochs, jax | the same | undecided |"
+    )
+
+
+def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
+    readme = tmp_path / "README.md"
+    begin, end = report.MARKS
+    readme.write_text(f"# Mine\n\n{begin}\nstale\n{end}\n\nAlso mine\n")
+    report.write_summary(stored, readme)
+    text = readme.read_text()
+    assert text.startswith(f"# Mine\n\n{begin}\n\n### Table 2: ")
+    assert text.endswith(f"\n\n{end}\n\nAlso mine\n")
+    assert "stale" not in text
+    # What was measured, and no more.
+    assert text.count("| `table") == 2
+    assert "not run" not in text
+    assert "| undecided |" not in text
+    assert "| holds |" in text
+    assert "Undecided" not in text
+    # Written again, it is the same.
+    report.write_summary(stored, readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", report.MARKS[0], report.MARKS[1]])
+def test_a_file_without_a_place_for_it(stored, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="README.md has no place for the res"):
+        report.write_summary(stored, readme)
+    assert readme.read_text() == text
+
+
+def test_the_readme_is_that_of_the_committed_results(tmp_path):
+    root = Path(__file__).parents[3]
+    readme = tmp_path / "README.md"
+    shutil.copy(root / "README.md", readme)
+    report.write_summary(root / "results", readme)
+    assert readme.read_text() == (root / "README.md").read_text()
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(OSError, match="no results in .*keras-invdrop reprod"):
+        report.write_report(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,156 @@
+"""What `test_data_parallel.py` runs in processes of their own.
+
+    python many_devices.py HEARTBEAT [dies] train ROW ...
+    python many_devices.py seen PORT PROCESSES ID
+    python many_devices.py program
+
+The first is the command keras-invdrop, which gives up a process that is not
+heard of for `HEARTBEAT` seconds; with `dies` it kills itself after an epoch.
+`seen` counts who has seen what, `program` what of a batch a device holds.
+"""
+
+import itertools
+import os
+import re
+import signal
+import sys
+
+import jax
+import keras
+import numpy as np
+from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.experiments.command_line import main
+from keras_invdrop.experiments.data.datasets import Split
+from keras_invdrop.experiments.data.datasets import Stream
+from keras_invdrop.experiments.train import devices as data_parallel
+from keras_invdrop.experiments.train import fitting
+from keras_invdrop.experiments.train.devices import Devices
+from keras_invdrop.experiments.train.fitting import fit
+
+EXAMPLES = 30
+
+
+class Counts(keras.Layer):
+    """Counts how often it has seen each example in training."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight(
+            name="seen", shape=(EXAMPLES,), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            seen = keras.ops.one_hot(inputs[:, 0], EXAMPLES)
+            self.seen.assign(self.seen + keras.ops.sum(seen, axis=0))
+        return keras.ops.cast(inputs, "float32")
+
+
+def streamed(split):
+    """The same examples, read one after another."""
+    import tensorflow as tf
+
+    def batches(batch_size, seed):
+        data = tf.data.Dataset.from_tensor_slices((split.x, split.y))
+        return data.shuffle(EXAMPLES, seed=seed).batch(batch_size)
+
+    return Stream(EXAMPLES, batches, split.reading)
+
+
+def seen(port, processes, process_id):
+    """Prints how many devices divide a batch, and how often each is seen."""
+    identifiers = np.arange(EXAMPLES).reshape(-1, 1)
+    split = Split(identifiers, identifiers.astype("float32"))
+    with data_parallel.joined(
+        f"127.0.0.1:{port}", int(processes), int(process_id)
+    ):
+        for examples in (split, streamed(split)):
+            for batch_size in (8, 6, 7):
+                devices = Devices(batch_size)
+                keras.utils.set_random_seed(0)
+                with devices.scope():
+                    counts = Counts()
+                    model = keras.Sequential(
+                        [
+                            keras.Input((1,), dtype="int32"),
+                            counts,
+                            keras.layers.Dense(1, kernel_initializer="zeros"),
+                        ]
+                    )
+                    model.compile("sgd", "mae", metrics=["mse"])
+                    model.optimizer.learning_rate = 0.0
+                    fitted = fit(
+                        model, examples, batch_size, 2, 0, "mse",
+                        {"val": split}, devices=devices,
+                    )  # fmt: skip
+                seen = sorted(set(counts.seen.numpy().tolist()))
+                logs = {name: each[-1] for name, each in fitted.logs.items()}
+                print([batch_size, devices.number, seen, logs], flush=True)
+
+
+def program():
+    """Prints what of a step of the paper's network is on a device."""
+    batch_size = 4096 + 4  # so that nothing else is of this size
+    memory = {}
+    for devices in (Devices(batch_size), Devices(1)):
+        keras.utils.set_random_seed(0)
+        compiled = compiled_step(devices, batch_size)
+        analysis = compiled.memory_analysis()
+        memory[devices.number] = analysis.temp_size_in_bytes
+        sizes = re.findall(r"(?:pred|[suf]\d+)\[(\d+),\d", compiled.as_text())
+        numbers = sizes.count("1025"), sizes.count("4100")
+        print((devices.number, *numbers))
+    print(memory[4] / memory[1])
+
+
+def compiled_step(devices, batch_size):
+    """The program of one training step, batches divided over the devices."""
+    x = np.zeros((batch_size, 784), "float32")
+    y = np.zeros(batch_size, "int32")
+    with devices.scope():
+        model = mnist_mlp(dropout="invariant", width=0.1)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.train_on_batch(x, y)
+        distribution = keras.distribution.distribution()
+        data = tuple(
+            jax.device_put(
+                array, distribution.get_data_layout(array.shape).backend_layout
+            )
+            for array in (x, y)
+        )
+        state = tuple(
+            [variable.value for variable in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                model.metrics_variables,
+            )
+        )
+        step = jax.jit(model.train_step, donate_argnums=0)
+        return step.lower(state, data).compile()
+
+
+def die_in_the_second_epoch():
+    whole, epochs = fitting._epoch, itertools.count(1)
+
+    def epoch(*arguments):
+        if next(epochs) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments)
+
+    fitting._epoch = epoch
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    if command in ("seen", "program"):
+        {"seen": seen, "program": program}[command](*arguments)
+    else:
+        # Keras imports it if it is there, which takes seconds.
+        sys.modules["tensorflow"] = None
+        data_parallel.HEARTBEAT = int(command)
+        if arguments[0] == "dies":
+            die_in_the_second_epoch()
+            del arguments[0]
+        sys.argv[1:] = arguments
+        main()

@@ -1,0 +1,347 @@
+"""What goes on from a backup ends as what was never stopped."""
+
+import dataclasses
+import errno
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_invdrop.experiments.data.datasets import Dataset
+from keras_invdrop.experiments.data.datasets import Split
+from keras_invdrop.experiments.data.datasets import Stream
+from keras_invdrop.experiments.data.splicing import generate_splicing
+from keras_invdrop.experiments.data.splicing import partition_of
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.results import records as results
+from keras_invdrop.experiments.train import fitting
+from keras_invdrop.experiments.train.task import Task
+
+EPOCHS = 4
+
+several_steps = pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras makes the steps of PyTorch one by one",
+)
+BLOBS = "table2/original/invariant"
+LOSS = keras.losses.SparseCategoricalCrossentropy
+
+
+class Stopped(Exception):
+    pass
+
+
+def task_of(row, dataset, seed=3, steps=1, **changes):
+    row = ROWS[row]
+    changes = {"batch_size": 25, "epochs": EPOCHS, **changes}
+    recipe = dataclasses.replace(row.recipe, **changes)
+    row = dataclasses.replace(row, recipe=recipe)
+    return Task(row, dataset, seed, 1 / 16, steps_per_execution=steps)
+
+
+def fitted(task, backup=None, stop_after=None):
+    """Fits a new network; gives it, and what came of it."""
+
+    def on_epoch(so_far):
+        if so_far.epochs == stop_after:
+            raise Stopped
+
+    model = task.model()
+    found = task.fit(
+        model,
+        task.dataset.train,
+        EPOCHS,
+        {"val": task.dataset.validation},
+        backup,
+        on_epoch,
+    )
+    return model, found
+
+
+def state(model):
+    """All that training changes, byte by byte."""
+    return [
+        keras.ops.convert_to_numpy(variable).tobytes()
+        for variable in (*model.variables, *model.optimizer.variables)
+    ]
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(1)
+    x = rng.normal(1.0, 2.0, size=(60, 32, 32, 3)).astype("float32")
+    y = np.arange(60, dtype="int32") % 10
+    split = Split(x, y)
+    return Dataset("cifar10", "generated", "original", split, split, split)
+
+
+@pytest.fixture
+def streamed(blobs):
+    data = tf.data.Dataset.from_tensor_slices((blobs.train.x, blobs.train.y))
+
+    def batches(batch_size, seed):
+        return data.shuffle(60, seed, False).batch(batch_size)
+
+    stream = Stream(60, batches, Split.reading)
+    return dataclasses.replace(blobs, train=stream)
+
+
+@pytest.fixture
+def exons():
+    return partition_of(generate_splicing(exons=120, features=30), 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "data", "changes"),
+    [
+        ("table2/original/standard", "blobs", {}),
+        ("table2/original/invariant", "blobs", {"calibrated": True}),
+        ("table2/original/running_average", "blobs", {}),
+        ("table2/original/invariant", "streamed", {}),
+        (
+            "table2/original/invariant",
+            "blobs",
+            {"dtype_policy": "mixed_bfloat16"},
+        ),
+        (
+            "table2/original/standard",
+            "blobs",
+            {"dtype_policy": "mixed_float16", "ema_momentum": 0.5},
+        ),
+        (
+            "table2/original/invariant",
+            "blobs",
+            {
+                "ema_momentum": 0.9,
+                "warm_up": 0.3,
+                "beta_factor": 10.0,
+                "weight_decay": 1e-3,
+                "initial_stddev": (0.1, None, 0.0),
+                "max_norm": (None, 1.5, 2.0),
+                "hidden_rate": (0.3, 0.6),
+            },
+        ),
+        ("table3/stochastic_pooling/standard", "images", {}),
+        ("table5/2/invariant", "exons", {"beta_decay": 0.1}),
+        pytest.param(
+            BLOBS,
+            "blobs",
+            {"steps": 2, "ema_momentum": 0.9},
+            marks=several_steps,
+        ),
+    ],
+)
+def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
+    task = task_of(row, request.getfixturevalue(data), **changes)
+    model, expected = fitted(task)
+    backup = tmp_path / "backup.npz"
+    for stop_after in (1, 3):
+        with pytest.raises(Stopped):
+            fitted(task, backup, stop_after)
+        # What the process does otherwise has no part in it.
+        np.random.seed(stop_after)
+        keras.utils.set_random_seed(stop_after)
+    resumed, found = fitted(task, backup)
+    assert state(resumed) == state(model)
+    assert found.logs == expected.logs
+    assert found.selected_epoch == expected.selected_epoch
+    for a, b in zip(found.selected, expected.selected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+    # Once it is done, it is only read.
+    again, read = fitted(task, backup)
+    assert read.logs == expected.logs
+    for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
+    model = task_of("table2/original/invariant", blobs).model()
+    layer = model.get_layer("hidden_1_dropout")
+    layer.trainable = False
+    x = np.ones((4, *layer.beta.shape), "float32")
+
+    def drawn(seed, epoch):
+        order_seed = fitting._reseed(model, seed, epoch)
+        batches = blobs.train.batches(60, order_seed)
+        mask = keras.ops.convert_to_numpy(layer(x, training=True)) > 0
+        return mask.tolist(), batches[0][1].tolist()
+
+    first = drawn(0, 0)
+    assert drawn(0, 0) == first
+    for other in (drawn(0, 1), drawn(1, 0)):
+        assert other[0] != first[0]
+        assert other[1] != first[1]
+        assert sorted(other[1]) == sorted(first[1])
+    # Nor do two layers drop alike.
+    states = [
+        keras.ops.convert_to_numpy(each.seed_generator.state).tolist()
+        for each in model.layers
+        if "dropout" in each.name
+    ]
+    assert len({state[0] for state in states}) == len(states) == 3
+
+
+def test_every_example_is_seen_once_in_an_epoch(blobs):
+    split = Split(np.arange(60)[:, None], np.arange(60))
+    batches = split.batches(25, seed=5)
+    assert [len(y) for _, y in batches] == [25, 25, 10]
+    seen = np.concatenate([x[:, 0] for x, _ in batches])
+    assert sorted(seen) == list(range(60))
+    assert seen.tolist() != list(range(60))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no backup"])
+def test_a_damaged_backup_is_named(blobs, content, tmp_path):
+    backup = tmp_path / "backup.npz"
+    backup.write_bytes(content)
+    with pytest.raises(ValueError, match="backup.npz is not the backup of"):
+        fitted(task_of("table2/original/invariant", blobs), backup)
+    assert backup.read_bytes() == content
+
+
+def test_the_backup_of_another_network_is_named(blobs, tmp_path):
+    backup = tmp_path / "backup.npz"
+    with pytest.raises(Stopped):
+        fitted(task_of("table2/original/standard", blobs), backup, 1)
+    with pytest.raises(ValueError, match="backup.npz is not the backup of"):
+        fitted(task_of("table2/original/invariant", blobs), backup)
+
+
+def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
+    backup = tmp_path / "backup.npz"
+    task = task_of(BLOBS, blobs)
+    with pytest.raises(Stopped):
+        fitted(task, backup, 1)
+    other = results.Code("0.1.0", "abc")
+    monkeypatch.setattr(fitting, "this_code", lambda: other)
+    with pytest.raises(
+        ValueError,
+        match="backup.npz is not the backup of this training: version .* began "
+        "it; this is version 0.1.0, commit abc. Delete it to begin anew",
+    ):
+        fitted(task, backup)
+
+
+def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
+    backup = tmp_path / "backup.npz"
+    task = task_of("table2/original/invariant", blobs)
+    with pytest.raises(Stopped):
+        fitted(task, backup, 2)
+    before = backup.read_bytes()
+
+    def full(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(
+        OSError,
+        match="backup.npz could not be written: No space left on device",
+    ):
+        fitted(task, backup)
+    assert backup.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [backup]
+
+
+def averages(weights, momentum):
+    """The moving average after each of the weights, Keras' way."""
+    averaged = list(weights[0])
+    for weight in weights[1:]:
+        averaged = [
+            momentum * a + (1 - momentum) * w
+            for a, w in zip(averaged, weight, strict=True)
+        ]
+    return averaged
+
+
+def test_selected_are_the_averages_of_the_weights(blobs):
+    # An epoch is one step, so that all weights are seen. What is averaged is
+    # what came of the step, before the constraint of which there is none here.
+    settings = {"batch_size": 60, "max_norm": None}
+    seen = []
+
+    def on_epoch(so_far):
+        seen.append(model.get_weights())
+        selected.append(so_far.selected)
+
+    found = {}
+    for ema_momentum in (None, 0.9):
+        task = task_of(BLOBS, blobs, ema_momentum=ema_momentum, **settings)
+        model, seen, selected = task.model(), [], []
+        found[ema_momentum] = task.fit(
+            model, blobs.train, EPOCHS, None, None, on_epoch
+        )
+        # Averaging changes nothing in what is trained.
+        for weight in seen[-1]:
+            assert np.isfinite(weight).all()
+        if ema_momentum is None:
+            trained = seen
+    for one, other in zip(trained, seen, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.tobytes() == b.tobytes()
+    assert found[None].logs == found[0.9].logs
+    for epoch in range(EPOCHS):
+        expected = averages(trained[: epoch + 1], 0.9)
+        for a, b in zip(selected[epoch], expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_evaluated_are_the_averages_of_the_weights(blobs):
+    # So slow an average is that of the weights of the first step.
+    task = task_of(BLOBS, blobs, ema_momentum=1.0)
+    _, found = fitted(task)
+    model = task.model()
+    model.set_weights(found.selected)
+    model.compile(loss=LOSS(from_logits=True))
+    loss = model.evaluate(blobs.validation.batches(12), verbose=0)
+    assert len(set(found.logs["val_loss"])) == 1
+    assert found.logs["val_loss"][0] == pytest.approx(loss, rel=1e-5)
+    assert len(set(found.logs["loss"])) == EPOCHS
+
+
+def test_beta_moves_faster_by_its_factor(blobs):
+    def shifts(**changes):
+        task = task_of(BLOBS, blobs, batch_size=60, **changes)
+        model = task.model()
+        task.fit(model, blobs.train, 1)
+        return model.get_layer("input_dropout").get_weights()[0]
+
+    usual = shifts()
+    assert np.abs(usual).max() > 0
+    np.testing.assert_allclose(shifts(beta_factor=10.0), 10 * usual, rtol=1e-5)
+
+
+@several_steps
+@pytest.mark.parametrize("steps", [2, 4, 100])
+def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
+    # 60 examples are seven batches of eight, and one of four.
+    settings = {"batch_size": 8, "ema_momentum": 0.9, "warm_up": 0.3}
+    one, expected = fitted(task_of(BLOBS, blobs, **settings))
+    several, found = fitted(task_of(BLOBS, blobs, steps=steps, **settings))
+    assert several.optimizer.iterations == 8 * EPOCHS
+    for name, values in expected.logs.items():
+        # Up to the order in which a sum is taken.
+        np.testing.assert_allclose(found.logs[name], values, rtol=1e-4)
+    for weight, other in zip(one.weights, several.weights, strict=True):
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(other),
+            keras.ops.convert_to_numpy(weight),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="the other backends have several steps per execution of Keras' own",
+)
+def test_on_jax_the_steps_are_one_program(blobs):
+    task = task_of(BLOBS, blobs, steps=3, batch_size=10)
+    model, _ = fitted(task)
+    calls = []
+    train = model.train_function
+    batches = blobs.train.batches(10, 0)
+    model.train_function = lambda *given: calls.append(1) or train(*given)
+    model.fit(batches, verbose=0)
+    assert len(calls) == 2  # six batches

@@ -1,0 +1,86 @@
+"""Calibrated, the training on one encoding is the mirror of that on the other.
+
+With `x' = 1 - x`, a first kernel `W' = -W` and a shift `beta' = -1 - beta` the
+activities after the dropout are `x' + beta' = -(x + beta)`, so that all that
+follows is the same. Calibrated, beta starts so, and the gradients of W and
+beta only change their signs. What a maximum norm, a decay of the weights,
+momentum and averages do to W they do to -W. Only a decay of beta is not
+symmetric. Initial weights of W and -W are equally likely, so that errors on
+the two encodings are figures of one distribution.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from keras_invdrop.experiments.data.datasets import Split
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.train.task import Task
+
+EPOCHS = 5
+
+
+def inverted(split):
+    return Split(1 - split.x, split.y)
+
+
+def losses(dataset, sign, **changes):
+    """Those of each epoch, where the first kernel is multiplied by `sign`."""
+    row = ROWS[f"table2/{dataset.encoding}/invariant"]
+    settings = {"epochs": EPOCHS, "batch_size": 10, "learning_rate": 0.05}
+    recipe = dataclasses.replace(row.recipe, **(settings | changes))
+    row = dataclasses.replace(row, recipe=recipe)
+    task = Task(row, dataset, 0, 0.03)
+    model = task.model()
+    kernel = model.get_layer("hidden_1").kernel
+    kernel.assign(sign * kernel)
+    logs = task.fit(
+        task._calibrated(model),
+        dataset.train,
+        EPOCHS,
+        {"val": dataset.validation},
+    ).logs
+    return np.array([logs["loss"], logs["val_loss"]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_norm": 0.5},
+        {
+            "max_norm": (None, 0.5, 0.5),
+            "initial_stddev": (0.05, None, None),
+            "beta_factor": 10.0,
+            "warm_up": 0.2,
+            "weight_decay": 1e-3,
+            "ema_momentum": 0.9,
+        },
+    ],
+)
+def test_both_encodings_train_alike(blobs, changes):
+    other = dataclasses.replace(
+        blobs,
+        encoding="inverted",
+        train=inverted(blobs.train),
+        validation=inverted(blobs.validation),
+    )
+    expected = losses(blobs, 1, **changes)
+    # Thirty updates, each rounded to float32.
+    np.testing.assert_allclose(
+        losses(other, -1, **changes), expected, rtol=1e-5
+    )
+    # Without the mirror they are another draw.
+    assert np.abs(losses(other, 1, **changes) / expected - 1).max() > 0.01
+    assert expected[0, -1] < 0.8 * expected[0, 0]
+
+
+def test_a_decay_of_beta_breaks_the_mirror(blobs):
+    other = dataclasses.replace(
+        blobs,
+        encoding="inverted",
+        train=inverted(blobs.train),
+        validation=inverted(blobs.validation),
+    )
+    one = losses(blobs, 1, beta_decay=0.1)
+    mirrored = losses(other, -1, beta_decay=0.1)
+    assert np.abs(mirrored / one - 1).max() > 0.01
