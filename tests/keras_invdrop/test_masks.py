@@ -33,17 +33,57 @@ def assert_independent(first, second, keep):
     assert test.pvalue > 1e-3
 
 
-@pytest.mark.parametrize("rate", RATES)
-def test_fraction_kept(rate):
-    generator = keras.random.SeedGenerator(1)
-    kept = sum(
-        np.count_nonzero(mask((1000, 10_000), rate, generator))
-        for _ in range(10)
-    )
+@pytest.fixture
+def every_number(monkeypatch):
+    """Has the backend draw each number of 16 bits, and so of 8, in turn."""
+    numbers = np.arange(2**16, dtype="uint16")
+
+    def drawn(shape, dtype):
+        return np.resize(numbers.view(dtype), shape)
+
+    if BACKEND == "jax":
+        monkeypatch.setattr(
+            "jax.random.bits",
+            lambda key, shape, dtype: keras.ops.array(drawn(shape, dtype)),
+        )
+    elif BACKEND == "tensorflow":
+        monkeypatch.setattr(
+            "tensorflow.random.stateless_uniform",
+            lambda shape, seed, minval, maxval, dtype: keras.ops.array(
+                drawn(shape, dtype), dtype
+            ),
+        )
+    else:
+
+        class Numbers:
+            def __init__(self, seed):
+                pass
+
+            def random_raw(self, size):
+                return drawn(size, "uint64")
+
+        monkeypatch.setattr(np.random, "SFC64", Numbers)
+
+
+@pytest.mark.parametrize("rate", [*RATES, 1e-9, 1 - 1e-9, 1 / 256])
+def test_of_all_numbers_as_many_as_the_probability_says_are_kept(
+    rate, every_number
+):
+    # A mask of 2^20 takes each number of 16 bits as often as any other one.
+    kept = mask((1, 2**20), rate, 1)
+    assert kept.sum() == 2**20 * keep_probability(rate)
+
+
+@pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
+def test_each_pattern_of_neighbours_is_as_frequent_as_it_should_be(rate):
+    # A million patterns: words of 32 bits, where activities take 8 bits each.
+    kept = mask((1000, 4000), rate, 1).reshape(-1, 4)
+    patterns = np.bincount(kept @ [1, 2, 4, 8], minlength=16)
     keep = keep_probability(rate)
-    # Four standard errors of a binomial proportion.
-    tolerance = 4 * np.sqrt(keep * (1 - keep) / 1e8)
-    assert abs(kept / 1e8 - keep) < tolerance
+    of_pattern = [bin(pattern).count("1") for pattern in range(16)]
+    expected = [keep**n * (1 - keep) ** (4 - n) for n in of_pattern]
+    test = stats.chisquare(patterns, np.array(expected) * len(kept))
+    assert test.pvalue > 1e-3
 
 
 @pytest.mark.parametrize("rate", [*RATES, 1e-9, 1 - 1e-9, 1 / 256])
@@ -395,31 +435,32 @@ mesh = jax.make_mesh((4,), ("batch",))
 split = NamedSharding(mesh, PartitionSpec("batch"))
 generator = SeedGenerator(6)
 
-def step(state, x):
-    generator.state.assign(state)
-    kept = dropout_mask(x.shape, float(sys.argv[1]), generator)
-    return jax.numpy.where(kept, x, 0)
-
 x = jax.device_put(jax.numpy.ones((8, 6, 5, 3)), split)
 state = generator.state.value
-compiled = jax.jit(step, out_shardings=split).lower(state, x).compile()
-program = compiled.as_text()
-# No device speaks with another one, or holds more than its two examples.
-collectives = "all-gather|all-reduce|all-to-all|collective-permute"
-assert not re.search(collectives, program), program
-batches = set(re.findall(r"(?:pred|[su]\\d+|f32)\\[(\\d+),\\d", program))
-assert batches == {"2"}, program
-one = jax.jit(step)(state, jax.device_get(x))
-assert (compiled(state, x) == one).all()
+for rate in map(float, sys.argv[1:]):
+
+    def step(state, x):
+        generator.state.assign(state)
+        return jax.numpy.where(dropout_mask(x.shape, rate, generator), x, 0)
+
+    compiled = jax.jit(step, out_shardings=split).lower(state, x).compile()
+    program = compiled.as_text()
+    # No device speaks with another one, or holds more than its two examples.
+    collectives = "all-gather|all-reduce|all-to-all|collective-permute"
+    assert not re.search(collectives, program), program
+    batches = set(re.findall(r"(?:pred|[su]\\d+|f32)\\[(\\d+),\\d", program))
+    assert batches == {"2"}, program
+    one = jax.jit(step)(state, jax.device_get(x))
+    assert (compiled(state, x) == one).all(), rate
 """
 
 if keras.backend.backend() == "jax":
 
-    @pytest.mark.parametrize("rate", RATES_OF_WIDTHS)
-    def test_stays_on_the_device_of_its_examples(rate):
+    def test_stays_on_the_device_of_its_examples():
         flags = "--xla_force_host_platform_device_count=4"
         process = subprocess.run(
-            [sys.executable, "-c", ON_FOUR_DEVICES, str(rate)],
+            [sys.executable, "-c", ON_FOUR_DEVICES]
+            + [str(rate) for rate in RATES_OF_WIDTHS],
             env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,

@@ -43,7 +43,22 @@ def splicing():
     return generate_splicing(exons=60, features=40)
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# Of each network, the row that is trained on every backend.
+LAST = {row.network.name: row.id for row in ROWS.values()}
+
+
+def marks(row):
+    # The rows of Table 5 differ by the partition, which test_splicing.py does.
+    if row.partition is not None:
+        return [pytest.mark.thorough] if row.partition > 1 else []
+    return [pytest.mark.one_backend] if row.id != LAST[row.network.name] else []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=marks(row)) for row in ROWS.values()],
+    ids=ROWS,
+)
 def test_row(row, image_data_format):
     image_data_format(IMAGE_DATA_FORMAT)
     if row.partition is None:
