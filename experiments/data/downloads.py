@@ -59,20 +59,14 @@ class Download:
         if folder.exists():
             return
         # tensorflow-datasets makes these before it downloads.
-        extracted = folder.parents[1] / "downloads" / "extracted"
+        downloads = folder.parents[1] / "downloads"
+        extracted = downloads / "extracted"
         made = [folder.parent, extracted, *extracted.parents]
         made = [path for path in made if not path.exists()]
-        split_generators = self.builder._split_generators
-
-        def connected(manager: Any) -> Any:
-            for url in self._missing(manager.download_dir)[:1]:
-                _connect(url)
-            return split_generators(manager)
-
-        # Here it begins to download, and tries ten times, for 204 s if there
-        # is no network. Before that it may find that it has nothing to do.
-        self.builder._split_generators = connected
         try:
+            # Without a network it would try ten times, for 204 s.
+            for url in self._missing(downloads)[:1]:
+                _connect(url)
             self.builder.download_and_prepare()
         except Exception as error:
             for path in made:

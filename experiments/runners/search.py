@@ -13,8 +13,8 @@ import numpy as np
 from keras_invdrop.applications.recipes import for_layers
 
 from keras_invdrop._extras import missing
+from keras_invdrop._files import replacing
 
-from ..results.records import replacing
 from ..results.records import this_code
 from ..train.fitting import Diverged
 from ..train.fitting import Fitted

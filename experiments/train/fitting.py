@@ -23,9 +23,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_invdrop._files import replacing
+
 from ..data.datasets import Split
 from ..data.datasets import Stream
-from ..results.records import replacing
 from ..results.records import this_code
 from .devices import Devices
 from .devices import Logs

@@ -12,6 +12,7 @@ import pandas as pd
 
 from keras_invdrop._batches import Examples
 from keras_invdrop._checks import invalid
+from keras_invdrop._files import replacing
 from keras_invdrop._statistics import correlation
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 from keras_invdrop.models._dropout_sites import all_activities
@@ -26,7 +27,6 @@ from ..data.datasets import in_memory
 from ..paper.tables import Row
 from ..results.records import Result
 from ..results.records import packed
-from ..results.records import replacing
 from ..results.records import this_code
 from ..results.records import write_result
 from .fitting import Fitted
