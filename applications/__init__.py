@@ -4,6 +4,7 @@ They need Keras and NumPy only. What checks the paper with them, on its data
 sets, is `keras_invdrop.experiments`.
 """
 
+from . import recipes as recipes
 from ._maxout_cnn import CIFAR10_CONVOLUTIONS as CIFAR10_CONVOLUTIONS
 from ._maxout_cnn import SVHN_CONVOLUTIONS as SVHN_CONVOLUTIONS
 from ._maxout_cnn import Convolution as Convolution

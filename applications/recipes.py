@@ -6,6 +6,9 @@ what neither settles; it is the same for every method of a table. "Selected" was
 chosen by the error on validation examples; results/README.md has the trials.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
@@ -14,6 +17,7 @@ from typing import Literal
 
 import keras
 
+from keras_invdrop._checks import check_boolean
 from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import check_fraction
 from keras_invdrop._checks import check_positive_number
@@ -26,6 +30,9 @@ from .optimizers import WarmUp
 ForEach = float | tuple[float, ...]
 # The same, where None takes a layer out.
 ForSome = float | None | tuple[float | None, ...]
+
+# All keep the weights in float32: 16 bits would lose small steps.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def for_layers(argument: str, text: str) -> ForSome:
@@ -82,7 +89,25 @@ class Selection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training of a network; by default, of a fully connected one."""
+    """How a network is trained; by default, a fully connected one.
+
+    `network` builds a network with the rates, norms and priors of the recipe,
+    and `compile` prepares it for `model.fit`, which takes `batch_size` and
+    `epochs` from the recipe as well. `calibrated` and `retrain` are left to
+    the caller: `keras_invdrop.calibrate` needs the examples, and a second
+    training the examples for validation.
+
+    Example:
+
+    ```python
+    from keras_invdrop.applications import mnist_mlp, recipes
+
+    recipe = recipes.MNIST
+    model = recipe.network(mnist_mlp, dropout="invariant")
+    recipe.compile(model, steps_per_epoch=600)
+    model.fit(x, y, batch_size=recipe.batch_size, epochs=recipe.epochs)
+    ```
+    """
 
     # Choice: so long that the learning rate can fall slowly.
     epochs: int = setting(
@@ -224,6 +249,89 @@ class Recipe:
     # for as many epochs as were selected.
     retrain: bool = False
 
+    def network(
+        self, build: Callable[..., keras.Model], **options: Any
+    ) -> keras.Model:
+        """Builds a network with the rates, norms and priors of the recipe.
+
+        Args:
+            build: Function that builds the network, such as `mnist_mlp`.
+            **options: Other arguments of the function, such as `dropout`.
+
+        Returns:
+            The uncompiled model.
+
+        Raises:
+            ValueError: If an argument is not one that `build` takes.
+        """
+        settings = {
+            "input_rate": self.input_rate,
+            "hidden_rate": self.hidden_rate,
+            "beta_regularizer": self.beta_regularizer(),
+            "max_norm": self.max_norm,
+            "initial_stddev": self.initial_stddev,
+            "kernel_regularizer": self.kernel_regularizer(),
+        }
+        with _dtype_policy(self.dtype_policy):
+            return build(**(settings | options))
+
+    def compile(
+        self,
+        model: keras.Model,
+        steps_per_epoch: int,
+        from_logits: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Compiles a model, to be trained by this recipe.
+
+        The loss is the cross-entropy between the outputs and the numbers of
+        the classes or, where the outputs have an axis of tissues before the
+        classes, as those of `mas_mlp`, distributions over the classes. The
+        metric is the accuracy, without tissues.
+
+        Args:
+            model: The model, such as `network` builds.
+            steps_per_epoch: The number of batches in an epoch.
+            from_logits: Boolean. Whether the model returns logits; by default
+                the activation function of its last layer says so.
+            **options: Other arguments of `model.compile`, also in place of
+                the recipe's own, such as `loss` and `metrics`.
+
+        Raises:
+            ValueError: If a setting of the recipe is not valid, or
+                `from_logits` is not given and the last layer is neither
+                linear nor a softmax.
+        """
+        outputs = getattr(model, "outputs", None)
+        if outputs is None or len(outputs) != 1:
+            raise invalid(
+                "model", "a functional or sequential model of one output", model
+            )
+        if from_logits is None:
+            from_logits = _returns_logits(model)
+        check_boolean("from_logits", from_logits)
+        losses = keras.losses
+        defaults: dict[str, Any] = {
+            "optimizer": self.optimizer(
+                steps_per_epoch,
+                with_beta=any(
+                    weight.name == "beta" for weight in model.trainable_weights
+                ),
+            ),
+            "loss": losses.SparseCategoricalCrossentropy(
+                from_logits=from_logits
+            ),
+            "metrics": [
+                keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+            ],
+        }
+        if len(outputs[0].shape) > 2:
+            defaults["loss"] = losses.CategoricalCrossentropy(
+                from_logits=from_logits
+            )
+            defaults["metrics"] = []
+        model.compile(**(defaults | options))
+
     def beta_regularizer(self) -> keras.regularizers.Regularizer | None:
         return _prior("beta_decay", self.beta_decay)
 
@@ -275,6 +383,43 @@ class Recipe:
             learning_rate_factors=factors,
             **averaged,
         )
+
+
+@contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Layers that are made in the block compute by this dtype policy.
+
+    The preparation of the data, outside of the block, keeps Keras' own.
+    """
+    check_choice("dtype_policy", name, DTYPE_POLICIES)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _returns_logits(model: keras.Model) -> bool:
+    """Whether a model returns logits, and not probabilities."""
+    last = model
+    while isinstance(last, keras.Model):
+        # A functional model may end with a function of `keras.ops`, which is
+        # none of its layers.
+        last = getattr(last, "operations", last.layers)[-1]
+    if isinstance(last, keras.layers.Softmax):
+        return False
+    activation = getattr(last, "activation", None)
+    if activation is keras.activations.softmax:
+        return False
+    if activation is keras.activations.linear:
+        return True
+    raise invalid(
+        "from_logits",
+        f"a boolean, as the last layer of the model, '{last.name}', is neither "
+        "linear nor a softmax",
+        None,
+    )
 
 
 def _prior(

@@ -1,8 +1,6 @@
 """One training: the network of a row, its examples and its seed."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from keras_invdrop.applications import METHODS
 from keras_invdrop.applications.metrics import CodeQuality
 
 from keras_invdrop import calibrate
-from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import invalid
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
@@ -27,9 +24,6 @@ from .devices import Devices
 from .fitting import Fitted
 from .fitting import evaluation_batch
 from .fitting import fit
-
-# Those whose weights are float32: smaller steps would be lost in 16 bits.
-DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def build(
@@ -47,40 +41,15 @@ def build(
         ValueError: If `width` leaves a layer empty, the network does not take
             an activation function, or there is no such dtype policy.
     """
-    recipe = row.recipe
     if activation is not None:
         if not row.network.any_activation:
             raise invalid(
                 "activation", f"None for '{row.network.name}'", activation
             )
         options["activation"] = activation
-    with dtype_policy(recipe.dtype_policy):
-        return row.network.build(
-            dropout=row.method,
-            width=width,
-            input_rate=recipe.input_rate,
-            hidden_rate=recipe.hidden_rate,
-            beta_regularizer=recipe.beta_regularizer(),
-            max_norm=recipe.max_norm,
-            initial_stddev=recipe.initial_stddev,
-            kernel_regularizer=recipe.kernel_regularizer(),
-            **options,
-        )
-
-
-@contextmanager
-def dtype_policy(name: str) -> Iterator[None]:
-    """Layers that are made in the block compute by this dtype policy.
-
-    The preparation of the data, outside of it, keeps Keras' own.
-    """
-    check_choice("dtype_policy", name, DTYPE_POLICIES)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+    return row.recipe.network(
+        row.network.build, dropout=row.method, width=width, **options
+    )
 
 
 def has_shift(method: str) -> bool:
@@ -215,19 +184,10 @@ class Task:
         devices: Devices | None = None,
     ) -> Fitted:
         recipe = self.row.recipe
-        losses = keras.losses
         metric = self.metric(from_logits=True)
-        model.compile(
-            optimizer=recipe.optimizer(
-                -(-len(examples) // recipe.batch_size),
-                with_beta=any(
-                    weight.name == "beta" for weight in model.trainable_weights
-                ),
-            ),
-            # From the logits: a probability rounded to 0 has no gradient.
-            loss=losses.CategoricalCrossentropy(from_logits=True)
-            if self.row.unit == "bits"
-            else losses.SparseCategoricalCrossentropy(from_logits=True),
+        recipe.compile(
+            model,
+            steps_per_epoch=-(-len(examples) // recipe.batch_size),
             metrics=[metric],
             steps_per_execution=self.steps_per_execution,
         )

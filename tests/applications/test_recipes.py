@@ -1,5 +1,11 @@
+import dataclasses
+
 import keras
+import numpy as np
 import pytest
+from keras_invdrop.applications import mas_mlp
+from keras_invdrop.applications import maxout_cnn
+from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import recipes
 from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import for_layers
@@ -128,3 +134,100 @@ def test_what_a_text_says_of_the_layers():
         ValueError, match="`x`. Expected numbers or none.*'1,a'"
     ):
         for_layers("x", "1,a")
+
+
+def test_the_network_of_a_recipe_has_its_rates_norms_and_priors():
+    recipe = Recipe(
+        input_rate=0.1,
+        hidden_rate=(0.3, 0.6),
+        max_norm=(None, 1.5, 2.0),
+        initial_stddev=(0.1, None, 0.0),
+        weight_decay=1e-3,
+        beta_decay=0.1,
+    )
+    model = recipe.network(mnist_mlp, dropout="invariant", width=0.01)
+    layer = model.get_layer
+    rates = [
+        layer(f"{each}_dropout").rate
+        for each in ("input", "hidden_1", "hidden_2")
+    ]
+    assert rates == [0.1, 0.3, 0.6]
+    assert layer("input_dropout").beta_regularizer.l2 == pytest.approx(0.05)
+    assert layer("hidden_1").kernel_constraint is None
+    assert layer("hidden_2").kernel_constraint.max_value == 1.5
+    assert layer("hidden_1").kernel_initializer.stddev == 0.1
+    assert layer("hidden_1").kernel_regularizer.l2 == pytest.approx(5e-4)
+    assert not keras.ops.convert_to_numpy(layer("classifier").kernel).any()
+    # An argument takes the place of a setting.
+    other = recipe.network(mnist_mlp, hidden_rate=0.5, width=0.01)
+    assert other.get_layer("hidden_1_dropout").rate == 0.5
+
+
+def test_the_network_of_a_recipe_computes_by_its_dtype_policy():
+    before = keras.config.dtype_policy()
+    recipe = Recipe(dtype_policy="mixed_bfloat16")
+    model = recipe.network(mnist_mlp, width=0.01)
+    assert model.get_layer("hidden_1").compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy() == before
+
+
+@pytest.mark.parametrize(
+    ("activation", "from_logits"), [(None, True), ("softmax", False)]
+)
+def test_the_loss_is_of_what_the_model_returns(activation, from_logits):
+    labels = keras.losses.SparseCategoricalCrossentropy
+    distributions = keras.losses.CategoricalCrossentropy
+    for build, loss in ((mnist_mlp, labels), (mas_mlp, distributions)):
+        model = build(width=0.01, classifier_activation=activation)
+        around = keras.Sequential([keras.Input(model.input_shape[1:]), model])
+        for each in (model, around):
+            Recipe().compile(each, steps_per_epoch=1)
+            assert type(each.loss) is loss
+            assert each.loss.get_config()["from_logits"] is from_logits
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Softmax()(inputs))
+    Recipe().compile(model, 1)
+    assert not model.loss.get_config()["from_logits"]
+
+
+def test_where_the_model_does_not_tell_the_caller_has_to():
+    inputs = keras.Input((3,))
+    for outputs in (
+        keras.layers.Dense(2, "sigmoid")(inputs),
+        keras.layers.Reshape((3,))(inputs),
+        keras.ops.softmax(keras.layers.Dense(2)(inputs)),
+    ):
+        model = keras.Model(inputs, outputs)
+        with pytest.raises(ValueError, match="`from_logits`. Expected a bool"):
+            Recipe().compile(model, 1)
+        Recipe().compile(model, 1, from_logits=False)
+        assert not model.loss.get_config()["from_logits"]
+    with pytest.raises(ValueError, match="`from_logits`. Expected a bool"):
+        Recipe().compile(model, 1, from_logits="no")
+    two = keras.Model(inputs, [inputs, inputs])
+    with pytest.raises(ValueError, match="`model`. Expected a functional"):
+        Recipe().compile(two, 1)
+
+
+def test_other_arguments_of_compile_take_the_place_of_the_recipes():
+    model = mnist_mlp(width=0.01)
+    Recipe().compile(model, 1, loss="mse", metrics=["mae"], jit_compile=False)
+    assert (model.loss, model.jit_compile) == ("mse", False)
+    x, y = np.zeros((2, 784)), np.zeros((2, 10))
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert set(logs) == {"loss", "mae"}
+
+
+def test_compile_gives_the_whole_recipe():
+    """Schedule, ramp, the factors of layers and of beta, and averages."""
+    recipe = dataclasses.replace(
+        recipes.CIFAR10_MAXOUT, beta_factor=10.0, warm_up=0.1, ema_momentum=0.9
+    )
+    for method, with_beta in (("invariant", True), ("standard", False)):
+        model = maxout_cnn(dropout=method, width=1 / 16)
+        recipe.compile(model, steps_per_epoch=4)
+        expected = recipe.optimizer(4, with_beta)
+        assert model.optimizer.get_config() == expected.get_config()
+        factors = model.optimizer.learning_rate_factors
+        assert factors.get("beta", 1.0) == (10.0 if with_beta else 1.0)
+        assert factors["convolution_1"] == 0.05

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_invdrop.applications import METHODS
+from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications.metrics import CodeQuality
+from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.experiments.data.datasets import Dataset
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.train import fitting
 from keras_invdrop.experiments.train.task import Task
 from keras_invdrop.experiments.train.task import build
 from keras_invdrop.experiments.train.task import has_shift
@@ -270,3 +273,45 @@ def test_initial_weights_depend_on_the_seed_alone(blobs):
 
     assert weights(0, noise=1) == weights(0, noise=2)
     assert weights(0, noise=1) != weights(1, noise=1)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+@pytest.mark.parametrize("method", ["standard", "invariant"])
+def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
+    recipe = Recipe(
+        epochs=3,
+        batch_size=25,
+        warm_up=0.3,
+        weight_decay=1e-3,
+        beta_decay=0.1,
+        beta_factor=10.0,
+        hidden_rate=(0.3, 0.6),
+        max_norm=(None, 0.5, 0.5),
+        initial_stddev=(0.05, None, None),
+        learning_rate_factors={"hidden_2": 0.5},
+    )
+    row = ROWS[f"table2/original/{method}"]
+    task = Task(dataclasses.replace(row, recipe=recipe), blobs, 3, 0.03)
+    initial = task.model()
+    model = recipe.network(
+        mnist_mlp,
+        dropout=method,
+        width=0.03,
+        classifier_activation=activation,
+    )
+    model.set_weights(initial.get_weights())
+    expected = task.fit(initial, blobs.train, recipe.epochs).logs
+    recipe.compile(model, steps_per_epoch=3)
+    found = {}
+    for epoch in range(recipe.epochs):
+        order = fitting._reseed(model, 3, epoch)
+        logs = model.fit(
+            blobs.train.batches(25, order), shuffle=False, verbose=0
+        )
+        for name, values in logs.history.items():
+            found.setdefault(name, []).extend(values)
+    assert set(found) == set(expected) == {"loss", "accuracy"}
+    # From probabilities, rounded otherwise.
+    tolerance = 0 if activation is None else 1e-4
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=tolerance)
