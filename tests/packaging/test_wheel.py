@@ -199,7 +199,7 @@ layer = InvariantDropout(
 )
 InvariantDropout("half")  # type: ignore[arg-type]
 InvariantDropout()  # type: ignore[call-arg]
-InvariantDropout(0.5, None, 1, [1])  # type: ignore[misc]
+InvariantDropout(0.5, None, 1, [1])  # type: ignore[call-arg]
 InvariantDropout(0.5, scaling="inference")  # type: ignore[arg-type]
 InvariantDropout(0.5, shared_axes=1.5)  # type: ignore[arg-type]
 keras_invdrop.SharedInvariantDropout(0.5, "last")  # type: ignore[arg-type]
