@@ -1,5 +1,6 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
 # make test   set up .venv, run everything that must pass
+# make test-keras-versions  set up .venv, test the library on other versions of Keras
 # make docs   set up .venv, build the documentation: build/site/index.html
 # make bench  set up .venv, measure: adds to runs/bench.jsonl
 # make notebooks  set up .venv, run the notebooks: what they show is kept in them
@@ -17,7 +18,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check docs bench notebooks clean
+.PHONY: demo test test-keras-versions check docs bench notebooks clean
 
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
@@ -36,6 +37,20 @@ docs: .venv/dev
 # The tests, on one backend: make test-jax
 test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications tests/experiments
+
+# The oldest Keras that is allowed, one between and the newest that there is.
+test-keras-versions: test-keras-3.10.0 test-keras-3.13.2 test-keras-newest
+
+# The library on one version: all of it on JAX, the layers on the others. Only
+# Keras differs from .venv.
+test-keras-%: .venv/dev
+	rm -rf build/keras-$*
+	$(BIN)/pip install --quiet --no-deps --target build/keras-$* keras$(if $(filter newest,$*),,==$*)
+	PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=jax $(BIN)/pytest --numprocesses 2 tests/keras_invdrop
+	for backend in tensorflow torch; do \
+		PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=$$backend $(BIN)/pytest --numprocesses 2 \
+			tests/keras_invdrop/layers tests/keras_invdrop/test_keras.py tests/keras_invdrop/test_golden.py || exit; \
+	done
 
 bench: $(BACKENDS:%=bench-%)
 

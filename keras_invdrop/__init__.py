@@ -20,7 +20,10 @@ from .layers import SharedInvariantDropout
 from .layers import SpatialInvariantDropout
 from .layers import StochasticPooling2D
 from .layers import ZCAWhitening
+from .models import Exported
+from .models import InjectedVariance
 from .models import MonteCarlo
+from .models import MonteCarloPrediction
 from .models import calibrate
 from .models import export
 from .models import fold
@@ -35,13 +38,16 @@ __version__ = "0.1.0"
 # No modules: Keras has some of the same names, which `import *` would hide.
 __all__ = [
     "BetaMonitor",
+    "Exported",
     "GlobalContrastNormalization",
+    "InjectedVariance",
     "InvariantDropout",
     "LocallyConnected2D",
     "Maxout",
     "MaxoutConv2D",
     "MaxoutDense",
     "MonteCarlo",
+    "MonteCarloPrediction",
     "RunningAverageDropout",
     "SharedInvariantDropout",
     "SpatialInvariantDropout",

@@ -31,25 +31,26 @@ class ShiftedDropout(StrictConfig, keras.Layer):
 
     Args:
         rate: Float in [0, 1]. Fraction of the activities to drop.
-        shared_axes: Integer or list of integers. Axes along which activities
-            share one shift.
         noise_shape: Tuple of integers and `None`. Shape of the mask.
         seed: Integer. Seed of the mask.
+        shared_axes: Integer or list of integers. Axes along which activities
+            share one shift.
     """
 
     def __init__(
         self,
         rate: float,
-        shared_axes: Axes | None = None,
         noise_shape: NoiseShape | None = None,
         seed: int | None = None,
+        *,
+        shared_axes: Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.rate = rate
-        self.shared_axes = check_shared_axes(shared_axes)
         self.noise_shape = check_noise_shape(noise_shape)
         self.seed = check_seed(seed)
+        self.shared_axes = check_shared_axes(shared_axes)
         # At a rate of 0, too: the rate may be set to another one later.
         self.seed_generator = seed_generator(self.seed)
         self.supports_masking = True
@@ -156,8 +157,8 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     def get_config(self):
         config = {
             "rate": self.rate,
-            "shared_axes": self.shared_axes,
             "noise_shape": self.noise_shape,
             "seed": self.seed,
+            "shared_axes": self.shared_axes,
         }
         return {**super().get_config(), **config}

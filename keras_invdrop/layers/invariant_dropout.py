@@ -57,16 +57,17 @@ class InvariantDropout(ShiftedDropout):
             paper's networks take 0.2 on the input and 0.5 on hidden layers.
             It may be set later; a step that is compiled goes on with the rate
             it had.
-        shared_axes: Integer or list of integers. The axes along which
-            activities share one `beta`. For feature maps of shape
-            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
-            one `beta` per feature map. An axis of variable length (`None`)
-            must be shared.
         noise_shape: Tuple of integers and `None`, one per axis of the input.
             Shape of the mask: 1 uses one draw for the whole axis, `None` is
             the size of the input. For inputs of shape
             `(batch, timesteps, features)`, `noise_shape=(None, 1, None)`
             drops the same features at every timestep.
+        seed: Integer to use as random seed, of either sign and any size.
+        shared_axes: Integer or list of integers. The axes along which
+            activities share one `beta`. For feature maps of shape
+            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
+            one `beta` per feature map. An axis of variable length (`None`)
+            must be shared.
         scaling: `"train"` or `"test"`. When the loss of magnitude is made
             good: `"train"` divides by `p` in training and leaves nothing to
             do at test time, as Keras does; `"test"` multiplies by `p` at test
@@ -79,7 +80,6 @@ class InvariantDropout(ShiftedDropout):
             variance. A weight decay of `d` on a loss that is a mean over the
             batch, `gradient + d * beta`, is `L2(d / 2)`.
         beta_constraint: Constraint for `beta`.
-        seed: Integer to use as random seed, of either sign and any size.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -117,21 +117,18 @@ class InvariantDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        shared_axes: Axes | None = None,
         noise_shape: NoiseShape | None = None,
+        seed: int | None = None,
+        *,
+        shared_axes: Axes | None = None,
         scaling: Scaling = "train",
         beta_initializer: Initializer = "zeros",
         beta_regularizer: Regularizer | None = None,
         beta_constraint: Constraint | None = None,
-        seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(
-            rate,
-            shared_axes=shared_axes,
-            noise_shape=noise_shape,
-            seed=seed,
-            **kwargs,
+            rate, noise_shape, seed, shared_axes=shared_axes, **kwargs
         )
         self.scaling = check_choice("scaling", scaling, ("train", "test"))
         self.beta_initializer = keras.initializers.get(beta_initializer)

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+from dataclasses import is_dataclass
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ EXAMPLES = {
     for module in (keras_invdrop, applications)
     for name, value in inspect.getmembers(module)
     if inspect.isclass(value) or inspect.isfunction(value)
+    if not is_dataclass(value)  # a result, whose function has the example
 } | {"Variance": keras_invdrop.regularizers.Variance}
 
 

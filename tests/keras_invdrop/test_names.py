@@ -21,6 +21,7 @@ MODULES = (
     "regularizers",
 )
 FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
+RESULTS = ("Exported", "InjectedVariance", "MonteCarloPrediction")
 PLOTS = (
     "plot_beta",
     "plot_errors",
@@ -48,10 +49,15 @@ def test_completion_shows_public_names_alone():
         *layers,
         *FUNCTIONS,
         *MODULES,
+        *RESULTS,
         "BetaMonitor",
         "MonteCarlo",
     }
-    assert set(dir(keras_invdrop.models)) == {*FUNCTIONS, "MonteCarlo"}
+    assert set(dir(keras_invdrop.models)) == {
+        *FUNCTIONS,
+        *RESULTS,
+        "MonteCarlo",
+    }
     assert dir(keras_invdrop.callbacks) == ["BetaMonitor"]
     assert dir(keras_invdrop.regularizers) == ["Variance"]
     assert dir(keras_invdrop.plots) == list(PLOTS)
@@ -127,3 +133,27 @@ keras_invdrop.plots
 def test_other_names_are_no_attributes():
     with pytest.raises(AttributeError, match="'keras_invdrop' has no.*'plot'"):
         keras_invdrop.plot  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("ours", "of_keras"),
+    [
+        (keras_invdrop.InvariantDropout, keras.layers.Dropout),
+        (keras_invdrop.RunningAverageDropout, keras.layers.Dropout),
+        (keras_invdrop.SharedInvariantDropout, keras.layers.SpatialDropout2D),
+        (keras_invdrop.SpatialInvariantDropout, keras.layers.SpatialDropout2D),
+    ],
+)
+def test_arguments_without_a_keyword_are_those_of_keras(ours, of_keras):
+    """Every call of `Dropout` is one of the layer that takes its place."""
+
+    def by_position(layer):
+        return [
+            (parameter.name, parameter.default)
+            for parameter in inspect.signature(layer).parameters.values()
+            if parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        ]
+
+    assert by_position(ours) == by_position(of_keras)[:3]
+    with pytest.raises(TypeError, match="positional"):
+        ours(0.5, None, 1, [1])
