@@ -19,6 +19,7 @@ from keras_invdrop.experiments.train.task import Task
 
 EPOCHS = 4
 
+one_backend = pytest.mark.one_backend
 several_steps = pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="Keras makes the steps of PyTorch one by one",
@@ -94,14 +95,24 @@ def exons():
 @pytest.mark.parametrize(
     ("row", "data", "changes"),
     [
-        ("table2/original/standard", "blobs", {}),
-        ("table2/original/invariant", "blobs", {"calibrated": True}),
-        ("table2/original/running_average", "blobs", {}),
+        pytest.param(
+            "table2/original/standard", "blobs", {}, marks=one_backend
+        ),
+        pytest.param(
+            "table2/original/invariant",
+            "blobs",
+            {"calibrated": True},
+            marks=one_backend,
+        ),
+        pytest.param(
+            "table2/original/running_average", "blobs", {}, marks=one_backend
+        ),
         ("table2/original/invariant", "streamed", {}),
-        (
+        pytest.param(
             "table2/original/invariant",
             "blobs",
             {"dtype_policy": "mixed_bfloat16"},
+            marks=one_backend,
         ),
         (
             "table2/original/standard",
@@ -122,7 +133,12 @@ def exons():
             },
         ),
         ("table3/stochastic_pooling/standard", "images", {}),
-        ("table5/2/invariant", "exons", {"beta_decay": 0.1}),
+        pytest.param(
+            "table5/2/invariant",
+            "exons",
+            {"beta_decay": 0.1},
+            marks=one_backend,
+        ),
         pytest.param(
             BLOBS,
             "blobs",
@@ -182,6 +198,7 @@ def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
     assert len({state[0] for state in states}) == len(states) == 3
 
 
+@one_backend
 def test_every_example_is_seen_once_in_an_epoch(blobs):
     split = Split(np.arange(60)[:, None], np.arange(60))
     batches = split.batches(25, seed=5)
@@ -191,6 +208,7 @@ def test_every_example_is_seen_once_in_an_epoch(blobs):
     assert seen.tolist() != list(range(60))
 
 
+@one_backend
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no backup"])
 def test_a_damaged_backup_is_named(blobs, content, tmp_path):
     backup = tmp_path / "backup.npz"
@@ -208,6 +226,7 @@ def test_the_backup_of_another_network_is_named(blobs, tmp_path):
         fitted(task_of("table2/original/invariant", blobs), backup)
 
 
+@one_backend
 def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
     backup = tmp_path / "backup.npz"
     task = task_of(BLOBS, blobs)
@@ -223,6 +242,7 @@ def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
         fitted(task, backup)
 
 
+@one_backend
 def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
     backup = tmp_path / "backup.npz"
     task = task_of("table2/original/invariant", blobs)
@@ -313,7 +333,9 @@ def test_beta_moves_faster_by_its_factor(blobs):
 
 
 @several_steps
-@pytest.mark.parametrize("steps", [2, 4, 100])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2, marks=pytest.mark.thorough), 4, 100]
+)
 def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
     # 60 examples are seven batches of eight, and one of four.
     settings = {"batch_size": 8, "ema_momentum": 0.9, "warm_up": 0.3}

@@ -14,6 +14,10 @@ from keras_invdrop import fold
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
+# A factor that is carried on, as beta is, and the same without it.
+every_scaling = pytest.mark.parametrize(
+    "scaling", ["test", pytest.param("train", marks=pytest.mark.thorough)]
+)
 
 
 def random(*shape, seed=0):
@@ -74,7 +78,7 @@ def test_by_hand():
     np.testing.assert_allclose(bias, [0.5 - 3.75])
 
 
-@pytest.mark.parametrize("scaling", ["train", "test"])
+@every_scaling
 @pytest.mark.parametrize("shared_axes", [None, "all but the last"])
 @pytest.mark.parametrize(
     ("layer", "shape"),
@@ -191,7 +195,7 @@ def test_channels_first(layer):
         "-".join(x.name for x in value) if isinstance(value, list) else None
     ),
 )
-@pytest.mark.parametrize("scaling", ["train", "test"])
+@every_scaling
 def test_paths_to_the_consumer(path, shape, scaling):
     shared = list(range(1, len(shape)))
     fresh = [type(layer).from_config(layer.get_config()) for layer in path]
@@ -219,7 +223,7 @@ def test_paths_to_the_consumer(path, shape, scaling):
     ],
     ids=lambda value: value.name,
 )
-@pytest.mark.parametrize("scaling", ["train", "test"])
+@every_scaling
 def test_paths_of_a_shift_for_each_activity(path, scaling):
     model = sequential(
         InvariantDropout(0.5, scaling=scaling),
