@@ -268,7 +268,7 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
                 first.validation_examples,
                 first.training_examples,
             )
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             parts.append(f"Not drawn, {name}: {error}")
             continue
         histories: dict[str, list[pd.DataFrame]] = {}

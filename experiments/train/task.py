@@ -96,6 +96,8 @@ class Task:
             _, options["tissues"], options["classes"] = (
                 self.dataset.test.y.shape
             )
+        else:
+            options["classes"] = self.dataset.classes
         return build(
             self.row if method is None else replace(self.row, method=method),
             self.width,

@@ -16,6 +16,8 @@ from keras_invdrop._checks import invalid
 
 from ..data.datasets import Dataset
 from ..data.datasets import load
+from ..data.own_images import check_images
+from ..data.own_images import load_images
 from ..data.splicing import check_file
 from ..data.splicing import load_splicing
 from ..data.splicing import partition_of
@@ -38,6 +40,7 @@ IMAGE_DATA_FORMAT = (
 # Trials that follow one another have their examples in common, on two
 # encodings.
 _load = functools.lru_cache(maxsize=2)(load)
+_load_images = functools.lru_cache(maxsize=2)(load_images)
 _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 
 
@@ -75,9 +78,10 @@ class Trial:
     )
     data: str | None = setting(
         None,
-        "For Table 2: `digits` trains on 5,000 digits that come with a "
-        "package, in place of MNIST. For Table 5: the file of the splicing "
-        "data (.csv or .npz).",
+        "Images of your own, for any table but 5: a file .npz with x_train, "
+        "y_train, x_test and y_test. For Table 2, `digits` are 5,000 digits "
+        "that come with a package. For Table 5, the file of the splicing data "
+        "(.csv or .npz).",
         show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, or "
         "downloads",
     )
@@ -128,7 +132,7 @@ class Trial:
 
     def _digest_of_data(self) -> str | None:
         """What tells apart files of data, wherever they lie."""
-        if self.row.partition is None or self.data is None:
+        if self.data in (None, "digits"):
             return self.data
         return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
 
@@ -153,13 +157,12 @@ class Trial:
     def check_data(self) -> None:
         """Raises an error if `data` is not what the row takes."""
         if self.row.partition is None:
-            names = (None, "digits") if self.row.dataset == "mnist" else (None,)
-            if self.data not in names:
+            if self.data == "digits" and self.row.dataset != "mnist":
                 raise invalid(
-                    "--data",
-                    "'digits' for Table 2, a file for Table 5",
-                    self.data,
+                    "--data", "'digits' for rows of Table 2 alone", self.row.id
                 )
+            if self.data not in (None, "digits"):
+                check_images(Path(self.data))
         elif self.validation is not None:
             raise invalid(
                 "--validation",
@@ -185,11 +188,14 @@ class Trial:
             OSError: If they cannot be read.
         """
         self.check_data()
-        if self.row.partition is not None:
+        row = self.row
+        if row.partition is not None:
             splicing = _load_splicing(Path(str(self.data)))
-            return partition_of(splicing, self.row.partition, self.limit_train)
-        name = self.data or self.row.dataset
-        return _load(name, self.row.encoding, self.validation, self.limit_train)
+            return partition_of(splicing, row.partition, self.limit_train)
+        how = row.encoding, self.validation, self.limit_train
+        if self.data in (None, "digits"):
+            return _load(self.data or row.dataset, *how)
+        return _load_images(Path(self.data), row.dataset, *how)
 
 
 def run(

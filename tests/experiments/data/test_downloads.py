@@ -136,13 +136,7 @@ def test_labels_are_in_the_order_of_the_images(files):
     )
 
 
-@pytest.fixture
-def connected(monkeypatch):
-    """No host is asked whether it is there."""
-    monkeypatch.setattr(Download, "_missing", lambda self, downloads: [])
-
-
-def test_mock_data(connected):
+def test_mock_data():
     with tfds.testing.mock_data(num_examples=25):
         svhn = Download("svhn_cropped", (32, 32, 3))
         images, labels = svhn.arrays("extra")
@@ -157,6 +151,12 @@ def absent(data_dir, reason):
         "downloaded. .* TFDS_DATA_DIR .* tfds build mnist --data_dir DIRECTORY"
         rf".* \({reason}\)$"
     )
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """No host is asked whether it is there."""
+    monkeypatch.setattr(Download, "_missing", lambda self, downloads: [])
 
 
 def test_absent_data_set(data_dir, monkeypatch, connected):
@@ -374,7 +374,7 @@ def test_images_of_another_shape(files):
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
-def test_label_out_of_range(wrong, connected):
+def test_label_out_of_range(wrong):
     # Images come a thousand at a time.
     labels = np.arange(1100) % 10
     labels[1050] = wrong
