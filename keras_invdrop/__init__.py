@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# No modules: Keras has some of the same names, which `import *` would hide.
+# No modules: `import *` would hide Keras' modules of the same names.
 __all__ = [
     "BetaMonitor",
     "Exported",
@@ -59,7 +59,7 @@ __all__ = [
     "invariantize",
     "variance_report",
 ]
-# Imported when they are first used, for they need packages of extras.
+# Imported on first use, since they need packages of extras.
 LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
 
@@ -68,7 +68,7 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *MODULES, "__version__"])
 
 
-# A type checker would take it for an attribute of any name.
+# With `__getattr__`, a type checker would accept an attribute of any name.
 if not TYPE_CHECKING:
 
     def __getattr__(name):
@@ -79,5 +79,5 @@ if not TYPE_CHECKING:
         try:
             return import_module(f".{name}", __name__)
         except ModuleNotFoundError as error:
-            # As `hasattr` and `help` expect it.
+            # `hasattr` and `help` expect an AttributeError.
             raise AttributeError(str(error)) from error

@@ -9,7 +9,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def missing_backend(name: str, installed: Sequence[str]) -> str:
-    """What to do where Keras is set to the backend `name`, not installed."""
+    """The message where Keras' backend `name` is not installed."""
     said = f"Keras is set to the backend '{name}', which is not installed: "
     if installed:
         return (
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     if error.name not in BACKENDS:
         raise
     installed = [name for name in BACKENDS if find_spec(name) is not None]
-    # Without the dozen lines of Keras' own imports above it.
+    # `from None` hides the traceback of Keras' own imports.
     raise ModuleNotFoundError(
         missing_backend(error.name, installed), name=error.name
     ) from None

@@ -183,6 +183,33 @@ def check_broadcast(noise_shape, input_shape):
         )
 
 
+# What an argument of Keras' layers stands for, by the end of its name.
+KINDS = {
+    "activation": "activations",
+    "constraint": "constraints",
+    "dtype": "dtype_policies",
+    "initializer": "initializers",
+    "regularizer": "regularizers",
+}
+
+
+def check_keras_object(argument, value):
+    """Raises if `value` is no initializer, say, where the argument wants one.
+
+    Keras' own error does not say which argument it is about.
+    """
+    kind = KINDS.get(argument.rpartition("_")[2])
+    if kind is None:
+        return
+    try:
+        getattr(keras, kind).get(value)
+    except Exception as error:  # of the constructor of the object, too
+        expected = f"what `keras.{kind}.get` takes"
+        raise ValueError(
+            f"{invalid(argument, expected, value)}. {error}"
+        ) from error
+
+
 class StrictConfig:
     """Makes `from_config` name what is wrong with a config.
 
@@ -194,6 +221,8 @@ class StrictConfig:
 
     @classmethod
     def from_config(cls, config):
+        for argument, value in config.items():
+            check_keras_object(argument, value)
         try:
             # Of the Keras class beside which this one is inherited.
             return super().from_config(config)  # type: ignore[misc]

@@ -17,7 +17,7 @@ def mean_and_interval(values):
     Returns:
         Two arrays of shape `(...)`. The half width of a single value is NaN.
     """
-    # Here, for the library is installed without it.
+    # Imported here, since scipy is an optional dependency.
     try:
         import scipy.stats
     except ModuleNotFoundError as error:

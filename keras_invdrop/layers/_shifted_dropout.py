@@ -51,7 +51,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         self.noise_shape = check_noise_shape(noise_shape)
         self.seed = check_seed(seed)
         self.shared_axes = check_shared_axes(shared_axes)
-        # At a rate of 0, too: the rate may be set to another one later.
+        # Also at a rate of 0: the rate may be changed later.
         self.seed_generator = seed_generator(self.seed)
         self.supports_masking = True
 
@@ -123,7 +123,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             x = scaled_sum(x, shift, 1 / keep_probability(self.rate))
         else:
             x = x + shift
-        # The size of the batch is not known before.
+        # Checked here, since the batch size is unknown before.
         check_broadcast(self.noise_shape, x.shape)
         shape = mask_shape(self.noise_shape, ops.shape(x))
         seeded = self.seed is not None
@@ -141,14 +141,14 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             size is None and mask_size not in (None, 1)
             for mask_size, size in zip(self.noise_shape, x.shape, strict=True)
         ):
-            # Nor in a compiled step of TensorFlow: there this is the check.
+            # In a compiled step of TensorFlow, only this checks the size.
             mask = ops.broadcast_to(mask, ops.shape(x))
-        # Selected rather than multiplied: a dropped infinity is a zero.
+        # Selected rather than multiplied: a dropped infinity becomes 0.
         return selected(mask, x)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
-        # Not again in the backward pass: a second pass would draw another
-        # mask, and save no memory. The mask is all that this one keeps.
+        # Without recomputing in the backward pass: a second pass would draw
+        # another mask, and save no memory, since only the mask is kept.
         return layer_call
 
     def compute_output_shape(self, input_shape):

@@ -14,11 +14,11 @@ from .._precision import dtype_of_sums
 class GlobalContrastNormalization(StrictConfig, DataLayer):
     """Gives every example the same mean and the same contrast.
 
-    From each example its mean is subtracted, and it is divided by its norm,
-    or by its standard deviation, and multiplied by `scale`. An example whose
-    norm (or deviation) is below `epsilon`, or within the rounding of its
-    values (1e-6 of theirs in float32), such as an image of one colour, is
-    neither divided nor multiplied.
+    The layer subtracts the mean of each example, divides by its norm or
+    standard deviation, and multiplies by `scale`. An example whose norm (or
+    deviation) is below `epsilon`, or within the rounding of its values (1e-6
+    of them in float32), such as an image of one colour, is neither divided
+    nor multiplied.
 
     The layer may be used inside a `tf.data` pipeline, whatever the backend.
 
@@ -81,8 +81,8 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         dtype = dtype_of_sums(self.compute_dtype)
         given = x = self.backend.cast(inputs, dtype)
         axes = tuple(range(1, len(x.shape)))
-        # Without the first element, equal ones are 0 and have a mean of 0,
-        # where the mean of a million 0.7s is rounded.
+        # Subtracting the first element makes equal elements exactly 0; the
+        # mean of a million 0.7s would be rounded.
         centred = x - x[(slice(None), *[slice(1)] * len(axes))]
         centred = centred - numpy.mean(centred, axis=axes, keepdims=True)
         if self.subtract_mean:

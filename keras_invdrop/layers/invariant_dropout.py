@@ -18,11 +18,11 @@ from ._shifted_dropout import ShiftedDropout
 class InvariantDropout(ShiftedDropout):
     """Dropout that learns the level to which a dropped activity falls back.
 
-    `Dropout` replaces a dropped activity by zero, and zero means something
-    else for every input encoding and activation function. `InvariantDropout`
-    first adds a learned shift `beta`, one per activity, and drops the sum:
-    seen from the next layer, whose bias takes up the constant, a dropped
-    activity falls back to `-beta`.
+    `Dropout` replaces a dropped activity by zero, and zero has another meaning
+    for every input encoding and activation function. `InvariantDropout` first
+    adds a learned shift `beta`, one per activity, and drops the sum. The bias
+    of the next layer makes up for the constant, so that a dropped activity
+    falls back to `-beta`.
 
     With the probability of keeping an activity `p = 1 - rate` and a mask
     `m ~ Bernoulli(p)`, drawn for each activity:
@@ -55,8 +55,8 @@ class InvariantDropout(ShiftedDropout):
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop. The
             paper's networks take 0.2 on the input and 0.5 on hidden layers.
-            It may be set later; a step that is compiled goes on with the rate
-            it had.
+            It may be changed later; a compiled step keeps the rate that it
+            was compiled with.
         noise_shape: Tuple of integers and `None`, one per axis of the input.
             Shape of the mask: 1 uses one draw for the whole axis, `None` is
             the size of the input. For inputs of shape
@@ -68,10 +68,10 @@ class InvariantDropout(ShiftedDropout):
             `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
             one `beta` per feature map. An axis of variable length (`None`)
             must be shared.
-        scaling: `"train"` or `"test"`. When the loss of magnitude is made
-            good: `"train"` divides by `p` in training and leaves nothing to
-            do at test time, as Keras does; `"test"` multiplies by `p` at test
-            time, as the paper does (Eq. 8 and 9). The two train the same
+        scaling: `"train"` or `"test"`. When to correct for the activities
+            that are dropped: `"train"` divides by `p` in training and does
+            nothing at test time, as Keras does; `"test"` multiplies by `p` at
+            test time, as the paper does (Eq. 8 and 9). The two train the same
             network up to the factor `p`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`. The paper's two priors

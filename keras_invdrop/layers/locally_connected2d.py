@@ -24,10 +24,10 @@ from ._windows import windows_shape
 class LocallyConnected2D(StrictConfig, keras.Layer):
     """2D locally-connected layer: a convolution whose weights are not shared.
 
-    Each position of the output has a kernel and a bias of its own. Keras 2
-    had the layer; the arguments are the same but for `implementation`, which
-    is left out of a config from there. The kernel has the shape that it has
-    there with `implementation=1`.
+    Each position of the output has a kernel and a bias of its own. The layer
+    takes the arguments that it had in Keras 2 except `implementation`, which
+    is ignored in a config of Keras 2. The kernel has the shape of
+    `implementation=1` there.
 
     Args:
         filters: Positive integer, number of feature maps of the output.

@@ -69,7 +69,7 @@ class Maxout(StrictConfig, keras.Layer):
         units = inputs.shape[axis] // self.pieces
         # (..., units * pieces, ...) -> (..., units, pieces, ...)
         groups = (*shape[:axis], units, self.pieces, *shape[axis + 1 :])
-        if 0 in inputs.shape:  # of which `max` is refused
+        if 0 in inputs.shape:  # `max` refuses an empty axis
             return ops.reshape(
                 inputs, (*groups[: axis + 1], *groups[axis + 2 :])
             )

@@ -13,6 +13,7 @@ from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import invalid
+from ._windows import check_padding
 from .maxout import Maxout
 
 
@@ -116,7 +117,7 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
             self.filters * self.pieces,
             kernel_size,
             strides=strides,
-            padding=padding,
+            padding=check_padding(padding),
             data_format=data_format,
             dilation_rate=dilation_rate,
             groups=self.groups,

@@ -123,7 +123,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
                 "checkpointing restores, and `keras.utils.set_random_seed` "
                 f"makes them repeatable. Received: seed={self.seed}",
             )
-        # In float32: the sum of a few bfloat16s has no bits for small ones.
+        # In float32: a sum in bfloat16 loses small terms.
         weights = ops.stop_gradient(ops.cast(a, "float32"))
         reached = ops.cumsum(weights, axis=-1)
         total = reached[..., -1:]

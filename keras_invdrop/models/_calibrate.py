@@ -40,53 +40,52 @@ def calibrate(
     there trains from the first step as if its input and its activation
     functions were centred, whatever their encoding.
 
-    A shift adds a constant to what the next layer gets. What becomes of it,
-    `keep_predictions` says, which has no default:
+    A shift adds a constant to the input of the next layer. The argument
+    `keep_predictions`, which has no default, says what happens to it:
 
-    - `True`, for a model that has been trained. The constant goes out of the
-      bias, or the moving mean of batch normalisation, that comes next; in
-      between may be pooling, flattening and whatever else `fold` passes.
-      Predictions stay what they were, up to rounding. Where the constant
-      cannot be taken out, because an activation function or the model's
-      output is next, a convolution pads with zeros or a layer has no bias,
-      the shift of that dropout layer stays as it was, and a warning says what
-      is in the way.
-    - `False`, for a model that has not been trained. The shifts alone are
-      set, and each next layer starts with inputs that are centred. What the
-      model predicts changes: training has yet to begin.
+    - `True`, for a model that has been trained. The next bias, or the moving
+      mean of the next batch normalisation, makes up for the constant; pooling,
+      flattening and whatever else `fold` passes may come in between.
+      Predictions stay what they were, up to rounding. Where nothing can make
+      up for it, because an activation function or the model's output is next,
+      a convolution pads with zeros or a layer has no bias, the dropout layer
+      keeps its old shift, and a warning says what is in the way.
+    - `False`, for a model that has not been trained. Only the shifts are set,
+      so that each next layer starts with centred inputs. The predictions
+      change.
 
-    The means are those without dropout. What arrives at a layer has been
-    shifted by the layers before it; so where predictions change, the data are
-    read once for each dropout layer that has others before it, and else once.
-    They are read a batch at a time and never all in memory. The mean is over
-    the examples and over the axes along which the layer shares its shift;
-    timesteps that are masked as padding are left out. A regularizer or
-    constraint of beta has no say.
+    The means are computed without dropout. A new shift changes the activities
+    in all later layers; so where predictions change, the data are read again
+    for dropout layers that come after others. They are read one batch at a
+    time and are never in memory as a whole. The mean is over the examples and
+    over the axes along which the layer shares its shift; timesteps that are
+    masked as padding are left out. Regularizers and constraints of beta are
+    ignored.
 
     Batch normalisation whose moving statistics are still the initial ones
-    takes those of each batch here, as it will in training.
+    uses the statistics of each batch here, as in training.
 
     Args:
         model: A functional or sequential model that has been built, with
             `InvariantDropout` or another dropout layer of this library. See
-            `invariantize` for a model with Keras' own. It is left as it is.
+            `invariantize` for a model with Keras' own. It is not changed.
         data: The examples: what `model.predict` takes. An array (or the list
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
-            weights are ignored. An iterator, which can be read only once,
-            will do where predictions are kept or no dropout layer has another
-            before it.
+            weights are ignored. An iterator, which can be read only once, is
+            enough where predictions are kept or no dropout layer comes after
+            another.
         batch_size: Positive integer. Examples per batch, if `data` are
             arrays.
         steps: Positive integer. Batches to read each time; all by default.
-            It is needed where the data do not end by themselves.
+            It is required for data that never end.
         keep_predictions: Boolean. Whether the model is to predict what it
             predicted before.
 
     Returns:
         A new model: a copy of `model`, compiled like it, with a new optimizer.
-        If there is nothing to calibrate it is `model` itself, and a warning
-        says so.
+        If there is nothing to calibrate, a warning says so and `model` itself
+        is returned.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
@@ -127,7 +126,7 @@ def calibrate(
         )
     check_boolean("keep_predictions", keep_predictions)
     warn_of_hidden_dropout(model)
-    # The means are taken in a copy of its own, whose layers are called anew.
+    # The means are computed in a separate copy, whose layers are called again.
     scratch = copied(model, compiled=False)
     graph = inlined(scratch)
     arriving, waits_for = _arriving(graph)
@@ -150,7 +149,7 @@ def calibrate(
     if untrained:
         graph = _with_batch_statistics(graph, untrained)
         arriving, waits_for = _arriving(graph)
-    # Before the data are read: a model may be refused.
+    # Copied before the data are read, since the model may be refused.
     result = copied(model)
     read_once = isinstance(data, Iterator)
     done: set[ShiftedDropout] = set()
@@ -271,7 +270,7 @@ def _is_initial(weight, initializer):
 
 
 def _with_batch_statistics(graph, untrained):
-    """`graph` with batch normalisation as in training, all else as it is."""
+    """`graph` with the layers in `untrained` as in training."""
     in_training = {id(layer): _InTraining(layer) for layer in untrained}
 
     def call(layer, *args, **kwargs):
@@ -294,7 +293,7 @@ class _InTraining(keras.Layer):
 
 
 class _Probe(keras.Layer):
-    """Gives out what comes in, with its mask if it has one."""
+    """Returns its input, and the mask of it if there is one."""
 
     def __init__(self):
         super().__init__()

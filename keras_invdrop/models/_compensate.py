@@ -1,4 +1,4 @@
-"""Other shifts in a model that predicts what it did before."""
+"""Changes the shifts of a model and keeps its predictions."""
 
 from collections import Counter
 from typing import Any
@@ -24,10 +24,10 @@ from ._shifts import sources_of
 
 
 def compensated(graph, means):
-    """Sets each shift to minus the mean, and moves what follows against it.
+    """Sets each shift to minus the mean, and makes up for it further on.
 
-    What another shift adds to the dropped activities goes out of the bias, or
-    the moving mean, that comes next. Where it cannot, the shift stays.
+    The next bias, or moving mean, takes up the constant that the new shift
+    adds. Where none can, the layer keeps its old shift.
 
     Args:
         graph: A functional model in which no other is nested. Its weights are
@@ -44,25 +44,25 @@ def compensated(graph, means):
         if not walk.obstacles:
             walk.apply()
             return kept
-        # Without these, other things happen behind them.
+        # With these shifts kept, the layers behind them get other inputs.
         kept |= walk.obstacles
 
 
 class _Walk:
-    """Follows through a model what other shifts would add, changing nothing.
+    """Follows through a model what new shifts would add, changing nothing.
 
-    Each tensor is that of the model with the other shifts, plus a shift that
-    makes it what it was.
+    Each tensor is written as that of the model with the new shifts, plus a
+    constant that makes it what it was before.
     """
 
     def __init__(self, graph, means, kept):
         self.means = means
         self.kept = kept
         self.obstacles: dict[ShiftedDropout, str] = {}
-        # What a layer on the way could not take up, as the reason to give.
+        # Why a layer on the way could not take up the shift of a source.
         self.passed_on: dict[ShiftedDropout, str] = {}
         self.shifts: dict[ShiftedDropout, np.ndarray] = {}
-        # For each call of a layer, what it adds to bias or moving mean.
+        # For each call of a layer, what is added to its bias or moving mean.
         self.takes: dict[Any, list] = {}
         self.calls = Counter(node.operation for node in nodes(graph))
         self.follow(graph)
@@ -107,7 +107,7 @@ class _Walk:
         return shift, sources_of(inputs)
 
     def block(self, values, reason):
-        """The shifts of `values` cannot be made good for."""
+        """Notes that nothing makes up for the shifts of `values`."""
         for value in values:
             if value.shift is not None:
                 for layer in value.sources:
@@ -133,7 +133,7 @@ class _Walk:
             if n == 1 and shift.shape[axis] > 1
         )
         if shift.any() and (self.calls[layer] > 1 or (shared and value.masked)):
-            # The mean of what arrives would be another than is known here.
+            # The new mean at this layer could not be computed from the old.
             self.block([value], f"the dropout layer '{layer.name}' is next")
             shift, shared = np.zeros_like(shift), ()
         # The mean of what arrives with the other shifts before.

@@ -39,7 +39,7 @@ from ._graph import nested_models
 from ._graph import new_input_layer
 from ._graph import new_inputs
 
-# What a copy shares with what it was made of: these have no state of their
+# Objects that a copy shares with the original: they have no state of their
 # own, or none that a layer changes.
 SHARED = (
     type,
@@ -72,7 +72,7 @@ def copied(
 ) -> keras.Model:
     """A copy of `model`: new layers, with the same names and weights.
 
-    The models nested in it are copied too, and what is shared stays shared.
+    Nested models are copied too, and shared layers stay shared.
 
     Args:
         model: A functional or sequential model that has been built.
@@ -128,16 +128,16 @@ def compile_like(
 ):
     """Compiles `new` as `model` was, with a new optimizer.
 
-    Losses, functions and strings are the same objects; metrics, which count,
-    are copies. A warning says where that cannot be done.
+    Losses, functions and strings are the same objects; metrics, which have a
+    state, are copied. If `new` cannot be compiled, a warning says so.
 
     Args:
         new: A model of the copies of layers of `model`.
         model: The model.
-        copies: By which the layers were copied.
+        copies: The `Copies` that made the layers of `new`.
         trained: Whether `new` is to be trained. If not, its optimizer is the
             default one of Keras: that of `model` may name layers that are
-            gone, or be of a class that is not there where `new` is loaded.
+            gone, or be of a class that is unknown where `new` is loaded.
     """
     if not model.compiled:
         return

@@ -39,40 +39,40 @@ def fold(model: keras.Model) -> keras.Model:
 
     At inference an invariant dropout layer adds beta, and with
     `scaling="test"` multiplies by the probability `p` of keeping an activity.
-    Both go into the kernel and the bias of the layers that come next. What is
-    left are Keras' own layers, those of the network without dropout, and the
-    output is that of `model`, up to rounding: the same sums are taken in
-    another order, which in float32 makes about 1e-6 of the largest term of
-    each. Where beta takes away nearly all of what arrives, the output is small
-    beside these terms, and the difference is larger in units of the output.
+    Both go into the kernel and the bias of the layers that come next. Only
+    Keras' own layers are left, those of the network without dropout, and the
+    output equals that of `model` up to rounding: the sums are taken in another
+    order, which in float32 changes each by about 1e-6 of its largest term.
+    Where beta nearly cancels the activities, the output is small compared with
+    these terms, and the relative difference is larger.
 
     - Beta goes into `Dense`, `EinsumDense`, convolutions of every kind and
-      this library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`;
-      through `Flatten`, `Reshape` and the like, pooling, `Add`, `Concatenate`
-      and `BatchNormalization`, for each of several consumers.
-    - Where a convolution pads its input with zeros, what beta adds is not the
-      same near the border: the bias becomes a map, held by one more layer
+      this library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`.
+      On the way to each consumer it passes `Flatten`, `Reshape` and the like,
+      pooling, `Add`, `Concatenate` and `BatchNormalization`.
+    - Where a convolution pads its input with zeros, beta adds less near the
+      border: the bias becomes a map, which is the bias of an additional layer
       after the convolution, an `EinsumDense` with a diagonal kernel.
     - Where something else follows, such as an activation function, beta stays
       in such an `EinsumDense` with the name of the dropout layer. Where a mask
-      has to go on, it is the weight of a `PReLU` between an `Add` and two
-      `Rescaling`.
+      must be passed on, beta is the weight of a `PReLU` between an `Add` and
+      two `Rescaling`.
     - Standard dropout, which does nothing at inference, disappears.
 
     Args:
-        model: A functional or sequential model that has been built, which may
-            hold others. It is left as it is.
+        model: A functional or sequential model that has been built, and may
+            contain other models. It is not changed.
 
     Returns:
-        A new functional model, in which the layers of nested models stand in
-        the place of these, compiled with the loss and the metrics of `model`,
-        to evaluate it. It is for inference: trained further, it would have no
-        dropout, and its optimizer is Keras' default.
+        A new functional model for inference, in which nested models are
+        replaced by their layers. It is compiled with the loss and the metrics
+        of `model`, so that it can be evaluated. Training it further would use
+        no dropout, and Keras' default optimizer.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
             graph of layers; if a dropout layer of this library is inside
-            another layer, or is of a subclass that is not known.
+            another layer, or is of an unknown subclass.
 
     Example:
 
@@ -132,8 +132,9 @@ class _Folding:
         self.names = Names()
         for name in names:
             self.names.unique(name)
-        # What was made of a layer for one scale and shift, or of a value.
-        # Each entry holds its key, so that no other object gets its id.
+        # The new layers for each layer, scale and shift, and the tensor for
+        # each value. An entry keeps its original alive, so that no other
+        # object gets the same id.
         self.made: dict[Any, tuple] = {}
 
     def call(self, layer, *args, **kwargs):
@@ -165,7 +166,7 @@ class _Folding:
         if id(value) not in self.made:
             dtype = value.tensor.dtype
             if dtype in ("float16", "bfloat16"):
-                dtype = f"mixed_{dtype}"  # with weights that are not rounded
+                dtype = f"mixed_{dtype}"  # keeps the weights in float32
             self.made[id(value)] = value, self.shifted_tensor(value, dtype)
         return self.made[id(value)][1]
 
@@ -247,7 +248,7 @@ class _Folding:
         return self.copy_of(layer)(*args, **kwargs)
 
     def opaque(self, layer, args, kwargs):
-        """A layer that gets what the old one got."""
+        """A layer that takes the values themselves, without a shift."""
         args, kwargs = tree.map_structure(
             lambda x: self.materialised(x) if isinstance(x, Shifted) else x,
             (args, kwargs),
@@ -256,19 +257,19 @@ class _Folding:
         return tree.map_structure(Shifted, outputs)
 
     def shifted(self, layer, value):
-        """An invariant dropout layer, which does no more than to shift."""
+        """An invariant dropout layer, which only shifts at inference."""
         keep = kept_by(layer)
         shift = keep * (value.constant() + array(layer.shift))
         sources = (*value.sources, layer)
         new = Shifted(value.tensor, compact(shift), keep * value.scale, sources)
         is_float = keras.backend.is_float_dtype(value.tensor.dtype)
         if keep == 0 or not is_float:
-            # Nothing is left to put into a kernel, or the layer also casts.
+            # A kernel of zeros has no use; an integer input is also cast.
             return Shifted(self.shifted_tensor(new, layer.dtype_policy))
         return new
 
     def of_one_scale(self, values):
-        """The inputs of a layer that adds: with different scales it cannot."""
+        """The inputs of a merging layer, with one scale for all of them."""
         if len({value.scale for value in values}) == 1:
             return values
         return [
@@ -290,7 +291,7 @@ class _Folding:
         )
 
     def moved(self, layer, value):
-        """A batch normalisation with statistics of what is not shifted."""
+        """A batch normalisation whose statistics take up scale and shift."""
         if not has_one_for_each_feature(value.constant(), layer, value.rank):
             return None
 

@@ -41,32 +41,32 @@ def invariantize(
     optimizer. As beta starts at zero, the new model predicts exactly what
     `model` does.
 
-    What drops inside other layers is not converted, and a warning names it:
-    the dropout of attention, of recurrent layers (`dropout`,
-    `recurrent_dropout`), of layers and models that somebody subclassed, and
-    `AlphaDropout` and `GaussianDropout`, which do not replace by zero.
+    Dropout inside other layers is not converted: that of attention, of
+    recurrent layers (`dropout`, `recurrent_dropout`), and of subclassed layers
+    and models; nor are `AlphaDropout` and `GaussianDropout`, which do not
+    replace activities by zero. A warning names all of these layers.
 
     Args:
         model: A functional or sequential model that has been built, which
-            may hold others. It is left as it is. The new model has the same
-            class where the constructor of the class takes inputs and outputs
-            (or, of a sequential model, layers). Of another subclass, such as
-            those of KerasHub, what it returns is a functional model.
+            may contain other models. It is not changed. The new model has the
+            same class where the constructor of the class takes inputs and
+            outputs (or, of a sequential model, layers). For any other
+            subclass, such as those of KerasHub, it is a functional model.
         shared: `"auto"` or `"none"`. Which activities share a `beta`:
             `"auto"` shares it over space and time where the input has such
             axes, as section 2.1 of the paper does for feature maps; `"none"`
             gives each activity its own.
         layers: List of names. The dropout layers to convert; all by default.
         data_format: `"channels_last"` or `"channels_first"`. Where a
-            `Dropout`, which does not say it, has its feature maps. It
+            `Dropout`, which has no such argument, has its feature maps. It
             defaults to the `image_data_format` of the Keras configuration for
             images and volumes, and to the last axis for sequences.
         beta_regularizer: Regularizer for each `beta`.
         beta_constraint: Constraint for each `beta`.
 
     Returns:
-        A new model. If there is nothing to convert it is `model` itself, and
-        a warning says so.
+        A new model. If there is nothing to convert, a warning says so and
+        `model` itself is returned.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no

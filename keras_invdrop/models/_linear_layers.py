@@ -21,7 +21,7 @@ CONVOLUTIONS = (
     layers.SeparableConv2D,
 )
 # Layers that are linear in their input, but for a bias and what is done to the
-# sum. The class itself is meant: a subclass may do anything.
+# sum. They are matched as exact types; a subclass may override `call`.
 LINEAR = (
     layers.Dense,
     layers.EinsumDense,

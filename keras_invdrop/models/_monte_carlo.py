@@ -59,24 +59,25 @@ class MonteCarlo:
 
     Masks are drawn in dropout layers only: `Dropout`, `SpatialDropout`,
     `AlphaDropout` and `GaussianDropout` of Keras, and those of this library.
-    All else is in inference mode: batch normalization uses its moving
-    statistics and leaves them as they are, as does `RunningAverageDropout`
-    with its average. Calling the model with `training=True` does not do that.
+    Every other layer is in inference mode: batch normalization uses its moving
+    statistics and does not change them, and `RunningAverageDropout` does the
+    same with its average. Calling the model with `training=True` would change
+    both.
 
     Every sample of every example has a mask of its own, also where the
     `noise_shape` of a layer shares one over the batch.
 
-    What drops inside other layers, such as the dropout of attention and of
-    recurrent layers, stays in inference mode, and a warning names it.
+    Dropout inside other layers, such as that of attention and of recurrent
+    layers, stays in inference mode, and a warning names those layers.
 
     Args:
         model: A functional or sequential model that has been built, which
-            may hold others. It is copied as it is now, and left as it is:
-            what it learns later has no influence.
+            may contain other models. It is copied and not changed: what it
+            learns later has no influence.
         samples: Positive integer. Masks to draw for each example.
-        seed: Integer. With a seed, and the same batch size, `predict` gives
-            the same for the same data each time, whatever the seeds of the
-            layers. Without one it draws new masks each time.
+        seed: Integer. With a seed, `predict` returns the same for the same
+            data and batch size each time, whatever the seeds of the layers.
+            Without one it draws new masks each time.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built, has no

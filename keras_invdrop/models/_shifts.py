@@ -19,7 +19,7 @@ from ._linear_layers import array
 from ._linear_layers import evaluated
 from ._linear_layers import finest_dtype
 
-# All of these mean the class itself: a subclass may do anything.
+# All of these are matched as exact types; a subclass may override `call`.
 
 # Layers that do nothing at inference.
 VANISHING = (
@@ -31,7 +31,7 @@ VANISHING = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
 )
-# Layers that shift at inference, and do no more.
+# Layers that add a shift at inference, and may multiply by a constant.
 SHIFTED = (
     InvariantDropout,
     RunningAverageDropout,
@@ -128,7 +128,7 @@ def sources_of(values):
 
 
 def kept_by(layer):
-    """By what a dropout layer in `SHIFTED` multiplies at inference."""
+    """The factor of a dropout layer in `SHIFTED` at inference."""
     if isinstance(layer, InvariantDropout) and layer.scaling == "test":
         return keep_probability(layer.rate)
     return 1.0

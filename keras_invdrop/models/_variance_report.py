@@ -103,36 +103,37 @@ def variance_report(
 ) -> list[InjectedVariance]:
     """Measures how much variance each dropout layer injects, and could.
 
-    Dropping is a regulariser by the variance that it gives to the input of
-    the next layer, and part of that variance only reflects where the
-    activities have their zero. For a unit that receives the activities `a`
-    through the weights `w`, with the shift `beta` and the probability of
-    keeping an activity `p`, it is
+    Dropout regularises by adding variance to the input of the next layer, and
+    part of that variance only depends on which value of an activity is called
+    zero. For a unit that receives the activities `a` through the weights `w`,
+    with the shift `beta` and the probability `p` of keeping an activity, the
+    variance is
 
         sum_i w_i^2 (a_i + beta_i)^2 p (1 - p)                      (Eq. 10)
 
-    (divided by `p^2` where the layer scales in training). The report gives it
+    (divided by `p^2` where the layer scales in training). The report states it
     for `beta = 0`, for the present `beta` and for minus the mean activity.
-    Nothing is trained, and `model` is left as it is.
+    Nothing is trained, and `model` is not changed.
 
-    It is no measurement of the error. That most of the noise can go means
-    little where there is little noise: the `excess` of a row compares what
-    the best shift takes away with the variance of the next layer's input over
-    the examples. Where a model that has not been trained had an `excess` of
-    about 2 or less in each row, invariant dropout made no difference that the
-    seeds do not hide, and where a row had 6 or more, it made fewer errors in
-    all cases but one. The guide "Would it help my model?" has the figures,
-    and the exception. Training makes the signal stronger, and the `excess`
-    smaller.
+    The report does not measure the error. Removing most of the noise means
+    little where there is little noise: the `excess` of a row compares the
+    variance that the best shift removes with the variance of the next layer's
+    input over the examples. Where an untrained model had an `excess` of about
+    2 or less in each row, the effect of invariant dropout was smaller than
+    the spread over seeds; where a row had 6 or more, invariant dropout made
+    fewer errors in all cases but one. The guide "Would it help my model?" has
+    the figures, and the exception. Training makes the signal stronger, and
+    the `excess` smaller.
 
-    The mean is taken for each shift that there is: over the batch, the calls
-    and the shared axes of a layer of this library, and one per feature map,
-    as in `SharedInvariantDropout`, for a layer of Keras. It is the best shift
-    where each has its own activity; where activities of different weights
-    share one, it need not be, and can even be worse than the present one.
+    There is one mean for each shift: for a layer of this library it is over
+    the batch, the calls and the shared axes of the layer; for a layer of
+    Keras there is one per feature map, as in `SharedInvariantDropout`. Minus
+    this mean is the best shift if each activity has a shift of its own. Where
+    activities with different weights share a shift, it need not be the best,
+    and can even be worse than the present one.
 
-    Every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every dropout layer of
-    this library is looked at. Activities that share a mask, as in
+    The report covers every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every
+    dropout layer of this library. Activities that share a mask, as in
     `SpatialDropout`, vary together, and their terms are summed before they
     are squared. Timesteps that are masked as padding are left out, and inject
     nothing. `Flatten`, `Reshape` and `Permute` between the dropout layer
@@ -142,7 +143,7 @@ def variance_report(
     activities themselves.
 
     Args:
-        model: A functional or sequential model, which may hold others.
+        model: A functional or sequential model, which may contain others.
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
             them. Examples on which to measure; some hundreds are enough.
         batch_size: Positive integer. Examples per forward pass.
@@ -187,7 +188,7 @@ def variance_report(
         )
     examples.check(graph_of(model))
 
-    # Anew at each call, so that they are never all in memory.
+    # Computed again at each call, so that they are never all in memory.
     def batches():
         for part in examples.parts(batch_size):
             yield all_activities(model, part)
@@ -283,10 +284,10 @@ def moments_of(batches: Iterable[list[Activities]]) -> list[Moments]:
 def means_for_shifts(
     sites: list[DropoutSite], moments: list[Moments]
 ) -> list[np.ndarray]:
-    """For each site the mean activity for each shift, over what shares it.
+    """For each site the mean activity for each shift.
 
-    That are axes of the activities, of size 1 in the result, and all calls of
-    a layer.
+    The mean is over all calls of the layer, and over the axes along which
+    activities share a shift, which have size 1 in the result.
     """
     sums: dict[tuple, Any] = {}
     weights: dict[tuple, Any] = {}
@@ -383,7 +384,7 @@ def _mask_variance(layer):
 
 
 def _scale(layer):
-    """What the layer multiplies with at inference."""
+    """The factor of the layer at inference."""
     if isinstance(layer, InvariantDropout) and layer.scaling == "test":
         return keep_probability(layer.rate)
     return 1.0
@@ -466,7 +467,7 @@ def _unchanged(y, squared):
 
 def _linear_part(between, next_layer):
     layer = core_of(next_layer)
-    # Not a subclass, which may do anything.
+    # Match exact types; subclasses may override `call`.
     if type(layer) not in LINEAR:
         return LinearPart(next_layer.name, _unchanged, True)
     if layer.quantization_mode is not None:
@@ -475,7 +476,7 @@ def _linear_part(between, next_layer):
             f"whose weights are not quantized. Received: layer '{layer.name}' "
             f"with quantization_mode={layer.quantization_mode!r}"
         )
-    # Zeros take no random numbers from anyone.
+    # Zeros draw no random numbers, which would change later ones.
     zeros = {x: "zeros" for x in layer.get_config() if "_initializer" in x}
     twin = without_bias(layer, dtype="float32", **zeros)
 

@@ -434,6 +434,19 @@ def test_an_altered_file_is_refused(case, argument, value, message, tmp_path):
         keras.saving.load_model(path)
 
 
+@every_layer
+def test_what_is_of_a_wrong_kind_is_refused_by_name(case):
+    layer = LAYERS[case][1]()[0]
+    config = layer.get_config()
+    for argument in set(config) - {"name", "trainable"}:  # those of any layer
+        for wrong in ({"surprise": 1}, 1.5j, [0.5]):
+            with pytest.raises(ValueError) as caught:
+                type(layer).from_config({**config, argument: wrong})
+            # And not only because the whole config is shown.
+            message, _, _ = str(caught.value).partition("Received: config=")
+            assert argument in message
+
+
 # Without a default, or such that another value has weights of another shape.
 KEPT = {
     "name",

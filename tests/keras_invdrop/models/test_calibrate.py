@@ -503,7 +503,7 @@ def test_predictions_are_kept(path, shape, scaling):
     fresh = [type(layer).from_config(layer.get_config()) for layer in path]
     model = sequential(
         InvariantDropout(
-            0.5, list(range(1, len(shape))) or None, scaling=scaling
+            0.5, shared_axes=list(range(1, len(shape))) or None, scaling=scaling
         ),
         *fresh,
         layers.Dense(3, name="last"),
@@ -686,9 +686,9 @@ class MyInvariantDropout(InvariantDropout):
 )
 def test_what_is_in_the_way_is_named(path, reason):
     inputs = keras.Input((6, 5, 3))
-    x = InvariantDropout(0.5, [1, 2], name="free")(inputs)
+    x = InvariantDropout(0.5, shared_axes=[1, 2], name="free")(inputs)
     first = layers.Dense(3, "relu")(x)
-    x = InvariantDropout(0.5, [1, 2], name="stays")(first)
+    x = InvariantDropout(0.5, shared_axes=[1, 2], name="stays")(first)
     for layer in path:
         x = type(layer).from_config(layer.get_config())(x)
     model = varied(keras.Model(inputs, x))
