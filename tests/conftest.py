@@ -60,6 +60,21 @@ def pytest_collection_modifyitems(config, items):
     items[:] = kept
 
 
+@pytest.fixture
+def eager():
+    """Has TensorFlow compute at once what it would trace, and run but once."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def thorough(request):
     """Whether as many random cases are wanted as `make test-all` runs."""

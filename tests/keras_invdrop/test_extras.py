@@ -59,6 +59,7 @@ for name in list(sys.modules):
 """
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("code", "what", "package"),
     [
@@ -85,6 +86,7 @@ def test_without_the_packages_of_plots(code, what, package):
     assert "another exception" not in process.stderr
 
 
+@pytest.mark.one_backend
 def test_what_is_named_exists():
     """Each extra that the package tells to install is one that it has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,6 +104,7 @@ def test_what_is_named_exists():
     assert named <= set(project["optional-dependencies"])
 
 
+@pytest.mark.one_backend
 def test_no_index_is_named():
     """Nothing is installed from an index, which does not have the package."""
     pages = [

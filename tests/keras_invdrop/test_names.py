@@ -103,6 +103,7 @@ def test_import_of_all_brings_no_module():
     assert set(names) == shown - set(MODULES)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", ["applications", "plots"])
 def test_what_needs_an_extra_is_imported_when_it_is_used(name):
     code = f"""
@@ -115,6 +116,7 @@ assert keras_invdrop.{name} is sys.modules[module]
     assert process(code).returncode == 0
 
 
+@pytest.mark.one_backend
 def test_what_needs_an_extra_is_left_out_where_it_is_missing():
     code = """
 import inspect

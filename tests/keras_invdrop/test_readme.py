@@ -95,6 +95,7 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
         assert len(dataset.test) == 4
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("page", ["README.md", "docs/quick_start.md"])
 def test_first_code_runs_where_no_backend_is_set(page, tmp_path):
     """Without TensorFlow, which Keras by itself would take."""
@@ -123,6 +124,7 @@ def test_report_of_readme(capsys, monkeypatch):
     assert all("-> dense" in line for line in report)
 
 
+@pytest.mark.one_backend
 def test_pages_have_code():
     """What the tests above and below find, so that they find something."""
     count = {
@@ -150,6 +152,7 @@ def arguments_of(command):
     return called.make_context(name, given).params
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -171,6 +174,7 @@ def test_commands_exist(page, monkeypatch):
             pytest.fail(f"{page}: {name} {shlex.join(command)}: {error}")
 
 
+@pytest.mark.one_backend
 def test_every_public_name_is_in_the_reference():
     reference = {
         name

@@ -453,6 +453,7 @@ def test_which_of_the_two_is_not_guessed():
         calibrate(mlp(), random(4, 6), keep_predictions="yes")
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     "scaling", ["test", pytest.param("train", marks=pytest.mark.thorough)]
 )
