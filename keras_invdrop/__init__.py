@@ -8,7 +8,10 @@ from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
+from .callbacks import BestEpoch
 from .callbacks import BetaMonitor
+from .callbacks import ExactResume
+from .callbacks import Reseed
 from .layers import GlobalContrastNormalization
 from .layers import InvariantDropout
 from .layers import LocallyConnected2D
@@ -34,7 +37,9 @@ __version__ = "0.1.0"
 
 # No modules: Keras has some of the same names, which `import *` would hide.
 __all__ = [
+    "BestEpoch",
     "BetaMonitor",
+    "ExactResume",
     "GlobalContrastNormalization",
     "InvariantDropout",
     "LocallyConnected2D",
@@ -42,6 +47,7 @@ __all__ = [
     "MaxoutConv2D",
     "MaxoutDense",
     "MonteCarlo",
+    "Reseed",
     "RunningAverageDropout",
     "SharedInvariantDropout",
     "SpatialInvariantDropout",

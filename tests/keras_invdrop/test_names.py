@@ -18,6 +18,7 @@ MODULES = (
     "plots",
     "regularizers",
 )
+CALLBACKS = ("BestEpoch", "BetaMonitor", "ExactResume", "Reseed")
 FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
 PLOTS = (
     "plot_beta",
@@ -44,13 +45,13 @@ def test_completion_shows_public_names_alone():
     shown = {name for name in dir(keras_invdrop) if name[0] != "_"}
     assert shown == {
         *layers,
+        *CALLBACKS,
         *FUNCTIONS,
         *MODULES,
-        "BetaMonitor",
         "MonteCarlo",
     }
     assert set(dir(keras_invdrop.models)) == {*FUNCTIONS, "MonteCarlo"}
-    assert dir(keras_invdrop.callbacks) == ["BetaMonitor"]
+    assert dir(keras_invdrop.callbacks) == list(CALLBACKS)
     assert dir(keras_invdrop.regularizers) == ["Variance"]
     assert dir(keras_invdrop.plots) == list(PLOTS)
 
