@@ -8,7 +8,10 @@ from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
+from .callbacks import BestEpoch
 from .callbacks import BetaMonitor
+from .callbacks import ExactResume
+from .callbacks import Reseed
 from .layers import GlobalContrastNormalization
 from .layers import InvariantDropout
 from .layers import LocallyConnected2D
@@ -37,7 +40,9 @@ __version__ = "0.1.0"
 
 # No modules: `import *` would hide Keras' modules of the same names.
 __all__ = [
+    "BestEpoch",
     "BetaMonitor",
+    "ExactResume",
     "Exported",
     "GlobalContrastNormalization",
     "InjectedVariance",
@@ -48,6 +53,7 @@ __all__ = [
     "MaxoutDense",
     "MonteCarlo",
     "MonteCarloPrediction",
+    "Reseed",
     "RunningAverageDropout",
     "SharedInvariantDropout",
     "SpatialInvariantDropout",

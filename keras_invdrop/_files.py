@@ -12,17 +12,24 @@ from uuid import uuid4
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` at the end.
 
-    If the block fails, `path` is what it was before. The path that is given
+    If the block fails, `path` is what it was before. After the block the file
+    is on the disk, so that a power cut loses nothing. The path that is given
     has the same suffix, and is no other process's, on any machine.
 
     Raises:
         OSError: If the block raises one; it says what could not be written.
     """
     temporary = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
+    folders = [path.parent, *path.parent.parents]
     try:
+        new = [folder for folder in folders if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        # A name is on the disk when the folder is that holds it.
+        for named in (path, *new):
+            _flush(named.parent)
     except OSError as error:
         raise OSError(
             f"{path} could not be written: {error.strerror or error}"
@@ -30,3 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders, and needs none flushed.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

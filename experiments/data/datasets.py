@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_invdrop import GlobalContrastNormalization
+from keras_invdrop import Reseed
 from keras_invdrop import ZCAWhitening
 from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import invalid
@@ -75,31 +76,31 @@ class Split:
     def __len__(self):
         return len(self.y)
 
-    def batches(
-        self, batch_size: int, seed: int | None = None
+    def batches(self, batch_size: int) -> keras.utils.PyDataset:
+        """All examples in batches, in their order."""
+        return _Batches(self, batch_size)
+
+    def shuffled(
+        self, batch_size: int, reseed: Reseed
     ) -> keras.utils.PyDataset:
-        """All examples in batches, in an order drawn with `seed`, if any."""
-        order = np.arange(len(self))
-        if seed is not None:
-            order = np.random.default_rng(seed).permutation(len(self))
-        return _Batches(self, batch_size, order)
+        """All examples in batches, in the order of each epoch."""
+        return reseed.shuffled(self.x, self.y, batch_size)
 
 
 class _Batches(keras.utils.PyDataset):
-    """Batches of examples in a given order; the last may be smaller."""
+    """Batches of examples in their order; the last may be smaller."""
 
-    def __init__(self, split: Split, batch_size: int, order: np.ndarray):
+    def __init__(self, split: Split, batch_size: int):
         super().__init__()
         self.split = split
         self.batch_size = batch_size
-        self.order = order
 
     def __len__(self):
-        return -(-len(self.order) // self.batch_size)
+        return -(-len(self.split) // self.batch_size)
 
     def __getitem__(self, index):
         start = index * self.batch_size
-        which = self.order[start : start + self.batch_size]
+        which = slice(start, start + self.batch_size)
         return self.split.x[which], self.split.y[which]
 
 
@@ -121,6 +122,22 @@ class Stream:
 
     def __len__(self):
         return self.examples
+
+    def shuffled(self, batch_size: int, reseed: Reseed) -> Any:
+        """A `tf.data.Dataset` of batches, in the order of each epoch."""
+        import tensorflow as tf
+
+        # Whoever goes through them gets those of the epoch that is then.
+        return tf.data.Dataset.from_generator(
+            lambda: self.batches(
+                batch_size, reseed.order_seed
+            ).as_numpy_iterator(),
+            output_signature=self.batches(batch_size, 0).element_spec,
+        ).apply(  # Keras would not know how many steps an epoch has.
+            tf.data.experimental.assert_cardinality(
+                -(-self.examples // batch_size)
+            )
+        )
 
 
 def in_memory(examples: Split | Stream) -> Split:
@@ -419,15 +436,9 @@ def _stream(
             [download.examples(*each) for each in which.items()],
             tf.data.Dataset.from_tensor_slices(origin[:examples]),
         )
-        # Keras goes through the first epoch's batches once before it starts.
         data = data.shuffle(
             SHUFFLE_BUFFER, seed=seed, reshuffle_each_iteration=False
         ).batch(batch_size)
-        # Keras would not know how many steps an epoch has.
-        steps = tf.data.experimental.assert_cardinality(
-            -(-examples // batch_size)
-        )
-        data = data.apply(steps)
         return data.map(
             lambda x, y: (_in_data_format(prepare(x), tf.transpose), y)
         ).prefetch(2)

@@ -5,7 +5,6 @@ and a batch is divided. What stands here decides which device and which process
 takes which examples, so that an epoch has each of them once.
 """
 
-import itertools
 import os
 import sys
 import time
@@ -17,7 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_invdrop._averages import averaging
 from keras_invdrop._checks import invalid
+
+from ..data.datasets import Split
 
 # Seconds after which a process that is not heard of is given up. JAX' 100 are
 # longer than a person waits; a network that is gone for some seconds is borne.
@@ -193,9 +195,14 @@ class Devices:
         batches: Any,
         examples: int,
         batch_size: int,
-        at_the_beginning: keras.callbacks.Callback,
-    ) -> Logs:
-        """Fits a model, made and compiled in `scope`, to all batches once.
+        epochs: int,
+        callbacks: list[keras.callbacks.Callback],
+    ) -> None:
+        """Fits a model, made and compiled in `scope`.
+
+        An epoch is two calls of `model.fit`: Keras lays out all batches of a
+        call as the first one, and the last batch of an epoch may not divide
+        over the devices.
 
         Args:
             model: The model.
@@ -203,40 +210,66 @@ class Devices:
                 same in every process.
             examples: The number of examples in them.
             batch_size: That of all but the last.
-            at_the_beginning: Callback of the first step.
+            epochs: Number of epochs.
+            callbacks: As `model.fit` takes them; they see whole epochs.
         """
-        callbacks = [at_the_beginning]
+        followed = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            model=model,
+            epochs=epochs,
+            steps=-(-examples // batch_size),
+        )
+        # Keras would put the averages of the weights in the place of the
+        # weights at the end of each call.
+        if optimizer := averaging(model):
+            optimizer.finalize_variable_values = lambda variables: None
+        followed.on_train_begin()
+        # Where `ExactResume` goes on; each call begins at 0.
+        first, model._initial_epoch = model._initial_epoch or 0, None
+        for epoch in range(first, epochs):
+            # When Keras has done what it does before the first step, which
+            # may take random numbers.
+            begins = [
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda _, logs, epoch=epoch: (
+                        followed.on_epoch_begin(epoch)
+                    )
+                )
+            ]
 
-        def fit(parts: keras.utils.PyDataset) -> None:
-            model.fit(
-                parts,
-                shuffle=False,
-                verbose=0,
-                callbacks=[callbacks.pop()] if callbacks else [],
-            )
+            def fit(
+                parts: keras.utils.PyDataset, begins: list = begins
+            ) -> None:
+                model.fit(
+                    parts,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[begins.pop()] if begins else [],
+                )
 
-        return self._through(model, fit, _each(batches), examples, batch_size)
+            logs = self._through(model, fit, batches, examples, batch_size)
+            followed.on_epoch_end(epoch, logs)
+        followed.on_train_end()
 
     def evaluate(
-        self, model: keras.Model, x: Any, y: Any, batch_size: int
+        self, model: keras.Model, examples: Split, batch_size: int
     ) -> Logs:
         """Evaluates a model in batches of at most `batch_size`."""
         size = max(batch_size // self.number, 1) * self.number
-        batches = (
-            (x[start : start + size], y[start : start + size])
-            for start in range(0, len(y), size)
-        )
 
         def evaluate(parts: keras.utils.PyDataset) -> None:
             model.evaluate(parts, verbose=0)
 
-        return self._through(model, evaluate, batches, len(y), size)
+        return self._through(
+            model, evaluate, examples.batches(size), len(examples), size
+        )
 
     def _through(
         self,
         model: keras.Model,
         function: Callable[[keras.utils.PyDataset], None],
-        batches: Iterator[Any],
+        batches: Any,
         examples: int,
         batch_size: int,
     ) -> Logs:
@@ -246,16 +279,18 @@ class Devices:
         counts, are added up.
         """
         full, rest = divmod(examples, batch_size)
+        reader = _Reader(batches)
         sums: list[list[np.ndarray]] = []
-        for number, size in ((full, batch_size), (min(rest, 1), rest)):
-            if number == 0:
+        for numbers, size in (
+            (range(full), batch_size),
+            (range(full, full + min(rest, 1)), rest),
+        ):
+            if not numbers:
                 continue
             divided = size % self.number == 0
             part = self._part(size) if divided else slice(None)
             with (self._divided if divided else self._whole).scope():
-                function(
-                    _Parts(itertools.islice(batches, number), number, part)
-                )
+                function(_Parts(reader, numbers, part))
             sums.append([np.asarray(each) for each in model.metrics_variables])
         for variable, *values in zip(
             model.metrics_variables, *sums, strict=True
@@ -289,27 +324,43 @@ class _Whole(keras.distribution.DataParallel):
         )
 
 
-class _Parts(keras.utils.PyDataset):
-    """This process' part of each of some batches, which are read once."""
+class _Reader:
+    """Batches by number, which are read in turn, and anew from 0 on.
 
-    def __init__(self, batches: Iterator[Any], number: int, part: slice):
-        super().__init__()
+    Keras looks at the first batch before an epoch begins, and asks for it
+    again when its order is known.
+    """
+
+    def __init__(self, batches: Any):
         self.batches = batches
-        self.number = number
+        self.number = -1
+
+    def __getitem__(self, number: int) -> tuple:
+        if number == 0:
+            self.turn = _each(self.batches)
+        if number in (0, self.number + 1):
+            self.batch = next(self.turn)
+            self.number = number
+        if number != self.number:
+            raise IndexError(f"Batch {number} after batch {self.number}")
+        return self.batch
+
+
+class _Parts(keras.utils.PyDataset):
+    """This process' part of each of the batches with some numbers."""
+
+    def __init__(self, reader: _Reader, numbers: range, part: slice):
+        super().__init__()
+        self.reader = reader
+        self.numbers = numbers
         self.part = part
-        self.index = -1
 
     def __len__(self):
-        return self.number
+        return len(self.numbers)
 
     def __getitem__(self, index):
-        # Keras looks at the first one before it starts, and asks for it again.
-        if index != self.index:
-            self.batch = next(self.batches)
-            self.index += 1
-        if index != self.index:
-            raise IndexError(f"Batch {index} after batch {self.index - 1}")
-        return tuple(array[self.part] for array in self.batch)
+        batch = self.reader[self.numbers[index]]
+        return tuple(array[self.part] for array in batch)
 
 
 def _each(batches: Any) -> Iterator[Any]:

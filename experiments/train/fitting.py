@@ -1,35 +1,22 @@
-"""Fits a model epoch by epoch, and goes on where it was stopped.
+"""Fits a model by one `model.fit`, and goes on where it was stopped."""
 
-Whatever is random in an epoch, the order of the examples and the masks, is
-drawn anew from the seed and the number of the epoch. So all that the next
-epoch depends on fits into one file, and a fit that was killed and goes on from
-its file ends with the weights of one that was never stopped.
-"""
-
-import functools
-import io
-import itertools
-import json
 import time
-import zipfile
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_invdrop._files import replacing
+from keras_invdrop._averages import averaged
+from keras_invdrop.callbacks import BestEpoch
+from keras_invdrop.callbacks import ExactResume
+from keras_invdrop.callbacks import Reseed
 
 from ..data.datasets import Split
 from ..data.datasets import Stream
 from ..results.records import this_code
 from .devices import Devices
-from .devices import Logs
 from .devices import from_first
 from .devices import is_first
 
@@ -47,26 +34,38 @@ def evaluation_batch(split: Split) -> int:
     return 500 if len(split.x.shape) == 2 else 100
 
 
-@dataclass
-class Fitted:
-    """What a fit has led to so far.
+class Fitted(BestEpoch):
+    """Callback that evaluates and selects, and what a fit has led to so far.
+
+    Where the optimizer averages the weights (`use_ema`), the averages are
+    evaluated, and selected.
+
+    Args:
+        metric: Name of the metric that selects: the higher the better.
+        evaluated: Examples on which to evaluate the model after each epoch;
+            those called `"val"` select the first of the best epochs. Without
+            them the last epoch is selected.
+        devices: On which the model is; None for one.
 
     Attributes:
-        metric: Name of the metric that selects: the higher the better.
+        metric: As above.
         logs: Name of a loss or metric -> its value in each epoch.
-        selected_epoch: The epoch, counted from 1, with the highest value of
-            the metric on the examples for validation, the first if several
-            are equal; the last epoch where there are none.
-        selected: The weights of that epoch, or their averages if the
-            optimiser takes such.
-        seconds: What the epochs have taken, with the validation after each.
+        seconds: What the epochs have taken, with the evaluation after each.
     """
 
-    metric: str
-    logs: dict[str, list[float]] = field(default_factory=dict)
-    selected_epoch: int = 0
-    selected: list[np.ndarray] = field(default_factory=list)
-    seconds: float = 0.0
+    def __init__(
+        self,
+        metric: str,
+        evaluated: dict[str, Split],
+        devices: Devices | None = None,
+    ):
+        validated = "val" in evaluated
+        super().__init__(f"val_{metric}" if validated else None, "max")
+        self.metric = metric
+        self.evaluated = evaluated
+        self.devices = devices
+        self.logs: dict[str, list[float]] = {}
+        self.seconds = 0.0
 
     @property
     def epochs(self) -> int:
@@ -77,6 +76,65 @@ class Fitted:
     def validation(self) -> list[float]:
         """The metric on the examples for validation; empty without any."""
         return self.logs.get(f"val_{self.metric}", [])
+
+    @property
+    def selected_epoch(self) -> int:
+        """The selected epoch, counted from 1."""
+        return 0 if self.epoch is None else self.epoch + 1
+
+    @property
+    def selected(self) -> list[np.ndarray]:
+        """The weights of the selected epoch."""
+        return self.weights
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not np.isfinite(logs["loss"]):
+            raise _diverged(epoch, logs["loss"])
+        with averaged(self.model):
+            for name, split in self.evaluated.items():
+                figures = self._evaluation(split)
+                logs |= {f"{name}_{key}": each for key, each in figures.items()}
+        super().on_epoch_end(epoch, logs)
+        # The loss of an epoch was measured before its last step.
+        if self.epoch == epoch and not all(
+            np.isfinite(weight).all() for weight in self.weights
+        ):
+            raise _diverged(epoch, float("nan"))
+        for name, value in logs.items():
+            self.logs.setdefault(name, []).append(float(value))
+        self.seconds += time.perf_counter() - self._started
+
+    def _evaluation(self, split: Split) -> dict[str, float]:
+        size = evaluation_batch(split)
+        if self.devices is not None:
+            return self.devices.evaluate(self.model, split, size)
+        return self.model.evaluate(
+            split.batches(size), verbose=0, return_dict=True
+        )
+
+
+def _diverged(epoch: int, loss: float) -> Diverged:
+    return Diverged(
+        f"The loss of epoch {epoch + 1} is {loss}: training diverged. Take a "
+        "smaller `learning_rate`."
+    )
+
+
+class _SharedResume(ExactResume):
+    """Of several processes the first one alone reads and writes the file."""
+
+    def read(self) -> bytes | None:
+        content = super().read() if is_first() else None
+        # An empty file is a file, too.
+        sent = from_first(b"" if content is None else b"." + content)
+        return sent[1:] if sent else None
+
+    def write(self, arrays: dict[str, Any]) -> None:
+        if is_first():
+            super().write(arrays)
 
 
 def fit(
@@ -93,11 +151,9 @@ def fit(
 ) -> Fitted:
     """Fits a compiled model, and selects an epoch.
 
-    Where its optimiser averages the weights (`use_ema`), the model is
-    evaluated, and selected, with the averages.
-
     Args:
-        model: The model; it is left with the weights of the last epoch.
+        model: The model; it is left with the weights of the last epoch, or
+            their averages if the optimizer takes such.
         examples: What it is fitted to, in batches of `batch_size`.
         batch_size: Number of examples in a batch.
         epochs: Number of epochs.
@@ -120,213 +176,33 @@ def fit(
         ValueError: If `backup` is not that of this fit.
         OSError: If `backup` cannot be written; it is then what it was.
     """
-    fitted = Fitted(metric)
-    content = None if backup is None else _content(backup, devices)
-    if backup is not None and content is not None:
-        fitted = _restored(model, metric, backup, content)
-    average = _averages_by(model.optimizer)
-    for epoch in range(fitted.epochs, epochs):
-        started = time.perf_counter()
-        reseed = functools.partial(_reseed, model, seed, epoch)
-        # Again, as what Keras does before the first epoch of a process takes
-        # random numbers, too.
-        again = _AtTheBeginning(reseed)
-        with examples.reading():
-            batches = examples.batches(batch_size, reseed())
-            logs = _epoch(
-                model, batches, len(examples), batch_size, again, devices
-            )
-        if not np.isfinite(logs["loss"]).all():
-            raise _diverged(epoch, logs["loss"])
-        with _averaged(model, average):
-            for name, split in evaluated.items():
-                values = _evaluation(model, split, devices)
-                logs |= {f"{name}_{key}": each for key, each in values.items()}
-            for name, value in logs.items():
-                fitted.logs.setdefault(name, []).append(float(value))
-            figures = fitted.validation
-            if not figures or figures[-1] > max(figures[:-1], default=-np.inf):
-                fitted.selected_epoch = epoch + 1
-                fitted.selected = model.get_weights()
-                # The loss of an epoch was measured before its last step.
-                if not all(np.isfinite(each).all() for each in fitted.selected):
-                    raise _diverged(epoch, float("nan"))
-        fitted.seconds += time.perf_counter() - started
-        if backup is not None and (devices is None or is_first()):
-            _back_up(model, fitted, backup)
-        on_epoch(fitted)
-    return fitted
-
-
-# Puts the averages of weights in their place.
-Average = Callable[[list[keras.Variable]], None]
-
-
-def _averages_by(optimizer: keras.optimizers.Optimizer) -> Average | None:
-    """How an optimiser averages weights; None if it does not.
-
-    Keras does so at the end of each call of `fit`, which is here that of an
-    epoch. From now on it leaves the weights alone: the next epoch goes on from
-    them.
-    """
-    # With float16, Keras wraps an optimiser in one that scales the loss.
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if not inner.use_ema:
-        return None
-    inner.finalize_variable_values = lambda variables: None
-    return functools.partial(type(inner).finalize_variable_values, inner)
-
-
-@contextmanager
-def _averaged(model: keras.Model, average: Average | None) -> Iterator[None]:
-    """In the block, the averages stand in place of the weights."""
-    if average is None:
-        yield
-        return
-    weights = model.get_weights()
-    average(model.trainable_variables)
-    # On JAX a weight and its average are one array now, which an evaluation
-    # would give away.
-    model.set_weights(model.get_weights())
-    try:
-        yield
-    finally:
-        model.set_weights(weights)
-
-
-def _epoch(
-    model: keras.Model,
-    batches: Any,
-    examples: int,
-    batch_size: int,
-    at_the_beginning: keras.callbacks.Callback,
-    devices: Devices | None,
-) -> Logs:
-    """Fits the model to all batches once; gives the losses and metrics."""
-    if devices is not None:
-        return devices.fit(
-            model, batches, examples, batch_size, at_the_beginning
+    fitted = Fitted(metric, evaluated, devices)
+    reseed = Reseed(seed)
+    if backup is not None:
+        resume = ExactResume if devices is None else _SharedResume
+        reseed = resume(
+            backup,
+            seed,
+            callbacks=[fitted],
+            identity=str(this_code()),
+            delete_checkpoint=False,
         )
-    history = model.fit(
-        batches, shuffle=False, verbose=0, callbacks=[at_the_beginning]
-    ).history
-    return {name: value for name, (value,) in history.items()}
-
-
-def _evaluation(
-    model: keras.Model, split: Split, devices: Devices | None
-) -> Logs:
-    size = evaluation_batch(split)
-    if devices is not None:
-        return devices.evaluate(model, split.x, split.y, size)
-    return model.evaluate(split.batches(size), verbose=0, return_dict=True)
-
-
-def _diverged(epoch: int, loss: float) -> Diverged:
-    return Diverged(
-        f"The loss of epoch {epoch + 1} is {loss}: training diverged. Take a "
-        "smaller `learning_rate`."
+    told = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: on_epoch(fitted)
     )
-
-
-class _AtTheBeginning(keras.callbacks.Callback):
-    """Calls a function before the first step."""
-
-    def __init__(self, function: Callable[[], Any]):
-        super().__init__()
-        self.function = function
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.function()
-
-
-def _reseed(model: keras.Model, seed: int, epoch: int) -> int:
-    """Sets all that is random in an epoch; gives the seed of its order."""
-    weights = {id(weight) for weight in model.non_trainable_weights}
-    generators = [
-        variable
-        for variable in model.non_trainable_variables
-        if id(variable) not in weights  # the states of `SeedGenerator`s
-    ]
-    # Below 2^31, which every backend can hold.
-    drawn = np.random.SeedSequence((seed, epoch)).generate_state(
-        2 + len(generators)
-    ) >> np.uint32(1)
-    order_seed, backend_seed, *states = map(int, drawn)
-    # From the backend's own generator come the masks of Keras' dropout on
-    # PyTorch, and numbers for which no generator was made.
-    keras.utils.set_random_seed(backend_seed)
-    for variable, state in zip(generators, states, strict=True):
-        variable.assign(np.array([state, 0]))
-    return order_seed
-
-
-def _back_up(model: keras.Model, fitted: Fitted, path: Path) -> None:
-    groups = {
-        "weights": model.get_weights(),
-        "optimizer": [
-            keras.ops.convert_to_numpy(variable)
-            for variable in model.optimizer.variables
-        ],
-        "selected": fitted.selected,
-    }
-    arrays: dict[str, Any] = {
-        f"{group}_{i}": value
-        for group, values in groups.items()
-        for i, value in enumerate(values)
-    }
-    arrays["state"] = json.dumps(
-        [
-            str(this_code()),
-            fitted.logs,
-            fitted.selected_epoch,
-            fitted.seconds,
-        ]
-    )
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)
-
-
-def _content(backup: Path, devices: Devices | None) -> bytes | None:
-    """What was backed up; None if there is no backup."""
-    if devices is None:
-        return backup.read_bytes() if backup.exists() else None
-    found = b""
-    if is_first() and backup.exists():
-        found = b"." + backup.read_bytes()  # an empty file is one, too
-    sent = from_first(found)
-    return sent[1:] if sent else None
-
-
-def _restored(
-    model: keras.Model, metric: str, path: Path, content: bytes
-) -> Fitted:
-    """Sets the model and its optimiser to what was backed up in `path`."""
-    try:
-        with np.load(io.BytesIO(content)) as file:
-
-            def group(name: str) -> list[np.ndarray]:
-                names = (f"{name}_{i}" for i in itertools.count())
-                return [
-                    file[each]
-                    for each in itertools.takewhile(file.__contains__, names)
-                ]
-
-            code, *state = json.loads(str(file["state"]))
-            if code != str(this_code()):
-                raise ValueError(f"{code} began it; this is {this_code()}")
-            logs, selected_epoch, seconds = state
-            model.set_weights(group("weights"))
-            model.optimizer.build(model.trainable_variables)
-            variables = model.optimizer.variables
-            for variable, value in zip(
-                variables, group("optimizer"), strict=True
-            ):
-                variable.assign(value)
-            selected = group("selected")
-            return Fitted(metric, logs, selected_epoch, selected, seconds)
-    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not the backup of this training: {error}. Delete it to "
-            "begin anew."
-        ) from error
+    callbacks = [fitted, reseed, told]
+    batches = examples.shuffled(batch_size, reseed)
+    with examples.reading():
+        if devices is None:
+            model.fit(
+                batches,
+                epochs=epochs,
+                shuffle=False,
+                verbose=0,
+                callbacks=callbacks,
+            )
+        else:
+            devices.fit(
+                model, batches, len(examples), batch_size, epochs, callbacks
+            )
+    return fitted

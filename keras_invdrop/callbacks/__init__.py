@@ -1,6 +1,9 @@
+from .best_epoch import BestEpoch
 from .beta_monitor import BetaMonitor
+from .exact_resume import ExactResume
+from .reseed import Reseed
 
-__all__ = ["BetaMonitor"]
+__all__ = ["BestEpoch", "BetaMonitor", "ExactResume", "Reseed"]
 
 
 def __dir__() -> list[str]:

@@ -19,9 +19,10 @@ from keras_invdrop.experiments.data.datasets import Dataset
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import records as results
-from keras_invdrop.experiments.train import fitting
 from keras_invdrop.experiments.train import training
 from keras_invdrop.experiments.train import trial as trials
+
+from keras_invdrop.callbacks import exact_resume
 
 EPOCHS = 5
 
@@ -69,7 +70,7 @@ def die_at(spot, suffix, count):
             passing("rename", path)
         passing("renamed", path)
 
-    for module in (fitting, training, results):
+    for module in (exact_resume, training, results):
         module.replacing = replacing
 
 

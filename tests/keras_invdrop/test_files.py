@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from keras_invdrop._files import replacing
@@ -27,3 +29,31 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path):
         other.write_text("other")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    whole_fsync, whole_replace, done = os.fsync, os.replace, []
+
+    def fsync(descriptor):
+        done.append(os.fstat(descriptor).st_ino)
+        whole_fsync(descriptor)
+
+    def replace(old, new):
+        done.append("renamed")
+        whole_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with replacing(path) as temporary:
+        temporary.write_text("content")
+        assert not done
+    inode = [p.stat().st_ino for p in (path, path.parent, tmp_path / "new")]
+    # Then its name, and those of the new folders, each in the one around it.
+    assert done == [
+        inode[0],
+        "renamed",
+        inode[1],
+        inode[2],
+        tmp_path.stat().st_ino,
+    ]

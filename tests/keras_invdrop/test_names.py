@@ -20,6 +20,7 @@ MODULES = (
     "plots",
     "regularizers",
 )
+CALLBACKS = ("BestEpoch", "BetaMonitor", "ExactResume", "Reseed")
 FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
 RESULTS = ("Exported", "InjectedVariance", "MonteCarloPrediction")
 PLOTS = (
@@ -47,10 +48,10 @@ def test_completion_shows_public_names_alone():
     shown = {name for name in dir(keras_invdrop) if name[0] != "_"}
     assert shown == {
         *layers,
+        *CALLBACKS,
         *FUNCTIONS,
         *MODULES,
         *RESULTS,
-        "BetaMonitor",
         "MonteCarlo",
     }
     assert set(dir(keras_invdrop.models)) == {
@@ -58,7 +59,7 @@ def test_completion_shows_public_names_alone():
         *RESULTS,
         "MonteCarlo",
     }
-    assert dir(keras_invdrop.callbacks) == ["BetaMonitor"]
+    assert dir(keras_invdrop.callbacks) == list(CALLBACKS)
     assert dir(keras_invdrop.regularizers) == ["Variance"]
     assert dir(keras_invdrop.plots) == list(PLOTS)
 

@@ -18,6 +18,8 @@ from keras_invdrop.experiments.data import datasets
 from keras_invdrop.experiments.data import downloads
 from keras_invdrop.experiments.data.downloads import Download
 
+from keras_invdrop import Reseed
+
 SHAPES = {"mnist": (28, 28, 1), "svhn_cropped": (32, 32, 3)}
 
 
@@ -341,11 +343,13 @@ def test_damaged_records(how, files):
 def test_records_damaged_before_they_are_streamed(how, files):
     stream = datasets.load("svhn_cropped", validation=30).train
     directory = damage(files / "svhn_cropped", how)
-    with (
-        pytest.raises(OSError, match=unreadable("svhn_cropped", directory)),
-        stream.reading(),
+    error = unreadable("svhn_cropped", directory)
+    for batches in (
+        lambda: stream.batches(10, 0),
+        lambda: stream.shuffled(10, Reseed()),
     ):
-        list(stream.batches(10, 0))
+        with pytest.raises(OSError, match=error), stream.reading():
+            list(batches())
 
 
 @pytest.mark.parametrize("how", ["truncated", "removed"])

@@ -23,9 +23,10 @@ from keras_invdrop.experiments.command_line import main
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.train import devices as data_parallel
-from keras_invdrop.experiments.train import fitting
 from keras_invdrop.experiments.train.devices import Devices
 from keras_invdrop.experiments.train.fitting import fit
+
+from keras_invdrop.callbacks import Reseed
 
 EXAMPLES = 30
 
@@ -131,14 +132,14 @@ def compiled_step(devices, batch_size):
 
 
 def die_in_the_second_epoch():
-    whole, epochs = fitting._epoch, itertools.count(1)
+    whole, epochs = Reseed.on_epoch_begin, itertools.count(1)
 
     def epoch(*arguments):
         if next(epochs) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*arguments)
 
-    fitting._epoch = epoch
+    Reseed.on_epoch_begin = epoch
 
 
 if __name__ == "__main__":

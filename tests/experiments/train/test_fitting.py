@@ -17,6 +17,8 @@ from keras_invdrop.experiments.results import records as results
 from keras_invdrop.experiments.train import fitting
 from keras_invdrop.experiments.train.task import Task
 
+from keras_invdrop import Reseed
+
 EPOCHS = 4
 
 one_backend = pytest.mark.one_backend
@@ -178,8 +180,10 @@ def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
     x = np.ones((4, *layer.beta.shape), "float32")
 
     def drawn(seed, epoch):
-        order_seed = fitting._reseed(model, seed, epoch)
-        batches = blobs.train.batches(60, order_seed)
+        reseed = Reseed(seed)
+        reseed.set_model(model)
+        reseed.on_epoch_begin(epoch)
+        batches = blobs.train.shuffled(60, reseed)
         mask = keras.ops.convert_to_numpy(layer(x, training=True)) > 0
         return mask.tolist(), batches[0][1].tolist()
 
@@ -201,7 +205,7 @@ def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
 @one_backend
 def test_every_example_is_seen_once_in_an_epoch(blobs):
     split = Split(np.arange(60)[:, None], np.arange(60))
-    batches = split.batches(25, seed=5)
+    batches = split.shuffled(25, Reseed())
     assert [len(y) for _, y in batches] == [25, 25, 10]
     seen = np.concatenate([x[:, 0] for x, _ in batches])
     assert sorted(seen) == list(range(60))
@@ -250,8 +254,8 @@ def test_a_failed_backup_leaves_the_one_before(blobs, tmp_path, monkeypatch):
         fitted(task, backup, 2)
     before = backup.read_bytes()
 
-    def full(path, **arrays):
-        path.write_bytes(b"half")
+    def full(file, **arrays):
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
@@ -363,7 +367,7 @@ def test_on_jax_the_steps_are_one_program(blobs):
     model, _ = fitted(task)
     calls = []
     train = model.train_function
-    batches = blobs.train.batches(10, 0)
+    batches = blobs.train.batches(10)
     model.train_function = lambda *given: calls.append(1) or train(*given)
     model.fit(batches, verbose=0)
     assert len(calls) == 2  # six batches

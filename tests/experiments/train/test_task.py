@@ -16,10 +16,11 @@ from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.train import fitting
 from keras_invdrop.experiments.train.task import Task
 from keras_invdrop.experiments.train.task import build
 from keras_invdrop.experiments.train.task import has_shift
+
+from keras_invdrop import Reseed
 
 IMAGES, EXONS = "table2/original/standard", "table5/1/standard"
 
@@ -289,6 +290,7 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
         max_norm=(None, 0.5, 0.5),
         initial_stddev=(0.05, None, None),
         learning_rate_factors={"hidden_2": 0.5},
+        ema_momentum=0.9,
     )
     row = ROWS[f"table2/original/{method}"]
     task = Task(dataclasses.replace(row, recipe=recipe), blobs, 3, 0.03)
@@ -302,14 +304,13 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
     model.set_weights(initial.get_weights())
     expected = task.fit(initial, blobs.train, recipe.epochs).logs
     recipe.compile(model, steps_per_epoch=3)
-    found = {}
-    for epoch in range(recipe.epochs):
-        order = fitting._reseed(model, 3, epoch)
-        logs = model.fit(
-            blobs.train.batches(25, order), shuffle=False, verbose=0
-        )
-        for name, values in logs.history.items():
-            found.setdefault(name, []).extend(values)
+    reseed = Reseed(3)
+    found = model.fit(
+        reseed.shuffled(blobs.train.x, blobs.train.y, recipe.batch_size),
+        epochs=recipe.epochs,
+        callbacks=[reseed],
+        verbose=0,
+    ).history
     assert set(found) == set(expected) == {"loss", "accuracy"}
     # From probabilities, rounded otherwise.
     tolerance = 0 if activation is None else 1e-4

@@ -1,0 +1,78 @@
+from typing import Any
+
+import keras
+import numpy as np
+
+from .._averages import averaged
+from .._checks import check_choice
+from .._checks import invalid
+
+
+class BestEpoch(keras.callbacks.Callback):
+    """Callback that keeps the weights of the best epoch.
+
+    Of several equally good epochs the first one counts. Where the optimizer
+    averages the weights (`use_ema`), their averages are kept.
+
+    Args:
+        monitor: Name of the loss or metric that decides, such as
+            `"val_accuracy"`. None to keep the last epoch.
+        mode: `"min"` or `"max"`: which values of `monitor` are better.
+
+    Attributes:
+        epoch: The number of the best epoch, counted from 0; None before the
+            first one.
+        best: The value of `monitor` in that epoch.
+        weights: The weights after that epoch, as of `model.get_weights()`.
+
+    Raises:
+        ValueError: If `mode` is neither, or when an epoch ends, if no loss or
+            metric is called `monitor`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> best = keras_invdrop.BestEpoch("val_loss")
+    >>> history = model.fit(
+    ...     x, y, epochs=3, verbose=0, callbacks=[best], validation_data=(x, y)
+    ... )
+    >>> model.set_weights(best.weights)
+    """
+
+    def __init__(self, monitor: str | None = "val_loss", mode: str = "min"):
+        super().__init__()
+        self.monitor = monitor
+        self.mode = check_choice("mode", mode, ("min", "max"))
+        self._begin()
+
+    def _begin(self) -> None:
+        self.epoch: int | None = None
+        self.best: float | None = None
+        self.weights: list[np.ndarray] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._begin()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        value = self._value(logs or {})
+        if self.epoch is not None and not self._better(value):
+            return
+        self.epoch, self.best = epoch, value
+        with averaged(self.model):
+            self.weights = self.model.get_weights()
+
+    def _value(self, logs: dict[str, Any]) -> float | None:
+        if self.monitor is None:
+            return None
+        if self.monitor not in logs:
+            raise invalid(
+                "monitor", "one of " + ", ".join(map(repr, logs)), self.monitor
+            )
+        return float(logs[self.monitor])
+
+    def _better(self, value: float | None) -> bool:
+        if value is None or self.best is None:
+            return True
+        return value < self.best if self.mode == "min" else value > self.best

@@ -1,0 +1,266 @@
+import io
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from .._checks import check_boolean
+from .._files import replacing
+from .reseed import Reseed
+
+
+class ExactResume(Reseed):
+    """Callback that resumes a training, bit for bit, where it was stopped.
+
+    At the end of each epoch it writes a file with all that the next epoch
+    depends on. If `model.fit` is called again with the same arguments, in
+    another process, it goes on after the last epoch that was completed, and
+    ends with the same weights, byte for byte, as if nothing had stopped it,
+    be it Ctrl-C, `kill -9` or a power cut: the file is whole, or that of the
+    epoch before.
+
+    `keras.callbacks.BackupAndRestore` goes on as well, but with other masks
+    and another order of the examples, and with an empty `History`. Here
+    weights, optimizer, learning rate, `History` and the given `callbacks`
+    continue, and what is random in an epoch depends on the seed and the number
+    of the epoch alone; see `Reseed`.
+
+    On JAX and PyTorch `model.fit` may be given arrays, with `shuffle=True`,
+    too. On TensorFlow Keras shuffles them by a generator that nobody can set:
+    there `model.fit` has to be given `resume.shuffled(x, y, batch_size)` and
+    `shuffle=False`, as in the example, which works on every backend. The
+    batches of any other data set must not depend on how much of it was read
+    before. `steps_per_epoch` must not be given with arrays, as an epoch would
+    then begin where the one before has ended.
+
+    Args:
+        filepath: Path of the file, `.npz`.
+        seed: Non-negative integer. The seed of the training.
+        callbacks: The callbacks of the training that have a state, such as
+            `keras.callbacks.EarlyStopping`, `keras.callbacks.ReduceLROnPlateau`
+            or `BestEpoch`. Their attributes that are numbers, texts, arrays,
+            and lists and dictionaries of such, are kept. They have to come
+            before this callback in the list that `model.fit` is given.
+        identity: Text that tells this training from others, such as the
+            version of the code. The file of another one is refused.
+        delete_checkpoint: Boolean. Whether to delete the file when
+            `model.fit` has ended.
+
+    Raises:
+        ValueError: If an argument is not of the kind described. When the
+            training begins, if the file is not that of this training: of
+            another model, optimizer, seed, number of steps, `identity`,
+            backend or version of Keras.
+        OSError: If the file cannot be written; it is then what it was.
+
+    Example:
+
+    ```python
+    model.compile("adam", "sparse_categorical_crossentropy")
+    resume = keras_invdrop.ExactResume("backup.npz", seed=0)
+    batches = resume.shuffled(x, y, batch_size=100)
+    model.fit(batches, epochs=60, shuffle=False, callbacks=[resume])
+    ```
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike,
+        seed: int = 0,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        identity: str = "",
+        delete_checkpoint: bool = True,
+    ):
+        super().__init__(seed)
+        self.filepath = Path(filepath)
+        self.callbacks = list(callbacks)
+        self.identity = str(identity)
+        self.delete_checkpoint = check_boolean(
+            "delete_checkpoint", delete_checkpoint
+        )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._history: dict[str, list[float]] = {}
+        self._epochs: list[int] = []
+        if not self.model.built:
+            raise ValueError(
+                "`ExactResume` needs a model that is built before `fit` is "
+                "called, with an `Input` or by a call with a batch of data. "
+                f"Received: {self.model}"
+            )
+        content = self.read()
+        if content is not None:
+            try:
+                self._restore(content)
+            except (
+                EOFError,
+                KeyError,
+                TypeError,
+                ValueError,
+                zipfile.BadZipFile,
+            ) as error:
+                raise ValueError(
+                    f"{self.filepath} is not the backup of this training: "
+                    f"{error}. Delete it to begin anew."
+                ) from error
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # `model.fit` has taken its first epoch from here, and shall not do so
+        # when it is called again.
+        self.model._initial_epoch = None
+        self._continue_history()
+        super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epochs.append(epoch)
+        for name, value in (logs or {}).items():
+            self._history.setdefault(name, []).append(float(value))
+        arrays = {
+            f"variable_{i}": keras.ops.convert_to_numpy(variable)
+            for i, variable in enumerate(self._variables())
+        }
+        kept: list[np.ndarray] = []
+        state = {
+            "training": self._training(),
+            "epochs": self._epochs,
+            "history": self._history,
+            "stopped": bool(self.model.stop_training),
+            "callbacks": [_state(each, kept) for each in self.callbacks],
+        }
+        arrays |= {f"array_{i}": array for i, array in enumerate(kept)}
+        self.write({"state": np.array(json.dumps(state)), **arrays})
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model._initial_epoch = None
+        self._continue_history()
+        if self.delete_checkpoint:
+            self.filepath.unlink(missing_ok=True)
+
+    def read(self) -> bytes | None:
+        """The content of the file; None if there is none."""
+        return self.filepath.read_bytes() if self.filepath.exists() else None
+
+    def write(self, arrays: dict[str, Any]) -> None:
+        """Writes the file, in the place of the one before."""
+        with (
+            replacing(self.filepath) as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.savez(file, **arrays)
+
+    def _training(self) -> list[str]:
+        """What an epoch depends on, beside what is restored."""
+        return [
+            self.identity,
+            f"seed {self.seed}",
+            f"epochs of {self.params.get('steps')} steps",
+            f"Keras {keras.__version__} on {keras.backend.backend()}",
+        ]
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def _restore(self, content: bytes) -> None:
+        with np.load(io.BytesIO(content)) as file:
+            state = json.loads(str(file["state"]))
+            for began, now in zip(
+                state["training"], self._training(), strict=True
+            ):
+                if began != now:
+                    raise ValueError(f"{began} began it; this is {now}")
+            optimizer = self.model.optimizer
+            if not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            variables = self._variables()
+            values = _numbered(file, "variable")
+            shapes = [tuple(variable.shape) for variable in variables]
+            if [value.shape for value in values] != shapes:
+                raise ValueError("the model or the optimizer is another one")
+            kept = _numbered(file, "array")
+        for variable, value in zip(variables, values, strict=True):
+            if value.dtype.kind == "V":  # bfloat16, which NumPy does not know
+                value = value.view(keras.ops.convert_to_numpy(variable).dtype)
+            variable.assign(value)
+        for callback, attributes in zip(
+            self.callbacks, state["callbacks"], strict=True
+        ):
+            vars(callback).update(_unpacked(attributes, kept))
+        self._history, self._epochs = state["history"], state["epochs"]
+        # As `keras.callbacks.BackupAndRestore` does.
+        self.model._initial_epoch = self._epochs[-1] + 1
+        if state["stopped"]:
+            self.model._initial_epoch = self.params["epochs"]
+
+    def _continue_history(self) -> None:
+        """Gives `History` the epochs before.
+
+        Keras appends it to the callbacks, and empties it when it begins: after
+        this callback.
+        """
+        history = self.model.history
+        if len(history.epoch) < len(self._epochs):
+            history.epoch = list(self._epochs)
+            history.history = {
+                name: list(values) for name, values in self._history.items()
+            }
+
+
+def _numbered(file: Any, name: str) -> list[np.ndarray]:
+    names = (f"{name}_{i}" for i in itertools.count())
+    return [
+        file[each] for each in itertools.takewhile(file.__contains__, names)
+    ]
+
+
+def _state(
+    callback: keras.callbacks.Callback, kept: list[np.ndarray]
+) -> dict[str, Any]:
+    """The attributes of a callback that can be kept, as JSON has them."""
+    state = {}
+    for name, value in vars(callback).items():
+        if name not in ("params", "_model"):
+            arrays: list[np.ndarray] = []
+            try:
+                state[name] = _packed(value, arrays, len(kept))
+            except TypeError:
+                continue  # It is no state: functions, data sets.
+            kept += arrays
+    return {"attributes": state}
+
+
+def _packed(value: Any, arrays: list[np.ndarray], before: int) -> Any:
+    """`value` as JSON has it, with a number in the place of each array."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {"array": before + len(arrays) - 1}
+    if isinstance(value, (list, tuple)):
+        return [_packed(each, arrays, before) for each in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        packed = {
+            key: _packed(each, arrays, before) for key, each in value.items()
+        }
+        return {"attributes": packed}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value)} cannot be kept")
+
+
+def _unpacked(packed: Any, kept: list[np.ndarray]) -> Any:
+    """What `_packed` was given."""
+    if isinstance(packed, list):
+        return [_unpacked(each, kept) for each in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if "array" in packed:
+        return kept[packed["array"]]
+    return {
+        key: _unpacked(each, kept) for key, each in packed["attributes"].items()
+    }

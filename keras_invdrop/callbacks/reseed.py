@@ -1,0 +1,142 @@
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._checks import is_integer
+
+
+class Reseed(keras.callbacks.Callback):
+    """Callback that makes what is random in an epoch depend on its number.
+
+    When an epoch begins, masks and the order of the examples are set from the
+    seed and the number of the epoch alone: `keras.utils.set_random_seed`, and
+    the state of each `keras.random.SeedGenerator` in the model. So an epoch
+    is the same whatever came before it, in this process or in another one. A
+    seed that a layer was given has no part in it.
+
+    On JAX and PyTorch that is also the order in which Keras shuffles the
+    arrays that `model.fit` is given. On TensorFlow it is not: Keras takes that
+    order from a generator that nobody can set. `shuffled` gives batches whose
+    order is that of the epoch on every backend.
+
+    Args:
+        seed: Non-negative integer.
+
+    Attributes:
+        order_seed: The seed of the order of the examples in this epoch.
+
+    Raises:
+        ValueError: If `seed` is not a non-negative integer.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras.layers.Dropout(0.5)]
+    ... )
+    >>> model.add(keras.layers.Dense(1, kernel_initializer="ones"))
+    >>> model.compile(loss="mse")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> reseed = keras_invdrop.Reseed(seed=0)
+    >>> batches = reseed.shuffled(x, y, batch_size=4)
+    >>> history = model.fit(
+    ...     batches, epochs=2, shuffle=False, verbose=0, callbacks=[reseed]
+    ... )
+    """
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        if not is_integer(seed) or seed < 0:
+            raise invalid("seed", "a non-negative integer", seed)
+        self.seed = int(seed)
+        self.order_seed = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        weights = {id(weight) for weight in self.model.non_trainable_weights}
+        generators = [
+            variable
+            for variable in self.model.non_trainable_variables
+            # Else it is the state of a `SeedGenerator`.
+            if id(variable) not in weights and tuple(variable.shape) == (2,)
+        ]
+        # Below 2^31, which every backend can hold.
+        drawn = np.random.SeedSequence((self.seed, epoch)).generate_state(
+            2 + len(generators)
+        ) >> np.uint32(1)
+        self.order_seed, backend_seed, *states = map(int, drawn)
+        # The backend's own generator makes the masks of Keras' dropout on
+        # PyTorch, and numbers for which no generator was made.
+        keras.utils.set_random_seed(backend_seed)
+        for variable, state in zip(generators, states, strict=True):
+            variable.assign(np.array([state, 0]))
+
+    def shuffled(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int = 32,
+        sample_weight: Any = None,
+    ) -> keras.utils.PyDataset:
+        """Gives all examples in batches, in each epoch in another order.
+
+        Args:
+            x: Array, or a list, tuple or dict of arrays.
+            y: Targets, in the same form; None for none.
+            batch_size: Positive integer. Number of examples in a batch.
+            sample_weight: Weights of the examples; None for none.
+
+        Returns:
+            A `keras.utils.PyDataset` for `model.fit`, which is to be given
+            this callback as well, and `shuffle=False`: else Keras shuffles the
+            batches once more.
+
+        Raises:
+            ValueError: If there are no examples, or not as many in each array,
+                or `batch_size` is not a positive integer.
+        """
+        given: tuple = (x, y, sample_weight)
+        while given[-1] is None:
+            given = given[:-1]
+        return _Shuffled(
+            self, given, check_positive_integer("batch_size", batch_size)
+        )
+
+
+class _Shuffled(keras.utils.PyDataset):
+    """Batches of examples in the order of the epoch."""
+
+    def __init__(self, reseed: Reseed, given: tuple, batch_size: int):
+        super().__init__()
+        self.reseed = reseed
+        self.given = given
+        self.batch_size = batch_size
+        sizes = {
+            len(array) for array in tree.flatten(given) if array is not None
+        }
+        if len(sizes) != 1 or 0 in sizes:
+            raise invalid(
+                "x, y, sample_weight",
+                "arrays of equally many examples, at least one",
+                sorted(sizes),
+            )
+        (self.examples,) = sizes
+        # In one attribute, as TensorFlow asks for batches in other threads.
+        self.drawn: tuple[Any, Any] = (None, None)
+
+    def __len__(self):
+        return -(-self.examples // self.batch_size)
+
+    def __getitem__(self, index):
+        seed, order = self.drawn
+        if seed != self.reseed.order_seed:
+            seed = self.reseed.order_seed
+            order = np.random.default_rng(seed).permutation(self.examples)
+            self.drawn = seed, order
+        start = index * self.batch_size
+        which = order[start : start + self.batch_size]
+        return tree.map_structure(
+            lambda array: None if array is None else array[which], self.given
+        )

@@ -1,0 +1,241 @@
+"""A training that is killed at any moment ends as one that never was."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_invdrop import BestEpoch
+from keras_invdrop import ExactResume
+from keras_invdrop import InvariantDropout
+from keras_invdrop import Reseed
+from keras_invdrop.callbacks import exact_resume
+
+PROGRAM = Path(__file__).with_name("resumed_training.py")
+X = np.linspace(0, 1, 12, dtype="float32").reshape(12, 1)
+Y = X / 2
+
+
+def run(directory, *spot):
+    return subprocess.run(
+        [sys.executable, PROGRAM, directory, *map(str, spot)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def end(directory):
+    """What a training has come to, byte by byte; nothing else is left."""
+    assert [path.name for path in directory.iterdir()] == ["end.npz"]
+    with np.load(directory / "end.npz") as file:
+        return [(file[name].dtype, file[name].tobytes()) for name in file]
+
+
+def test_killed_again_and_again(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
+    process = run(undisturbed)
+    assert process.returncode == 0, process.stderr
+    for spot in (
+        ("step", 3),
+        ("begin", 2),
+        ("step", 8),
+        ("rename", 1),
+        ("renamed", 2),
+    ):
+        process = run(killed, *spot)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+    process = run(killed)
+    assert process.returncode == 0, process.stderr
+    for path in killed.glob(".*"):
+        path.unlink()  # what a kill has left half-written
+    assert end(killed) == end(undisturbed)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def stop(number, logs):
+        if number == epoch:
+            raise Stopped
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=stop)
+
+
+def network(rate=0.5):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            InvariantDropout(rate),
+            keras.layers.Dense(1, kernel_initializer="ones"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    return model
+
+
+def fitted(path, stopped=None, model=None, before=(), **options):
+    """The model after a fit, and its history."""
+    model = model or network()
+    epochs = options.pop("epochs", 5)
+    resume = ExactResume(path, callbacks=before, **options)
+    after = [] if stopped is None else [stop_after(stopped)]
+    history = model.fit(
+        resume.shuffled(X, Y, batch_size=5),
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*before, resume, *after],
+    )
+    return model, history
+
+
+def weights(model):
+    return [weight.tobytes() for weight in model.get_weights()]
+
+
+def test_history_and_callbacks_continue(tmp_path):
+    def rate(model):
+        return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    def callbacks():
+        # The loss rises now and then, with other masks.
+        return [
+            BestEpoch("loss"),
+            keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1),
+            keras.callbacks.EarlyStopping("loss", patience=3),
+        ]
+
+    one = callbacks()
+    model, expected = fitted(tmp_path / "one", before=one, epochs=40)
+    for stopped in (0, 2):
+        with pytest.raises(Stopped):
+            fitted(tmp_path / "two", stopped, before=callbacks(), epochs=40)
+    two = callbacks()
+    resumed, history = fitted(tmp_path / "two", before=two, epochs=40)
+    assert weights(resumed) == weights(model)
+    assert history.history == expected.history
+    assert history.epoch == expected.epoch
+    # It did stop early, and the rate had fallen.
+    assert 3 < len(history.epoch) < 40
+    assert rate(resumed) == rate(model) < 0.01
+    for a, b in zip(one, two, strict=True):
+        assert a.best == b.best
+    assert two[0].epoch == one[0].epoch
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_that_was_stopped_early_stays_so(tmp_path):
+    path = tmp_path / "backup"
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
+    _, expected = fitted(path, before=[stop], delete_checkpoint=False)
+    assert expected.epoch == [0, 1]
+    model, history = fitted(path, before=[stop])
+    assert (history.epoch, history.history) == ([0, 1], expected.history)
+    # The next fit of the model begins at the beginning.
+    history = model.fit(X, Y, epochs=2, verbose=0)
+    assert history.epoch == [0, 1]
+
+
+def test_the_file_is_deleted_when_the_fit_has_ended(tmp_path):
+    path = tmp_path / "folder" / "backup"
+    with pytest.raises(Stopped):
+        fitted(path, 0)
+    assert path.exists()
+    fitted(path)
+    assert not path.exists()
+    model, expected = fitted(path, delete_checkpoint=False)
+    # Once it is done it is only read.
+    again, history = fitted(path, delete_checkpoint=False)
+    assert weights(again) == weights(model)
+    assert history.history == expected.history
+    # More epochs are added to it.
+    _, history = fitted(path, epochs=7)
+    assert history.epoch == list(range(7))
+    assert history.history["loss"][:5] == expected.history["loss"]
+
+
+def test_weights_of_sixteen_bits(tmp_path):
+    def model():
+        keras.config.set_dtype_policy("bfloat16")
+        try:
+            return network()
+        finally:
+            keras.config.set_dtype_policy("float32")
+
+    expected, _ = fitted(tmp_path / "one", model=model())
+    with pytest.raises(Stopped):
+        fitted(tmp_path / "two", 2, model=model())
+    found, _ = fitted(tmp_path / "two", model=model())
+    assert weights(found) == weights(expected)
+
+
+def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "backup.npz"
+    with pytest.raises(Stopped):
+        fitted(path, 1, identity="mine")
+    before = path.read_bytes()
+
+    def refused(match, **options):
+        sentence = "backup.npz is not the backup of this training: "
+        with pytest.raises(ValueError, match=sentence + match):
+            fitted(path, **({"identity": "mine"} | options))
+
+    refused("mine began it; this is yours. Delete it", identity="yours")
+    refused("seed 0 began it; this is seed 1", seed=1)
+    other = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    other.compile("sgd", "mse")
+    refused("the model or the optimizer is another one", model=other)
+    refused("zip", before=[BestEpoch("loss")])
+    monkeypatch.setattr(keras, "__version__", "9.0")
+    refused("Keras 3.* began it; this is Keras 9.0 on")
+    assert path.read_bytes() == before
+    path.write_bytes(b"no backup")
+    refused("")
+
+
+def test_arguments_are_checked():
+    for seed in (-1, 0.5, None, True):
+        with pytest.raises(ValueError, match="`seed`. Expected a non-neg"):
+            Reseed(seed)
+    with pytest.raises(ValueError, match="`delete_checkpoint`. Expected a b"):
+        ExactResume("backup.npz", delete_checkpoint="no")
+    model = keras.Sequential([keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="needs a model that is built"):
+        callback = ExactResume("backup.npz")
+        callback.set_model(model)
+        callback.on_train_begin()
+
+
+def test_what_a_callback_holds_comes_back():
+    class Holds(keras.callbacks.Callback):
+        def __init__(self, value, **others):
+            super().__init__()
+            self.value = value
+            vars(self).update(others)
+
+    value = {
+        "number": float("inf"),
+        "arrays": [np.arange(3), np.float32(0.1)],
+        "nested": {"array": [None, True, "text"]},
+    }
+    kept = [np.zeros(1)]
+    state = exact_resume._state(
+        Holds(value, function=len, mixed=[np.ones(2), len]), kept
+    )
+    found = exact_resume._unpacked(state, kept)
+    assert set(found) == {"value"}
+    found = found["value"]
+    assert found["number"] == value["number"]
+    np.testing.assert_array_equal(found["arrays"][0], np.arange(3))
+    assert np.float32(found["arrays"][1]) == np.float32(0.1)
+    assert found["nested"] == value["nested"]
+    assert len(kept) == 2

@@ -1,0 +1,116 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_invdrop import Reseed
+
+EXAMPLES = 12
+
+
+class Seen(keras.Layer):
+    """Says in which step of an epoch it has seen each example."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight(
+            name="seen", shape=(EXAMPLES,), initializer="zeros", trainable=False
+        )
+        self.step = self.add_weight(
+            name="step", shape=(), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            ones = keras.ops.one_hot(
+                keras.ops.cast(inputs[:, 0], "int32"), EXAMPLES
+            )
+            self.step.assign(self.step + 1)
+            self.seen.assign(
+                self.seen + self.step * keras.ops.sum(ones, axis=0)
+            )
+        return inputs
+
+
+class Orders(keras.callbacks.Callback):
+    """The steps of each epoch, by its number."""
+
+    def on_train_begin(self, logs=None):
+        self.steps = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for weight in self.model.layers[0].weights:
+            weight.assign(np.zeros(weight.shape))
+
+    def on_epoch_end(self, epoch, logs=None):
+        seen = self.model.layers[0].seen
+        self.steps[epoch] = keras.ops.convert_to_numpy(seen).tolist()
+
+
+def orders(first, arrays):
+    """In which step each example is seen, in the epochs 0 to 3."""
+    model = keras.Sequential([keras.Input((1,)), Seen(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.arange(EXAMPLES, dtype="float32")[:, None]
+    reseed, seen = Reseed(5), Orders()
+    if arrays:
+        data = {"x": x, "y": x, "batch_size": 5}
+    else:
+        data = {"x": reseed.shuffled(x, x, batch_size=5), "shuffle": False}
+    model.fit(
+        **data,
+        initial_epoch=first,
+        epochs=4,
+        verbose=0,
+        callbacks=[reseed, seen],
+    )
+    return seen.steps
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                keras.backend.backend() == "tensorflow",
+                reason="Keras shuffles arrays by a generator of its own",
+            ),
+        ),
+    ],
+)
+def test_an_order_depends_on_seed_and_epoch_alone(arrays):
+    whole = orders(0, arrays)
+    assert list(whole) == [0, 1, 2, 3]
+    # Each example once, in batches of 5, 5 and 2.
+    for steps in whole.values():
+        assert sorted(steps) == [1] * 5 + [2] * 5 + [3] * 2
+    assert len({tuple(steps) for steps in whole.values()}) == 4
+    np.random.seed(1)
+    keras.utils.set_random_seed(1)
+    later = orders(2, arrays)
+    assert later == {epoch: whole[epoch] for epoch in (2, 3)}
+
+
+def test_batches_of_whatever_fit_takes():
+    reseed = Reseed()
+    x = {"a": np.arange(5), "b": [np.arange(5) * 2]}
+    y, weight = np.arange(5) * 3, np.arange(5) * 4
+    batches = reseed.shuffled(x, y, 2, weight)
+    assert len(batches) == 3
+    parts = [batches[i] for i in range(3)]
+    for inputs, targets, weights in parts:
+        np.testing.assert_array_equal(inputs["b"][0], 2 * inputs["a"])
+        np.testing.assert_array_equal(targets, 3 * inputs["a"])
+        np.testing.assert_array_equal(weights, 4 * inputs["a"])
+    seen = np.concatenate([inputs["a"] for inputs, *_ in parts])
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert len(reseed.shuffled(y)[0]) == 1
+    assert reseed.shuffled(y, sample_weight=weight)[0][1] is None
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="`batch_size`. Expected a positive"):
+        Reseed().shuffled(np.ones(3), batch_size=0)
+    for x, y in ((np.ones(3), np.ones(2)), (np.ones(0), None)):
+        with pytest.raises(ValueError, match="arrays of equally many examples"):
+            Reseed().shuffled(x, y)
