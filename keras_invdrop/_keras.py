@@ -128,6 +128,14 @@ def seed_generators(layer):
     return layer._seed_generators
 
 
+def set_initial_epoch(model, epoch):
+    """Sets the epoch with which the next `model.fit` begins; None for 0.
+
+    As `keras.callbacks.BackupAndRestore` does.
+    """
+    model._initial_epoch = epoch
+
+
 def compile_config(model):
     """What `model` was compiled with, by argument; None if it is unknown."""
     config = getattr(model, "_compile_config", None)

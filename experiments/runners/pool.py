@@ -23,9 +23,10 @@ from keras_invdrop._extras import missing
 from ..results.console import ProgressTable
 from ..results.records import Result
 from ..train.fitting import Diverged
+from ..train.training import finished
+from ..train.training import run
 from ..train.trial import IMAGE_DATA_FORMAT
 from ..train.trial import Trial
-from ..train.trial import run
 
 # What workers of a cluster tell of their trainings.
 TOPIC = "keras-invdrop"
@@ -121,7 +122,7 @@ def train_all(
 
 
 def _train(directory: Path, trial: Trial, tell: Tell) -> Result:
-    if trial.finished(directory) is None:
+    if finished(trial, directory) is None:
         tell("began", trial.title)
     return run(trial, directory, functools.partial(tell, "epoch", trial.title))
 

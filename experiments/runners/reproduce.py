@@ -27,8 +27,7 @@ from ..train.devices import Devices
 from ..train.devices import check_backend
 from ..train.devices import is_first
 from ..train.devices import joined
-from ..train.task import build
-from ..train.task import has_shift
+from ..train.trainer import has_shift
 from ..train.trial import Trial
 from .pool import Place
 from .pool import cluster
@@ -95,7 +94,7 @@ def check(trials: Sequence[Trial]) -> None:
             )
         trial.check_data()
     for trial in {trial.row.network: trial for trial in trials}.values():
-        build(trial.row, trial.width, trial.activation)
+        trial.network()
         trial.row.recipe.optimizer(steps_per_epoch=1)
 
 

@@ -18,7 +18,7 @@ from keras_invdrop._files import replacing
 from ..results.records import this_code
 from ..train.fitting import Diverged
 from ..train.fitting import Fitted
-from ..train.task import Task
+from ..train.trainer import Trainer
 from ..train.trial import Trial
 from .pool import Tell
 from .pool import outcomes
@@ -227,20 +227,15 @@ def _figure(
         row = replace(
             training.row, recipe=replace(training.row.recipe, **changes)
         )
-        task = Task(
-            row,
-            training.dataset(),
-            training.seed,
-            training.width,
-            training.activation,
-            training.steps_per_execution,
-        )
+        trainer = Trainer(replace(training, row=row), training.dataset())
 
         def after_epoch(
-            fitted: Fitted, number: int = number, task: Task = task
+            fitted: Fitted, number: int = number, trainer: Trainer = trainer
         ) -> None:
-            figure = task.validation(fitted, fitted.epochs)
-            tell(f"trial {trial.number}, {task.row.id}", fitted.epochs, figure)
+            figure = trainer.validation(fitted, fitted.epochs)
+            tell(
+                f"trial {trial.number}, {trainer.row.id}", fitted.epochs, figure
+            )
             if number > 0:
                 return  # Figures of other rows are of another order.
             trial.report(figure, fitted.epochs)
@@ -248,16 +243,16 @@ def _figure(
                 raise optuna.TrialPruned
 
         try:
-            fitted = task.fit(
-                task.model(),
-                task.dataset.train,
+            fitted = trainer.fit(
+                trainer.model(),
+                trainer.dataset.train,
                 row.recipe.epochs,
-                {"val": task.dataset.validation},
+                {"val": trainer.dataset.validation},
                 on_epoch=after_epoch,
             )
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
-        figures.append(task.validation(fitted, fitted.selected_epoch))
+        figures.append(trainer.validation(fitted, fitted.selected_epoch))
         trial.set_user_attr(f"selected epoch, {row.id}", fitted.selected_epoch)
     return float(np.mean(figures))
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 from keras_invdrop.applications.recipes import setting
@@ -22,15 +22,6 @@ from ..data.splicing import check_file
 from ..data.splicing import load_splicing
 from ..data.splicing import partition_of
 from ..paper.tables import Row
-from ..results.records import Result
-from ..results.records import read_result
-from ..results.records import this_code
-from .devices import from_first
-from .devices import is_first
-from .training import OnEpoch
-from .training import remove_backups
-from .training import save
-from .training import train
 
 # With which a backend trains convolutions fastest (benchmarks/README.md).
 IMAGE_DATA_FORMAT = (
@@ -136,23 +127,30 @@ class Trial:
             return self.data
         return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
 
-    def finished(self, directory: Path) -> Result | None:
-        """Its result, if it has been done.
+    def network(self, method: str | None = None, **options: Any) -> keras.Model:
+        """The network of the row, with the constraints of its recipe.
+
+        Args:
+            method: The dropout; by default the row's.
+            **options: Other arguments of the function that builds it.
 
         Raises:
-            ValueError: If the result is that of another version of the code,
-                with which results of this one are not to be mixed.
+            ValueError: If `width` leaves a layer empty, the network does not
+                take an activation function, or there is no such dtype policy.
         """
-        path = directory / f"{self.name}.json"
-        if not path.exists():
-            return None
-        result = read_result(path)
-        if result.code != this_code():
-            raise ValueError(
-                f"{path} was trained with {result.code}; this is "
-                f"{this_code()}. Give results of this one another `--out`."
-            )
-        return result
+        network, recipe = self.row.network, self.row.recipe
+        if self.activation is not None:
+            if not network.any_activation:
+                raise invalid(
+                    "activation", f"None for '{network.name}'", self.activation
+                )
+            options["activation"] = self.activation
+        return recipe.network(
+            network.build,
+            dropout=method or self.row.method,
+            width=self.width,
+            **options,
+        )
 
     def check_data(self) -> None:
         """Raises an error if `data` is not what the row takes."""
@@ -196,65 +194,3 @@ class Trial:
         if self.data in (None, "digits"):
             return _load(self.data or row.dataset, *how)
         return _load_images(Path(self.data), row.dataset, *how)
-
-
-def run(
-    trial: Trial,
-    directory: Path,
-    on_epoch: OnEpoch = lambda done, validation: None,
-) -> Result:
-    """Trains, or does what is left of a training.
-
-    Writes to `directory` the model (`.keras`), the history (`.csv`) and the
-    result (`.json`), called by the trial's name, and until then a backup after
-    each epoch. A trial that is finished is not repeated, and one that was
-    stopped goes on from its last backup, to the same result. Of several
-    processes that train together, all call this; the first one alone reads
-    and writes files.
-
-    Args:
-        trial: The training.
-        directory: Where to write; it is made if it does not exist.
-        on_epoch: Called after each epoch with the number of epochs done and
-            the figure of the validation examples, None without.
-
-    Raises:
-        ValueError: If it cannot be done, or the loss is no longer
-            finite.
-        OSError: If a file cannot be read or written.
-    """
-    if trial.backend != keras.backend.backend():
-        raise invalid(
-            "KERAS_BACKEND", f"'{trial.backend}'", keras.backend.backend()
-        )
-    backup = directory / f"{trial.name}.npz"
-    first = not trial.data_parallel or is_first()
-    result = trial.finished(directory) if first else None
-    if trial.data_parallel:
-        result = _from_first(result)
-    if result is None:
-        trained = train(
-            trial.row,
-            trial.dataset(),
-            trial.seed,
-            trial.width,
-            trial.activation,
-            command=trial.command,
-            steps_per_execution=trial.steps_per_execution,
-            backup=backup,
-            on_epoch=on_epoch,
-            data_parallel=trial.data_parallel,
-        )
-        result = replace(trained.result, limit_train=trial.limit_train)
-        if first:
-            save(replace(trained, result=result), directory, trial.name)
-    if first:
-        remove_backups(backup)
-    return result
-
-
-def _from_first(result: Result | None) -> Result | None:
-    """The result that the first process has found, in every process."""
-    found = json.dumps(asdict(result)) if result else ""
-    sent = from_first(found.encode())
-    return Result(**json.loads(sent)) if sent else None

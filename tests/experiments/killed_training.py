@@ -80,7 +80,7 @@ def main(directory, *spot):
         die_at(*spot)
     print("started", flush=True)
     for each in TRIALS:
-        trials.run(
+        training.run(
             each,
             Path(directory),
             lambda done, _, title=each.title: print(title, done, flush=True),

@@ -249,6 +249,25 @@ def test_what_can_be_sliced(room):
     )
 
 
+def test_a_training_begins_with_another_epoch(room, model):
+    class From2(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            room.set_initial_epoch(self.model, 2)
+
+    model.compile(loss="mse")
+    epochs = model.fit(
+        np.ones((2, 3)),
+        np.ones((2, 2)),
+        epochs=4,
+        verbose=0,
+        callbacks=[From2()],
+    ).epoch
+    assert epochs == [2, 3], (
+        "`model.fit` no longer takes its first epoch from "
+        "`model._initial_epoch`, by which `ExactResume` goes on."
+    )
+
+
 def test_what_a_model_was_compiled_with(room, model):
     assert room.compile_config(model) is None, (
         "A model that was not compiled says how."

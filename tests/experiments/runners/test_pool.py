@@ -21,8 +21,8 @@ from keras_invdrop.experiments.results.console import ProgressTable
 from keras_invdrop.experiments.runners import pool
 from keras_invdrop.experiments.runners import search as tuning
 from keras_invdrop.experiments.train.fitting import Diverged
+from keras_invdrop.experiments.train.training import run
 from keras_invdrop.experiments.train.trial import Trial
-from keras_invdrop.experiments.train.trial import run
 
 EPOCHS = 16
 

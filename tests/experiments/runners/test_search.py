@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.runners import search as tuning
-from keras_invdrop.experiments.train.task import Task
-from keras_invdrop.experiments.train.task import build
+from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
@@ -25,7 +24,7 @@ PROBES = {
 def trainings(blobs, monkeypatch):
     monkeypatch.setattr(Trial, "dataset", lambda self: blobs)
     # The test set is not looked at.
-    monkeypatch.setattr(Task, "test", None)
+    monkeypatch.setattr(Trainer, "test", None)
     found = []
     for method in ("standard", "invariant"):
         row = ROWS[f"table2/original/{method}"]
@@ -68,13 +67,17 @@ def test_the_figure_is_the_mean_of_the_selected_epochs(
         recipe = dataclasses.replace(
             training.row.recipe, learning_rate=trial.params["learning_rate"]
         )
-        task = Task(
-            dataclasses.replace(training.row, recipe=recipe), blobs, 0, 0.02
+        trainer = Trainer(
+            dataclasses.replace(
+                training,
+                row=dataclasses.replace(training.row, recipe=recipe),
+            ),
+            blobs,
         )
-        fitted = task.fit(
-            task.model(), blobs.train, 4, {"val": blobs.validation}
+        fitted = trainer.fit(
+            trainer.model(), blobs.train, 4, {"val": blobs.validation}
         )
-        figures.append(task.figures(fitted.logs["val_accuracy"]).min())
+        figures.append(trainer.figures(fitted.logs["val_accuracy"]).min())
     assert trial.value == pytest.approx(sum(figures) / 2)
 
 
@@ -111,7 +114,7 @@ def test_each_setting_is_one_of_a_recipe(trainings, name):
     trial = optuna.trial.FixedTrial({name: PROBES.get(name, 0.2)})
     recipe = dataclasses.replace(trainings[0].row.recipe, **{name: draw(trial)})
     row = dataclasses.replace(trainings[0].row, recipe=recipe)
-    build(row, 0.02, None)
+    dataclasses.replace(trainings[0], row=row).network()
     recipe.optimizer(5, with_beta=True)
 
 
@@ -157,9 +160,11 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
     )
     # The last two look worse from the start.
     monkeypatch.setattr(
-        Task,
+        Trainer,
         "validation",
-        lambda task, fitted, epoch: 5.0 - 20 * task.row.recipe.learning_rate,
+        lambda trainer, fitted, epoch: (
+            5.0 - 20 * trainer.row.recipe.learning_rate
+        ),
     )
     study = tuning.tune(trainings, ["learning_rate"], len(rates), tmp_path)
     for trial in study.trials[:5]:

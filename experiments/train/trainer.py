@@ -1,8 +1,7 @@
-"""One training: the network of a row, its examples and its seed."""
+"""What a training does with a network: builds, fits and measures it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,7 @@ from .devices import Devices
 from .fitting import Fitted
 from .fitting import evaluation_batch
 from .fitting import fit
-
-
-def build(
-    row: Row, width: float, activation: str | None, **options: Any
-) -> keras.Model:
-    """The network of a row, with the constraints of its recipe.
-
-    Args:
-        row: The row.
-        width: Multiplier of the units of its layers.
-        activation: Activation function of the hidden units, or None.
-        **options: Other arguments of the function that builds it.
-
-    Raises:
-        ValueError: If `width` leaves a layer empty, the network does not take
-            an activation function, or there is no such dtype policy.
-    """
-    if activation is not None:
-        if not row.network.any_activation:
-            raise invalid(
-                "activation", f"None for '{row.network.name}'", activation
-            )
-        options["activation"] = activation
-    return row.recipe.network(
-        row.network.build, dropout=row.method, width=width, **options
-    )
+from .trial import Trial
 
 
 def has_shift(method: str) -> bool:
@@ -61,26 +35,21 @@ def has_shift(method: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is the same for every fit of one training.
+class Trainer:
+    """Builds, fits and measures the network of a trial.
 
     Attributes:
-        row: The row, with the network, the method and the recipe.
-        dataset: The examples.
-        seed: Of initial weights, masks and the order of the examples.
-        width: Multiplier of the units of the network's layers.
-        activation: Activation function of the hidden units, or None.
-        steps_per_execution: Training steps in one call of the backend.
-        data_parallel: Whether to divide batches over all devices.
+        trial: The training.
+        dataset: Its examples.
     """
 
-    row: Row
+    trial: Trial
     dataset: Dataset
-    seed: int
-    width: float = 1.0
-    activation: str | None = None
-    steps_per_execution: int = 1
-    data_parallel: bool = False
+
+    @property
+    def row(self) -> Row:
+        """The row, with the network, the method and the recipe."""
+        return self.trial.row
 
     @property
     def measure(self) -> str:
@@ -98,10 +67,8 @@ class Task:
             )
         else:
             options["classes"] = self.dataset.classes
-        return build(
-            self.row if method is None else replace(self.row, method=method),
-            self.width,
-            self.activation,
+        return self.trial.network(
+            method or self.row.method,
             input_shape=self.dataset.test.x.shape[1:],
             classifier_activation=classifier_activation,
             **options,
@@ -126,7 +93,7 @@ class Task:
                 f"False for '{self.row.method}' dropout, which has no shift",
                 calibrated,
             )
-        initial = _drawn_from(self.seed, self.network(None, "standard"))
+        initial = _drawn_from(self.trial.seed, self.network(None, "standard"))
         model = self.network(None)
         for layer in initial.layers:
             if layer.weights:
@@ -137,7 +104,7 @@ class Task:
         examples, batch_size = self.dataset.train, self.row.recipe.batch_size
         if isinstance(examples, Stream):
             with examples.reading():
-                data = examples.batches(batch_size, self.seed)
+                data = examples.batches(batch_size, self.trial.seed)
                 return calibrate(model, data, keep_predictions=False)
         return calibrate(model, examples.x, batch_size, keep_predictions=False)
 
@@ -161,13 +128,13 @@ class Task:
 
         With several devices that is a copy of it.
         """
-        if not self.data_parallel:
+        if not self.trial.data_parallel:
             return self._fit(
                 model, examples, epochs, evaluated, backup, on_epoch
             )
         devices = Devices(self.row.recipe.batch_size)
         # Every process would draw other weights, which devices must agree on.
-        keras.utils.set_random_seed(self.seed)
+        keras.utils.set_random_seed(self.trial.seed)
         with devices.scope():
             copy = type(model).from_config(model.get_config())
             copy.set_weights(model.get_weights())
@@ -191,9 +158,9 @@ class Task:
             model,
             steps_per_epoch=-(-len(examples) // recipe.batch_size),
             metrics=[metric],
-            steps_per_execution=self.steps_per_execution,
+            steps_per_execution=self.trial.steps_per_execution,
         )
-        scans = self.steps_per_execution > 1 and devices is None
+        scans = self.trial.steps_per_execution > 1 and devices is None
         if scans and keras.backend.backend() == "jax":
             from .scanning import scan_steps
 
@@ -203,7 +170,7 @@ class Task:
             examples,
             recipe.batch_size,
             epochs,
-            self.seed,
+            self.trial.seed,
             metric.name,
             {k: each for k, each in (evaluated or {}).items() if len(each)},
             backup,

@@ -16,9 +16,9 @@ from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.train.task import Task
-from keras_invdrop.experiments.train.task import build
-from keras_invdrop.experiments.train.task import has_shift
+from keras_invdrop.experiments.train.trainer import Trainer
+from keras_invdrop.experiments.train.trainer import has_shift
+from keras_invdrop.experiments.train.trial import Trial
 
 from keras_invdrop import Reseed
 
@@ -32,10 +32,10 @@ def exons():
 
 def initial_weights(row, dataset, seed=0):
     """Of the layers with weights of their own, by name."""
-    task = Task(ROWS[row], dataset, seed, 0.03)
+    trainer = Trainer(Trial(ROWS[row], seed, 0.03), dataset)
     return {
         layer.name: layer.get_weights()
-        for layer in task.model().layers
+        for layer in trainer.model().layers
         if layer.weights and "dropout" not in layer.name
     }
 
@@ -76,7 +76,7 @@ def models(row, dataset, method=None, **changes):
         changed = dataclasses.replace(
             found, method=method or found.method, recipe=recipe
         )
-        yield Task(changed, dataset, 0, 1 / 16).model()
+        yield Trainer(Trial(changed, 0, 1 / 16), dataset).model()
 
 
 def means(model, x):
@@ -195,41 +195,41 @@ def test_what_has_no_shift_is_not_calibrated(blobs):
 
 
 def test_the_network_fits_the_data(blobs, exons):
-    model = Task(ROWS[IMAGES], blobs, 0, 0.03).network("softmax")
+    model = Trainer(Trial(ROWS[IMAGES], 0, 0.03), blobs).network("softmax")
     assert model.input_shape == (None, 784)
-    model = Task(ROWS[EXONS], exons, 0, 0.03).network("softmax")
+    model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).network("softmax")
     assert model.input_shape == (None, 20)
     assert model.output_shape == (None, 2, 3)
     # The model to train returns logits.
-    model = Task(ROWS[EXONS], exons, 0, 0.03).model()
+    model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).model()
     assert model.layers[-1].activation is keras.activations.linear
 
 
 def test_build_takes_rates_norms_and_priors_from_the_recipe():
     row = ROWS["table6/cifar10/invariant"]
-    model = build(row, 1 / 16, None)
+    model = Trial(row, width=1 / 16).network()
     assert model.get_layer("input_dropout").rate == 0.2
     assert model.get_layer("hidden_1_dropout").rate == 0.5
     convolution = model.get_layer("convolution_1").conv
     assert convolution.kernel_constraint.max_value == 0.9
     with pytest.raises(ValueError, match="`activation`. Expected None for 'M"):
-        build(row, 1 / 16, "tanh")
-    tanh = build(ROWS[EXONS], 0.01, "tanh")
+        Trial(row, width=1 / 16, activation="tanh").network()
+    tanh = Trial(ROWS[EXONS], width=0.01, activation="tanh").network()
     assert tanh.get_layer("hidden_1").activation is keras.activations.tanh
 
 
 def test_figures_are_in_the_unit_of_the_row(blobs, exons):
-    task = Task(ROWS[IMAGES], blobs, 0)
-    assert task.measure == "error"
+    trainer = Trainer(Trial(ROWS[IMAGES], 0), blobs)
+    assert trainer.measure == "error"
     accuracy = np.float32(0.982)
-    assert task.figures([accuracy, 1.0]).tolist() == [1.8, 0.0]
-    task = Task(ROWS[EXONS], exons, 0)
-    assert task.measure == "bits"
-    assert task.figures([-3.25]).tolist() == [-3.25]
+    assert trainer.figures([accuracy, 1.0]).tolist() == [1.8, 0.0]
+    trainer = Trainer(Trial(ROWS[EXONS], 0), exons)
+    assert trainer.measure == "bits"
+    assert trainer.figures([-3.25]).tolist() == [-3.25]
 
 
 def test_the_naive_guess_is_the_mean_of_the_training_targets(exons):
-    metric = Task(ROWS[EXONS], exons, 0).metric(from_logits=False)
+    metric = Trainer(Trial(ROWS[EXONS], 0), exons).metric(from_logits=False)
     assert isinstance(metric, CodeQuality)
     np.testing.assert_allclose(
         metric.naive_guess, exons.train.y.mean(axis=0), rtol=1e-6
@@ -245,7 +245,8 @@ def test_the_dtype_policy_is_that_of_the_network_alone(row):
     row = ROWS[row]
     recipe = dataclasses.replace(row.recipe, dtype_policy="mixed_bfloat16")
     before = keras.config.dtype_policy()
-    model = build(dataclasses.replace(row, recipe=recipe), 1 / 16, None)
+    row = dataclasses.replace(row, recipe=recipe)
+    model = Trial(row, width=1 / 16).network()
     assert keras.config.dtype_policy() == before
     dtypes = {layer.name: layer.compute_dtype for layer in model.layers}
     # Logits of 16 bits would often be equal.
@@ -260,7 +261,7 @@ def test_an_unknown_dtype_policy_is_named():
     recipe = dataclasses.replace(row.recipe, dtype_policy="mixed_bfloat17")
     before = keras.config.dtype_policy()
     with pytest.raises(ValueError, match="`dtype_policy`. .*mixed_bfloat17"):
-        build(dataclasses.replace(row, recipe=recipe), 1 / 16, None)
+        Trial(dataclasses.replace(row, recipe=recipe)).network()
     assert keras.config.dtype_policy() == before
 
 
@@ -269,7 +270,9 @@ def test_initial_weights_depend_on_the_seed_alone(blobs):
     def weights(seed, noise):
         random.seed(noise)
         keras.utils.set_random_seed(noise)
-        model = Task(ROWS["table2/original/invariant"], blobs, seed, 0.03)
+        model = Trainer(
+            Trial(ROWS["table2/original/invariant"], seed, 0.03), blobs
+        )
         return [weight.tobytes() for weight in model.model().get_weights()]
 
     assert weights(0, noise=1) == weights(0, noise=2)
@@ -293,8 +296,10 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
         ema_momentum=0.9,
     )
     row = ROWS[f"table2/original/{method}"]
-    task = Task(dataclasses.replace(row, recipe=recipe), blobs, 3, 0.03)
-    initial = task.model()
+    trainer = Trainer(
+        Trial(dataclasses.replace(row, recipe=recipe), 3, 0.03), blobs
+    )
+    initial = trainer.model()
     model = recipe.network(
         mnist_mlp,
         dropout=method,
@@ -302,7 +307,7 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
         classifier_activation=activation,
     )
     model.set_weights(initial.get_weights())
-    expected = task.fit(initial, blobs.train, recipe.epochs).logs
+    expected = trainer.fit(initial, blobs.train, recipe.epochs).logs
     recipe.compile(model, steps_per_epoch=3)
     reseed = Reseed(3)
     found = model.fit(
