@@ -282,7 +282,7 @@ def test_what_a_copy_starts_with(room, model):
     assert all(not state.get(name) for name in room.OF_TRAINING), (
         "The copy of a model starts with what training has set."
     )
-    dense = room.layers_in(model)[-1]
+    (dense,) = (x for x in room.layers_in(model) if type(x) is layers.Dense)
     state = room.initial_state(dense)
     lists = [state[x] for x in ("_inbound_nodes", "_outbound_nodes", "_losses")]
     assert dense._inbound_nodes and lists == [[], [], []], (
