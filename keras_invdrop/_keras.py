@@ -72,6 +72,11 @@ OF_TRAINING = (
 )
 
 
+def build_at_init(layer):
+    """Builds a layer without weights, unless a subclass has its own `build`."""
+    layer._build_at_init()
+
+
 def graph_of(model):
     """The functional model that holds the graph of `model`, or None."""
     model = getattr(model, "_functional", model)

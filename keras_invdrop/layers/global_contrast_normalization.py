@@ -7,6 +7,7 @@ from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_number
 from .._keras import DataLayer
+from .._keras import build_at_init
 from .._precision import dtype_of_sums
 
 
@@ -73,7 +74,7 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         self.use_std = check_boolean("use_std", use_std)
         self.epsilon = check_positive_number("epsilon", epsilon)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
-        self.built = True  # It has no weights.
+        build_at_init(self)
 
     def call(self, inputs):
         numpy = self.backend.numpy

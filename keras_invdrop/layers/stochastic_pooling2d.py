@@ -9,6 +9,7 @@ from .._arguments import Pair
 from .._checks import StrictConfig
 from .._checks import check_data_format
 from .._checks import check_seed
+from .._keras import build_at_init
 from .._masks import check_first_pass
 from .._masks import seed_generator
 from .._masks import uniform
@@ -88,7 +89,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         self.seed = check_seed(seed)
         self.seed_generator = seed_generator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
-        self.built = True  # It has no weights.
+        build_at_init(self)
 
     def call(self, inputs, training=False):
         if self.data_format == "channels_first":

@@ -125,6 +125,25 @@ def test_the_class_of_preprocessing_layers(room):
     )
 
 
+def test_a_layer_without_weights_is_built_when_it_is_made(room):
+    class Plain(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            room.build_at_init(self)
+
+    class WithBuild(Plain):
+        def build(self, input_shape):
+            self.weight = self.add_weight()
+
+    assert Plain().built, (
+        "`_build_at_init` does not build a layer that has no weights."
+    )
+    assert not WithBuild().built, (
+        "`_build_at_init` builds a layer whose class has its own `build`, "
+        "which is then never called."
+    )
+
+
 def test_a_model_that_is_being_built_can_be_told(room):
     seen = []
 
@@ -301,7 +320,7 @@ def test_what_a_copy_starts_with(room, model):
     assert all(not state.get(name) for name in room.OF_TRAINING), (
         "The copy of a model starts with what training has set."
     )
-    dense = room.layers_in(model)[-1]
+    (dense,) = (x for x in room.layers_in(model) if type(x) is layers.Dense)
     state = room.initial_state(dense)
     lists = [state[x] for x in ("_inbound_nodes", "_outbound_nodes", "_losses")]
     assert dense._inbound_nodes and lists == [[], [], []], (
