@@ -82,7 +82,17 @@ def content(folder):
     }
 
 
-@every_format
+# From another backend, what is not direct goes through TensorFlow: one format
+# stands for the others.
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param(format, marks=pytest.mark.thorough)
+        if format not in (*_export.DIRECT[BACKEND], "litert")
+        else format
+        for format in FILES
+    ],
+)
 def test_the_engine_says_what_predict_says(format, tmp_path):
     model = cifar_network()
     before = model.get_weights()
