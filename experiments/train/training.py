@@ -33,13 +33,14 @@ from .fitting import Fitted
 from .fitting import evaluation_batch
 from .task import Task
 
-# Examples over which the mean activities are taken that beta is compared with.
+# The number of examples over which activities are averaged, to be compared
+# with beta.
 OBSERVED = 1000
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training leaves.
+    """The outcome of a training.
 
     Attributes:
         model: The network at the selected epoch, or trained anew for so many
@@ -57,8 +58,8 @@ class Run:
     result: Result
 
 
-# Called after each epoch with the number of those done, and the figure of the
-# examples for validation, or None where there are none.
+# Called after each epoch with the number of epochs done and the figure of the
+# validation examples, None without such.
 OnEpoch = Callable[[int, float | None], None]
 
 
@@ -105,7 +106,7 @@ def train(
         on_epoch: Called after each epoch with the number of epochs done and
             the figure of the validation examples, None without.
         data_parallel: Whether to divide batches over all devices of all
-            processes, on JAX; see `data_parallel.joined`.
+            processes, on JAX; see `devices.joined`.
 
     Returns:
         A `Run`.
@@ -119,14 +120,14 @@ def train(
     """
     anew = row.recipe.retrain and len(dataset.validation) > 0
     if anew and isinstance(dataset.train, Stream):
-        # Better said now than after the first of two trainings.
+        # Refuse now rather than after the first of two trainings.
         raise invalid(
             "retrain",
             "False for training examples that are read while they are used, "
             "to which those for validation cannot be added",
             True,
         )
-    code = this_code()  # before the files of it change
+    code = this_code()  # before its files change
     task = Task(
         row,
         dataset,
@@ -160,7 +161,7 @@ def train(
         tested.seconds += fitted.seconds
     network = task.network("softmax")
     network.set_weights(tested.selected)
-    # Everything is chosen: from here on the test set may be seen.
+    # Everything is selected: from here on the test set may be used.
     figure, wrong = task.test(network)
     result = Result(
         row=row.id,
@@ -241,8 +242,8 @@ def _correlations(
 ) -> dict[str, float | None]:
     """Of beta with the mean activity, by layer (Figure 2).
 
-    None where all shifts are equal, or all means. Nothing is said where no
-    examples are in memory.
+    A layer whose shifts, or means, are all equal has None. Without examples
+    in memory the dictionary is empty.
     """
     examples = dataset.train
     if not isinstance(examples, Split):
@@ -269,8 +270,8 @@ def _correlations(
 def save(run: Run, directory: Path, name: str) -> None:
     """Writes model (`.keras`), history (`.csv`) and result (`.json`) of a run.
 
-    Each takes its place when it is whole; where the result is, the others
-    are.
+    Each file appears when it is whole, and the result last: where it is, the
+    others are, too.
     """
     with replacing(directory / f"{name}.keras") as temporary:
         run.model.save(temporary)
@@ -280,9 +281,9 @@ def save(run: Run, directory: Path, name: str) -> None:
 
 
 def remove_backups(backup: Path) -> None:
-    """Deletes what a training that has ended has left to go on from.
+    """Deletes the backups of a training that has ended.
 
-    That is its backups, and what was being written when it was killed.
+    Files that were being written when it was killed go as well.
     """
     for path in (backup, _anew(backup)):
         path.unlink(missing_ok=True)

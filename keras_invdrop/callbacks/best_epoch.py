@@ -3,7 +3,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..averages import averaged
+from .._averages import averaged
 from ..validation import check_choice
 from ..validation import invalid
 
