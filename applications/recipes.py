@@ -20,6 +20,7 @@ import keras
 from keras_invdrop.validation import check_boolean
 from keras_invdrop.validation import check_choice
 from keras_invdrop.validation import check_fraction
+from keras_invdrop.validation import check_positive_integer
 from keras_invdrop.validation import check_positive_number
 from keras_invdrop.validation import invalid
 
@@ -155,7 +156,8 @@ class Recipe:
             The uncompiled model.
 
         Raises:
-            ValueError: If an argument is not one that `build` takes.
+            ValueError: If a setting of the recipe, or an argument, is not
+                valid.
         """
         settings = {
             "input_rate": self.input_rate,
@@ -191,9 +193,9 @@ class Recipe:
                 the recipe's own, such as `loss` and `metrics`.
 
         Raises:
-            ValueError: If a setting of the recipe is not valid, or
-                `from_logits` is not given and the last layer is neither
-                linear nor a softmax.
+            ValueError: If an argument, or a setting of the recipe, is not
+                valid, or `from_logits` is not given and the last layer is
+                neither linear nor a softmax.
         """
         outputs = getattr(model, "outputs", None)
         if outputs is None or len(outputs) != 1:
@@ -242,7 +244,9 @@ class Recipe:
         """
         schedules = keras.optimizers.schedules
         schedule: keras.optimizers.schedules.LearningRateSchedule
-        steps = self.epochs * steps_per_epoch
+        steps = self.epochs * check_positive_integer(
+            "steps_per_epoch", steps_per_epoch
+        )
         if self.learning_rate_fall == "geometric":
             schedule = schedules.ExponentialDecay(
                 self.learning_rate, steps, self.learning_rate_end

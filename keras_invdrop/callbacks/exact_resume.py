@@ -25,11 +25,11 @@ class ExactResume(Reseed):
     be it Ctrl-C, `kill -9` or a power cut: the file is whole, or that of the
     epoch before.
 
-    `keras.callbacks.BackupAndRestore` goes on as well, but with other masks
-    and another order of the examples, and with an empty `History`. Here
-    weights, optimizer, learning rate, `History` and the given `callbacks`
-    continue, and what is random in an epoch depends on the seed and the number
-    of the epoch alone; see `Reseed`.
+    `keras.callbacks.BackupAndRestore` goes on as well, but promises neither
+    the same masks nor the same order of the examples, and `History` begins
+    anew. Here weights, optimizer, learning rate, `History` and the given
+    `callbacks` continue, and what is random in an epoch depends on the seed
+    and the number of the epoch alone; see `Reseed`.
 
     On JAX and PyTorch `model.fit` may be given arrays, with `shuffle=True`,
     too. On TensorFlow Keras shuffles them by a generator that nobody can set:
