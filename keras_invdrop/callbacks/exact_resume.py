@@ -61,12 +61,16 @@ class ExactResume(Reseed):
 
     Example:
 
-    ```python
-    model.compile("adam", "sparse_categorical_crossentropy")
-    resume = keras_invdrop.ExactResume("backup.npz", seed=0)
-    batches = resume.shuffled(x, y, batch_size=100)
-    model.fit(batches, epochs=60, shuffle=False, callbacks=[resume])
-    ```
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> resume = keras_invdrop.ExactResume("backup.npz", seed=0)
+    >>> batches = resume.shuffled(x, y, batch_size=4)
+    >>> history = model.fit(
+    ...     batches, epochs=6, shuffle=False, verbose=0, callbacks=[resume]
+    ... )
+    >>> len(history.history["loss"])  # of all epochs, also after a kill
+    6
     """
 
     def __init__(
