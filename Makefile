@@ -1,5 +1,7 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
 # make test   set up .venv, run everything that must pass
+# make test-all   the same with every case, which takes about 40 minutes
+# make test-keras-versions  set up .venv, test the library on other versions of Keras
 # make docs   set up .venv, build the documentation: build/site/index.html
 # make bench  set up .venv, measure: adds to runs/bench.jsonl
 # make notebooks  set up .venv, run the notebooks: what they show is kept in them
@@ -17,13 +19,16 @@ export NO_MKDOCS_2_WARNING ?= 1
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check docs bench notebooks clean
+.PHONY: demo test test-all test-keras-versions check docs bench notebooks clean
 
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
 
 test: .venv/dev check $(BACKENDS:%=test-%)
-	$(BIN)/pytest --numprocesses 2 tests/packaging tests/benchmarks tests/notebooks
+
+# The cases that are marked `thorough`, too, and XLA as users have it.
+test-all: .venv/dev
+	$(MAKE) test TESTS=--thorough XLA_FLAGS=
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
@@ -33,9 +38,29 @@ check: .venv/dev
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict
 
-# The tests, on one backend: make test-jax
+# The tests, on one backend: make test-jax. On JAX run those, too, that say the
+# same on every backend. Some wait for other processes or for the clock, so
+# that a third process finds time on two cores.
+test-jax: WORKERS := 3
+# Half of the time of compilation, for programs that run but a few times.
+test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false
+test-%: WORKERS ?= 2
 test-%: .venv/dev
-	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses 2 tests/keras_invdrop tests/applications tests/experiments
+	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)
+
+# The oldest Keras that is allowed, one between and the newest that there is.
+test-keras-versions: test-keras-3.10.0 test-keras-3.13.2 test-keras-newest
+
+# The library on one version: all of it on JAX, the layers on the others. Only
+# Keras differs from .venv.
+test-keras-%: .venv/dev
+	rm -rf build/keras-$*
+	$(BIN)/pip install --quiet --no-deps --target build/keras-$* keras$(if $(filter newest,$*),,==$*)
+	PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=jax $(BIN)/pytest --numprocesses 2 tests/keras_invdrop
+	for backend in tensorflow torch; do \
+		PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=$$backend $(BIN)/pytest --numprocesses 2 \
+			tests/keras_invdrop/layers tests/keras_invdrop/test_keras.py tests/keras_invdrop/test_golden.py || exit; \
+	done
 
 bench: $(BACKENDS:%=bench-%)
 

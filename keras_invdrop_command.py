@@ -75,7 +75,7 @@ def main() -> None:
     """Runs the command, or says what to install for it."""
     _end_when_interrupted()
     try:
-        from keras_invdrop.extras import missing
+        from keras_invdrop._extras import missing
     except ImportError as error:  # Keras' backend is missing.
         sys.exit(f"keras-invdrop: {error}")
     try:

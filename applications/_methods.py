@@ -9,10 +9,10 @@ import keras
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import check_positive_number
-from keras_invdrop.validation import invalid
-from keras_invdrop.validation import is_number
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import check_positive_number
+from keras_invdrop._checks import invalid
+from keras_invdrop._checks import is_number
 
 # The columns of Table 2 and "none": the layer on the input and the layer on
 # the hidden units.

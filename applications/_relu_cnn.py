@@ -7,7 +7,7 @@ import keras
 
 from keras_invdrop import LocallyConnected2D
 from keras_invdrop import StochasticPooling2D
-from keras_invdrop.validation import check_choice
+from keras_invdrop._checks import check_choice
 
 from ._methods import dropouts
 from ._methods import full_precision

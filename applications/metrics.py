@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_invdrop.validation import check_boolean
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_boolean
+from keras_invdrop._checks import invalid
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

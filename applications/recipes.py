@@ -17,12 +17,12 @@ from typing import Literal
 
 import keras
 
-from keras_invdrop.validation import check_boolean
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import check_fraction
-from keras_invdrop.validation import check_positive_integer
-from keras_invdrop.validation import check_positive_number
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import check_boolean
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_positive_integer
+from keras_invdrop._checks import check_positive_number
+from keras_invdrop._checks import invalid
 
 from .optimizers import RampedSGD
 from .optimizers import WarmUp
@@ -48,6 +48,26 @@ def for_layers(argument: str, text: str) -> ForSome:
             argument, "numbers or none, such as 2 or none,4.5,4.5", text
         ) from error
     return values[0] if len(values) == 1 else values
+
+
+def setting(default: Any, help: str, **shown: Any) -> Any:
+    """A field of a dataclass that a person may set: an option of the command.
+
+    Args:
+        default: Its default.
+        help: What it is, in a sentence.
+        **shown: What the command says and checks of it: `min` and `max`,
+            `metavar`, `show_default`.
+    """
+    return field(default=default, metadata={"help": help, **shown})
+
+
+# Settings that layers may have of their own ...
+FOR_LAYERS = "max_norm", "initial_stddev", "hidden_rate"
+# ... and how they are written.
+RATES, NORMS, DEVIATIONS = (
+    {"metavar": f"{one}[,{one}...]"} for one in ("RATE", "NORM", "SD")
+)
 
 
 @dataclass(frozen=True)
@@ -91,50 +111,137 @@ class Recipe:
     """
 
     # Choice: so long that the learning rate can fall slowly.
-    epochs: int = 60
+    epochs: int = setting(
+        60,
+        "Epochs of each training.",
+        min=1,
+    )
     # Published.
-    batch_size: int = 100
+    batch_size: int = setting(
+        100,
+        "Number of examples in a batch.",
+        min=1,
+    )
     # Selected, as in the paper (3.1), which does not print the value: this one
     # on MNIST in 20 epochs; for more of them see below.
-    learning_rate: float = 0.01
+    learning_rate: float = setting(
+        0.01,
+        "Learning rate at the start of the training.",
+        min=0,
+    )
     # Choice: the learning rate falls to this part of its start ...
-    learning_rate_end: float = 0.01
+    learning_rate_end: float = setting(
+        0.01,
+        "Part of the learning rate to which it falls.",
+        min=0,
+        max=1,
+    )
     # ... choice: by the same factor in each step, or by the same amount.
-    learning_rate_fall: Literal["geometric", "linear"] = "geometric"
+    learning_rate_fall: Literal["geometric", "linear"] = setting(
+        "geometric",
+        "By the same factor in each step (geometric), or by the same amount "
+        "(linear).",
+        metavar="geometric|linear",
+    )
     # Choice: over this part of the steps it first rises from 0.
-    warm_up: float = 0.0
+    warm_up: float = setting(
+        0.0,
+        "Part of the steps over which the learning rate rises first.",
+        min=0,
+        max=1,
+    )
     # By layer; published for the maxout networks.
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
     # Ours: the learning rate of beta is so many times that of the weights.
-    beta_factor: float = 1.0
+    beta_factor: float = setting(
+        1.0,
+        "The learning rate of beta is so many times that of the weights.",
+        min=0,
+    )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
-    momentum: float = 0.99
+    momentum: float = setting(
+        0.99,
+        "Momentum after its rise.",
+        min=0,
+        max=1,
+    )
     # Published: momentum rises linearly from here ...
-    momentum_start: float = 0.5
+    momentum_start: float = setting(
+        0.5,
+        "Momentum of the first step.",
+        min=0,
+        max=1,
+    )
     # ... choice: over this part of the training.
-    momentum_ramp: float = 0.25
+    momentum_ramp: float = setting(
+        0.25,
+        "Part of the training over which the momentum rises.",
+        min=0,
+        max=1,
+    )
     # Choice: Keras' own initial weights, or those that are published for the
     # network. Else the standard deviation of a normal distribution: 0.01 in
     # the hidden layers and 0 in the last are published for networks like
     # MNIST's.
-    initial_stddev: ForSome = None
+    initial_stddev: ForSome = setting(
+        None,
+        "Standard deviation of the initial weights, or none for those that the "
+        "network has by itself; for all layers, or for each: 0.01,0.01,0.",
+        **DEVIATIONS,
+    )
     # Choice: largest norm of a unit's incoming weights; 1.9365 is published.
-    max_norm: ForSome = 2.0
+    max_norm: ForSome = setting(
+        2.0,
+        "Largest norm of the incoming weights of a unit, or none; for all "
+        "layers, or for each: none,4.5,4.5.",
+        **NORMS,
+    )
     # Published: keep 0.8 of the input and half of the hidden units.
-    input_rate: float = 0.2
-    hidden_rate: ForEach = 0.5
+    input_rate: float = setting(
+        0.2,
+        "Fraction of the input to drop.",
+        min=0,
+        max=1,
+    )
+    hidden_rate: ForEach = setting(
+        0.5,
+        "Fraction of the hidden activities to drop; of all hidden layers, or "
+        "of each: 0.4,0.6.",
+        **RATES,
+    )
     # Choice, not in the paper: the gradient of the mean loss has
     # `weight_decay * kernel` added, by a prior that is a part of the loss.
-    weight_decay: float = 0.0
+    weight_decay: float = setting(
+        0.0,
+        "L2 of the weights: this times them is added to the gradient of the "
+        "mean loss.",
+        min=0,
+    )
     # Choice: whether the network is that of the weights' moving average, and
     # with which momentum. None takes the weights themselves.
-    ema_momentum: float | None = None
+    ema_momentum: float | None = setting(
+        None,
+        "Take the moving average of the weights, with this momentum in each "
+        "step: 0.999.",
+        min=0,
+        max=1,
+    )
     # Choice: the paper does not say. "mixed_bfloat16" computes in 16 bits.
-    dtype_policy: str = "float32"
+    dtype_policy: str = setting(
+        "float32",
+        "What the network computes in: float32, or mixed_bfloat16 or "
+        "mixed_float16 where the machine is faster with them.",
+        show_default="float32",
+    )
     # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), read as
     # what the update adds to the gradient of the mean loss, `decay * beta`.
     # For the other data sets taken over, not selected.
-    beta_decay: float = 0.0
+    beta_decay: float = setting(
+        0.0,
+        "Weight decay of beta: this times beta is added to the gradient of the "
+        "mean loss.",
+        min=0,
+    )
     # Ours, not the paper's, which starts beta at 0: whether each shift starts
     # at minus the mean activity of the training examples, where the paper
     # finds that beta goes (`keras_invdrop.calibrate`).
@@ -246,6 +353,11 @@ class Recipe:
         schedule: keras.optimizers.schedules.LearningRateSchedule
         steps = self.epochs * check_positive_integer(
             "steps_per_epoch", steps_per_epoch
+        )
+        check_choice(
+            "learning_rate_fall",
+            self.learning_rate_fall,
+            ("geometric", "linear"),
         )
         if self.learning_rate_fall == "geometric":
             schedule = schedules.ExponentialDecay(

@@ -23,8 +23,8 @@ from turns import parser
 from keras_invdrop import InvariantDropout
 from keras_invdrop import export
 from keras_invdrop import fold
-from keras_invdrop.models.export import LOAD
-from keras_invdrop.models.export import SUFFIXES
+from keras_invdrop.models._export import LOAD
+from keras_invdrop.models._export import SUFFIXES
 
 SHAPE = (32, 32, 3)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.experiments.train.trial import IMAGE_DATA_FORMAT
 from training_step import MODES
 from training_step import NETWORKS
 from training_step import step

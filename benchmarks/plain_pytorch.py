@@ -22,7 +22,7 @@ import sys
 import keras
 import numpy as np
 import torch
-from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.experiments.train.trial import IMAGE_DATA_FORMAT
 from torch import nn
 from training_step import MODES
 from training_step import NETWORKS

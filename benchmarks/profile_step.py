@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras
 from jax.profiler import ProfileData
-from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.experiments.train.trial import IMAGE_DATA_FORMAT
 from training_step import KINDS
 from training_step import MODES
 from training_step import NETWORKS

@@ -24,9 +24,9 @@ from time import sleep
 
 import keras
 import numpy as np
-from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
 from keras_invdrop.experiments.data import datasets
 from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.train.trial import IMAGE_DATA_FORMAT
 from peak_memory import resident
 from PIL import Image
 from training_step import MODES

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import relu_cnn
-from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
+from keras_invdrop.experiments.train.trial import IMAGE_DATA_FORMAT
 from turns import BACKEND
 from turns import NAME
 from turns import compare

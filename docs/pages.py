@@ -24,6 +24,7 @@ PATTERNS = (
     "results/**/*.md",
     "results/**/*.png",
     "tests/experiments/train/test_mirror.py",
+    "tests/packaging/test_rooms.py",
 )
 
 

@@ -6,6 +6,7 @@ rooms, of which each imports only those below it:
 
     command_line    the command
     runners         many trainings: pool, search, demonstration
-    train, results  one training; what is kept and shown of trainings
+    train           one training
+    results         what is kept and shown of trainings
     data, paper     data sets; the rows of the paper's tables
 """

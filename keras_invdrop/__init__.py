@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import backend as backend  # first: it says which one is missing
+from . import _backend as _backend  # first: it says which one is missing
 from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
@@ -23,7 +23,10 @@ from .layers import SharedInvariantDropout
 from .layers import SpatialInvariantDropout
 from .layers import StochasticPooling2D
 from .layers import ZCAWhitening
+from .models import Exported
+from .models import InjectedVariance
 from .models import MonteCarlo
+from .models import MonteCarloPrediction
 from .models import calibrate
 from .models import export
 from .models import fold
@@ -35,18 +38,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# No modules: Keras has some of the same names, which `import *` would hide.
+# No modules: `import *` would hide Keras' modules of the same names.
 __all__ = [
     "BestEpoch",
     "BetaMonitor",
     "ExactResume",
+    "Exported",
     "GlobalContrastNormalization",
+    "InjectedVariance",
     "InvariantDropout",
     "LocallyConnected2D",
     "Maxout",
     "MaxoutConv2D",
     "MaxoutDense",
     "MonteCarlo",
+    "MonteCarloPrediction",
     "Reseed",
     "RunningAverageDropout",
     "SharedInvariantDropout",
@@ -59,7 +65,7 @@ __all__ = [
     "invariantize",
     "variance_report",
 ]
-# Imported when they are first used, for they need packages of extras.
+# Imported on first use, since they need packages of extras.
 LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
 
@@ -68,7 +74,7 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *MODULES, "__version__"])
 
 
-# A type checker would take it for an attribute of any name.
+# With `__getattr__`, a type checker would accept an attribute of any name.
 if not TYPE_CHECKING:
 
     def __getattr__(name):
@@ -79,5 +85,5 @@ if not TYPE_CHECKING:
         try:
             return import_module(f".{name}", __name__)
         except ModuleNotFoundError as error:
-            # As `hasattr` and `help` expect it.
+            # `hasattr` and `help` expect an AttributeError.
             raise AttributeError(str(error)) from error

@@ -15,21 +15,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from .extras import missing
-from .layers.shifted_dropout import ShiftedDropout
-from .models.variance_report import InjectedVariance
-from .random import dropout_mask
-from .random import mask_shape
-from .random import seed_generator
-from .statistics import correlation
-from .statistics import mean_and_interval
-from .validation import channel_axis
-from .validation import check_broadcast
-from .validation import check_fraction
-from .validation import check_noise_shape
-from .validation import check_seed
-from .validation import invalid
-from .validation import is_integer
+from ._checks import channel_axis
+from ._checks import check_broadcast
+from ._checks import check_fraction
+from ._checks import check_noise_shape
+from ._checks import check_seed
+from ._checks import invalid
+from ._checks import is_integer
+from ._extras import missing
+from ._masks import dropout_mask
+from ._masks import mask_shape
+from ._masks import seed_generator
+from ._statistics import correlation
+from ._statistics import mean_and_interval
+from .layers._shifted_dropout import ShiftedDropout
+from .models._variance_report import InjectedVariance
 
 try:
     import matplotlib.pyplot as plt

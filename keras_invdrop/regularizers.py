@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from .precision import dtype_of_sums
-from .validation import StrictConfig
-from .validation import invalid
-from .validation import is_number
+from ._checks import StrictConfig
+from ._checks import invalid
+from ._checks import is_number
+from ._precision import dtype_of_sums
 
 __all__ = ["Variance"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from keras_invdrop.files import replacing
+from keras_invdrop._files import replacing
 
 
 def execute(path: Path) -> None:

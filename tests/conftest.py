@@ -1,6 +1,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,59 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # 10 bits.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+
+# Folders in which every test says the same on every backend.
+FOLDERS = {"benchmarks", "data", "notebooks", "packaging", "results", "runners"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run the tests that are marked `thorough`, too",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects what another stage of `make test` or `make test-all` runs."""
+    import keras
+
+    left_out = set()
+    if keras.backend.backend() != "jax":
+        left_out.add("one_backend")
+    if not config.getoption("thorough"):
+        left_out.add("thorough")
+    for item in items:
+        if FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker("one_backend")
+    kept, deselected = [], []
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        (deselected if marks & left_out else kept).append(item)
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = kept
+
+
+@pytest.fixture
+def eager():
+    """Has TensorFlow compute at once what it would trace, and run but once."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="session")
+def thorough(request):
+    """Whether as many random cases are wanted as `make test-all` runs."""
+    return request.config.getoption("thorough")
 
 
 @pytest.fixture

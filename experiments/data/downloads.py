@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_invdrop.extras import missing
+from keras_invdrop._extras import missing
 
 # Seconds that a host has to accept a connection. More are for its answer.
 PATIENCE = 10
@@ -59,20 +59,14 @@ class Download:
         if folder.exists():
             return
         # tensorflow-datasets makes these before it downloads.
-        extracted = folder.parents[1] / "downloads" / "extracted"
+        downloads = folder.parents[1] / "downloads"
+        extracted = downloads / "extracted"
         made = [folder.parent, extracted, *extracted.parents]
         made = [path for path in made if not path.exists()]
-        split_generators = self.builder._split_generators
-
-        def connected(manager: Any) -> Any:
-            for url in self._missing(manager.download_dir)[:1]:
-                _connect(url)
-            return split_generators(manager)
-
-        # Here it begins to download, and tries ten times, for 204 s if there
-        # is no network. Before that it may find that it has nothing to do.
-        self.builder._split_generators = connected
         try:
+            # Without a network it would try ten times, for 204 s.
+            for url in self._missing(downloads)[: not self._is_mocked]:
+                _connect(url)
             self.builder.download_and_prepare()
         except Exception as error:
             for path in made:
@@ -87,6 +81,12 @@ class Download:
                 f"tfds build {self.name} --data_dir DIRECTORY. "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    @property
+    def _is_mocked(self) -> bool:
+        """Whether `tfds.testing.mock_data` makes the examples up."""
+        package = Path(_tensorflow_datasets(self.name).__file__).parent
+        return package in self.builder.data_path.parents
 
     def _missing(self, downloads: Any) -> list[str]:
         """Where the files are that are neither downloaded nor put there."""

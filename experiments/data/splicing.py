@@ -36,11 +36,11 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from keras_invdrop.validation import check_positive_integer
-from keras_invdrop.validation import invalid
-from keras_invdrop.validation import is_integer
+from keras_invdrop._checks import check_positive_integer
+from keras_invdrop._checks import invalid
+from keras_invdrop._checks import is_integer
+from keras_invdrop._files import replacing
 
-from ..results.records import replacing
 from .datasets import SPLIT_SEED
 from .datasets import Dataset
 from .datasets import Split

@@ -22,7 +22,7 @@ from keras_invdrop.applications import relu_cnn
 from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import Selection
 
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
 
 
 @dataclass(frozen=True)

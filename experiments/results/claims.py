@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from keras_invdrop.applications.recipes import Selection
 
 from ..paper.tables import ROWS
@@ -270,13 +271,11 @@ def findings(results: Iterable[Result]) -> list[Finding]:
     one that was measured under several conditions is there several times. The
     p values are corrected for all that are found.
     """
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(comparable(result), []).append(result)
     found: list[Finding] = []
+    trainings = _frame(results)
     for claim in CLAIMS:
-        for results in groups.values():
-            for group in _by_decay(results):
+        for _, alike in trainings.groupby("comparable", sort=False):
+            for group in _by_decay(alike):
                 finding = _finding(claim, group)
                 # Of results without beta, every decay says the same.
                 if finding is not None and finding not in found:
@@ -288,22 +287,32 @@ def findings(results: Iterable[Result]) -> list[Finding]:
     ]
 
 
-# The results of a row, by their seeds.
-Group = dict[str, dict[int, Result]]
+def _frame(results: Iterable[Result]) -> pd.DataFrame:
+    """One line for each training, with what decides about comparisons."""
+    return pd.DataFrame(
+        [
+            {
+                "row": result.row + CALIBRATED * result.recipe["calibrated"],
+                "seed": result.seed,
+                "test": result.test,
+                "comparable": comparable(result),
+                "decay": result.recipe["beta_decay"]
+                if result.dropout.startswith("invariant")
+                else None,  # without beta
+                "result": result,
+            }
+            for result in results
+        ],
+        columns=["row", "seed", "test", "comparable", "decay", "result"],
+    )
 
 
-def _by_decay(results: list[Result]) -> Iterator[Group]:
-    """For each decay of beta, its results and those that have no beta."""
-    with_beta = [r for r in results if r.dropout.startswith("invariant")]
-    decays = {r.recipe["beta_decay"] for r in with_beta} or {0.0}
-    for decay in sorted(decays):
-        group: Group = {}
-        for result in results:
-            if result in with_beta and result.recipe["beta_decay"] != decay:
-                continue
-            calibrated = CALIBRATED * result.recipe["calibrated"]
-            group.setdefault(result.row + calibrated, {})[result.seed] = result
-        yield group
+def _by_decay(trainings: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """For each decay of beta, its trainings and those that have no beta."""
+    without = trainings.decay.isna()
+    for decay in sorted(trainings.decay.dropna().unique()) or [None]:
+        group = trainings[without | (trainings.decay == decay)]
+        yield group.drop_duplicates(["row", "seed"], keep="last")
 
 
 def comparable(result: Result) -> str:
@@ -332,7 +341,7 @@ def _selection(result: Result) -> Selection | None:
     return ROWS[result.row].selected_by(result.recipe["calibrated"])
 
 
-def _finding(claim: Claim, group: Group) -> Finding | None:
+def _finding(claim: Claim, group: pd.DataFrame) -> Finding | None:
     if claim.kind == "negative":
         found = list(_correlations(claim, group))
         unit = "r"
@@ -349,31 +358,29 @@ def _finding(claim: Claim, group: Group) -> Finding | None:
 
 
 def _correlations(
-    claim: Claim, group: Group
+    claim: Claim, group: pd.DataFrame
 ) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
     for row, layer in claim.pairs:
-        for result in group.get(row, {}).values():
+        for result in group[group.row == row].result:
             correlation = result.correlations.get(layer)
             if correlation is not None:
                 yield correlation, [(result,)]
 
 
 def _differences(
-    claim: Claim, group: Group
+    claim: Claim, group: pd.DataFrame
 ) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
     for one, other in claim.pairs:
-        paired = [
-            (result, group[other][seed])
-            for seed, result in group.get(one, {}).items()
-            if seed in group.get(other, {})
-        ]
+        paired = group[group.row == one].merge(
+            group[group.row == other], on="seed", suffixes=("", "_of_other")
+        )
         # The lower error is the better one, and the higher code quality.
         sign = -1 if ROWS[one.removesuffix(CALIBRATED)].unit == "%" else 1
         # Without what rounding leaves: equal differences do not vary.
-        values = [round(sign * (a.test - b.test), 9) for a, b in paired]
+        values = (sign * (paired.test - paired.test_of_other)).round(9)
+        pairs = [*zip(paired.result, paired.result_of_other, strict=True)]
         if len(claim.pairs) == 1:
-            for value, pair in zip(values, paired, strict=True):
-                yield value, [pair]
-        elif values:
+            yield from zip(values, ([pair] for pair in pairs), strict=True)
+        elif pairs:
             # Seeds of one partition have their examples in common.
-            yield float(np.mean(values)), [*paired]
+            yield values.mean(), [*pairs]

@@ -34,7 +34,7 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
 INTERVAL = 5.0
 
 
-class JobsTable:
+class ProgressTable:
     """Shows the progress of trainings; a context manager.
 
     In a terminal that is one live table. In a file or a pipe it is a line when
@@ -74,7 +74,7 @@ class JobsTable:
         self._printed: dict[str, float] = {}
         self._open = ExitStack()
 
-    def __enter__(self) -> "JobsTable":
+    def __enter__(self) -> "ProgressTable":
         if self._has_table:
             self._live.start()
             self._open.callback(self._live.stop)
@@ -98,8 +98,8 @@ class JobsTable:
         """Shows that so many epochs are done, the last with that figure."""
         now = _Epoch(time.monotonic(), done, validation)
         first, last = self._epochs.get(title, (now, now))
-        # The first epoch takes longer, as the network is compiled. A job that
-        # has moved to another process went back to its backup.
+        # The first epoch takes longer, as the network is compiled. A training
+        # that has moved to another process went back to its backup.
         goes_on = first.done > 0 and last.done < done
         self._epochs[title] = (first if goes_on else now, now)
         if not goes_on or now.time >= self._printed[title] + INTERVAL:
@@ -120,7 +120,7 @@ class JobsTable:
             told = f"validation {result.validation:.2f} {result.unit}, {told}"
         self.say(f"done: {title}: {told}")
 
-    def failed(self, title: str, error: Exception) -> None:
+    def failed(self, title: str, error: BaseException) -> None:
         """Shows that a training cannot be done."""
         self.failures[title] = str(error)
         self.say(f"failed: {title}: {error}", style="red")

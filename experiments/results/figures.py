@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keras_invdrop.models.dropout_sites import all_activities
-from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop._files import replacing
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
 from keras_invdrop.plots import plot_beta
 from keras_invdrop.plots import plot_errors
 from keras_invdrop.plots import plot_image
@@ -19,7 +20,6 @@ from keras_invdrop.plots import plot_mean_against_shift
 
 from ..data.datasets import Dataset
 from ..data.datasets import in_memory
-from .records import replacing
 
 
 def figure_1(

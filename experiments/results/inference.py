@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_invdrop.statistics import mean_and_interval
+from keras_invdrop._statistics import mean_and_interval
 
 # Correlations are stored with four decimals: 1.0 may be any above this.
 NEARLY_ONE = 0.99995

@@ -5,7 +5,9 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from typing import Any
 
-from keras_invdrop.statistics import mean_and_interval
+import pandas as pd
+
+from keras_invdrop._statistics import mean_and_interval
 
 from ..paper.tables import ROWS
 from ..paper.tables import Row
@@ -106,19 +108,26 @@ def with_interval(mean: float, half_width: float | None) -> str:
 
 def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
     """What `results` say of a row, grouped by all but the seed."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        if result.row == row.id:
-            groups.setdefault(repr(_conditions(row, result)), []).append(result)
+    of_row = [result for result in results if result.row == row.id]
+    conditions = [_conditions(row, result) for result in of_row]
+    trainings = pd.DataFrame(
+        {
+            "conditions": [repr(each) for each in conditions],
+            "seed": [result.seed for result in of_row],
+            "command": [result.command for result in of_row],
+            "commit": [result.commit for result in of_row],
+            "test": [result.test for result in of_row],
+        }
+    )
     measured = []
-    for group in groups.values():
-        mean, half_width = mean_and_interval([r.test for r in group])
+    for _, group in trainings.groupby("conditions", sort=False):
+        mean, half_width = mean_and_interval(group.test)
         measured.append(
             Measurement(
-                **_conditions(row, group[0]),
-                seeds=[result.seed for result in group],
-                commands=[result.command for result in group],
-                commits=[*dict.fromkeys(each.commit for each in group)],
+                **conditions[group.index[0]],
+                seeds=group.seed.tolist(),
+                commands=group.command.tolist(),
+                commits=group.commit.unique().tolist(),
                 mean=float(mean),
                 half_width=float(half_width) if len(group) > 1 else None,
             )

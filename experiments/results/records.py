@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from keras_invdrop.applications.recipes import Recipe
 
-from keras_invdrop.files import replacing as replacing
+from keras_invdrop._files import replacing
 
 from ..paper.tables import rows
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import keras
 import pandas as pd
 
+from keras_invdrop._files import replacing
+
 from ..data.datasets import load
 from ..paper.tables import ROWS
 from ..paper.tables import Row
@@ -24,7 +26,6 @@ from .measurements import Measurement
 from .measurements import measurements
 from .measurements import with_interval
 from .records import Result
-from .records import replacing
 from .records import stored
 
 # Between these lines of a file `write_summary` writes.
@@ -267,7 +268,7 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
                 first.validation_examples,
                 first.training_examples,
             )
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             parts.append(f"Not drawn, {name}: {error}")
             continue
         histories: dict[str, list[pd.DataFrame]] = {}

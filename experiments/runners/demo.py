@@ -9,14 +9,15 @@ from keras_invdrop.applications import recipes
 
 from ..data import datasets
 from ..paper.tables import ROWS
-from ..results.console import JobsTable
+from ..results.console import ProgressTable
 from ..results.figures import figure_1
 from ..results.figures import figure_2
 from ..results.figures import save_figure
 from ..results.records import Result
-from ..train.training import Run
+from ..train.training import Trained
 from ..train.training import save
 from ..train.training import train
+from ..train.trial import Trial
 
 # What each is called in the figure -> its row of Table 2, and whether beta is
 # calibrated, which is ours and not the paper's.
@@ -53,7 +54,7 @@ def run_demo(
         encoding: datasets.load("digits", encoding, validation=0)
         for encoding in datasets.ENCODINGS
     }
-    runs: dict[tuple[str, str], list[Run]] = {}
+    runs: dict[tuple[str, str], list[Trained]] = {}
     trainings = {
         f"{method} dropout, {encoding} digits, seed {seed}": (
             seed,
@@ -64,19 +65,18 @@ def run_demo(
         for encoding in encodings
         for method in METHODS
     }
-    with JobsTable(
+    with ProgressTable(
         dict.fromkeys(trainings, epochs), dict.fromkeys(trainings, "%")
     ) as table:
         for title, (seed, encoding, method) in trainings.items():
             dropout, calibrated = METHODS[method]
             table.began(title)
             recipe = replace(recipes.DEMO, epochs=epochs, calibrated=calibrated)
+            row = replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe)
             run = train(
-                replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe),
+                Trial(row, seed, data="digits", command=command),
                 encodings[encoding],
-                seed,
                 test_curve=True,
-                command=command,
                 on_epoch=partial(table.epoch, title),
             )
             save(run, directory, f"{encoding}-{method}-seed{seed}")

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from keras_invdrop.applications.recipes import for_layers
 
-from keras_invdrop.extras import missing
+from keras_invdrop._extras import missing
+from keras_invdrop._files import replacing
 
-from ..results.records import replacing
 from ..results.records import this_code
 from ..train.fitting import Diverged
 from ..train.fitting import Fitted
-from ..train.task import Task
-from .execution import OnTitledEpoch
-from .execution import each_result
-from .jobs import Job
+from ..train.trainer import Trainer
+from ..train.trial import Trial
+from .pool import Tell
+from .pool import outcomes
 
 # Draws the value of a setting for a trial.
 Draw = Callable[[Any], Any]
@@ -90,42 +90,44 @@ SPACES: dict[str, dict[str, Draw]] = {
 OF_BETA = ("beta_decay", "beta_factor")
 
 
-def space_of(settings: Sequence[str], jobs: Sequence[Job]) -> dict[str, Draw]:
+def space_of(
+    settings: Sequence[str], trainings: Sequence[Trial]
+) -> dict[str, Draw]:
     """What a search draws.
 
     Args:
         settings: Names in `SPACE`, or in `SPACES` of several settings.
-        jobs: The trainings. Where none has a beta, nothing is drawn for it.
+        trainings: Where none has a beta, nothing is drawn for it.
     """
     found: dict[str, Draw] = {}
     for name in settings:
         found |= SPACES.get(name) or {name: SPACE[name]}
-    if not any(job.row.method.startswith("invariant") for job in jobs):
+    if not any(each.row.method.startswith("invariant") for each in trainings):
         found = {k: each for k, each in found.items() if k not in OF_BETA}
     return found
 
 
 def tune(
-    jobs: Sequence[Job],
+    trainings: Sequence[Trial],
     settings: Sequence[str],
     trials: int,
     directory: Path,
     on_trial: Callable[[Any], None] = lambda trial: None,
     client: Any = None,
-    on_epoch: OnTitledEpoch = lambda title, done, validation: None,
+    on_epoch: Tell = lambda title, done, validation: None,
 ) -> Any:
     """Searches settings that serve several trainings, with Optuna.
 
-    The figure of a trial is the mean, over the jobs, of that of the selected
-    epoch on the validation examples; the test set is not looked at. A trial
-    that is worse than most after as many epochs of the first job is given up.
-    All are kept in `directory` as they come: called again, the search goes
-    on.
+    The figure of a trial is the mean, over the trainings, of that of the
+    selected epoch on the validation examples; the test set is not looked at. A
+    trial that is worse than most after as many epochs of the first training is
+    given up. All are kept in `directory` as they come: called again, the
+    search goes on.
 
     Args:
-        jobs: The trainings, which are of one unit.
+        trainings: What the settings serve, of one unit.
         settings: What to search, of `SPACE` and `SPACES`; all else is the
-            jobs' own.
+            trainings' own.
         trials: Number of trials, those of earlier calls among them.
         directory: Where to write `trials-<name>.log`, Optuna's journal, and
             `trials-<name>.csv`.
@@ -139,17 +141,17 @@ def tune(
         The study (`optuna.Study`).
     """
     optuna = _optuna()
-    for job in jobs:
-        job.dataset()  # What is not there is better said before a trial.
-    names = " ".join(job.name for job in jobs)
+    for training in trainings:
+        training.dataset()  # What is not there is better said before a trial.
+    names = " ".join(training.name for training in trainings)
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
-    name = "-".join([jobs[0].row.id.replace("/", "-"), digest, *settings])
+    name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
     journal = directory / f"trials-{name}.log"
     study = optuna.create_study(
         study_name=name,
         storage=_storage(journal),
-        direction="maximize" if jobs[0].row.unit == "bits" else "minimize",
+        direction="maximize" if trainings[0].row.unit == "bits" else "minimize",
         load_if_exists=True,
     )
 
@@ -157,10 +159,11 @@ def tune(
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     ended = len(study.get_trials(states=states))
     # Where a search goes on, it does not draw what it began with again.
-    sequence = np.random.SeedSequence((jobs[0].seed, len(study.trials)))
+    sequence = np.random.SeedSequence((trainings[0].seed, len(study.trials)))
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
-    make = functools.partial(_make_trial, jobs, settings, journal, name)
-    for number in each_result(make, seeds, on_epoch, client):
+    make = functools.partial(_make_trial, trainings, settings, journal, name)
+    for _, outcome in outcomes(make, seeds, on_epoch, client):
+        number = outcome.result()
         with replacing(journal.with_suffix(".csv")) as temporary:
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(study.trials[number])
@@ -175,12 +178,12 @@ def _storage(journal: Path) -> Any:
 
 
 def _make_trial(
-    jobs: Sequence[Job],
+    trainings: Sequence[Trial],
     settings: Sequence[str],
     journal: Path,
     name: str,
     seed: int,
-    told: OnTitledEpoch,
+    tell: Tell,
 ) -> int:
     """Makes one trial, and gives its number."""
     optuna = _optuna()
@@ -191,7 +194,7 @@ def _make_trial(
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         # A high learning rate looks worse than it is until it has fallen.
         pruner=optuna.pruners.MedianPruner(
-            n_warmup_steps=jobs[0].row.recipe.epochs // 2
+            n_warmup_steps=trainings[0].row.recipe.epochs // 2
         ),
     )
     numbers: list[int] = []
@@ -199,9 +202,9 @@ def _make_trial(
     def objective(trial: Any) -> float:
         numbers.append(trial.number)
         trial.set_user_attr("code", str(this_code()))
-        space = space_of(settings, jobs)
+        space = space_of(settings, trainings)
         changes = {setting: draw(trial) for setting, draw in space.items()}
-        return _figure(jobs, changes, trial, told)
+        return _figure(trainings, changes, trial, tell)
 
     study.optimize(objective, n_trials=1)
     return numbers[0]
@@ -213,29 +216,26 @@ def completed(trial: Any) -> bool:
 
 
 def _figure(
-    jobs: Sequence[Job],
+    trainings: Sequence[Trial],
     changes: Mapping[str, Any],
     trial: Any,
-    told: OnTitledEpoch,
+    tell: Tell,
 ) -> float:
     optuna = _optuna()
     figures: list[Any] = []
-    for number, job in enumerate(jobs):
-        row = replace(job.row, recipe=replace(job.row.recipe, **changes))
-        task = Task(
-            row,
-            job.dataset(),
-            job.seed,
-            job.width,
-            job.activation,
-            job.steps_per_execution,
+    for number, training in enumerate(trainings):
+        row = replace(
+            training.row, recipe=replace(training.row.recipe, **changes)
         )
+        trainer = Trainer(replace(training, row=row), training.dataset())
 
         def after_epoch(
-            fitted: Fitted, number: int = number, task: Task = task
+            fitted: Fitted, number: int = number, trainer: Trainer = trainer
         ) -> None:
-            figure = task.validation(fitted, fitted.epochs)
-            told(f"trial {trial.number}, {task.row.id}", fitted.epochs, figure)
+            figure = trainer.validation(fitted, fitted.epochs)
+            tell(
+                f"trial {trial.number}, {trainer.row.id}", fitted.epochs, figure
+            )
             if number > 0:
                 return  # Figures of other rows are of another order.
             trial.report(figure, fitted.epochs)
@@ -243,16 +243,16 @@ def _figure(
                 raise optuna.TrialPruned
 
         try:
-            fitted = task.fit(
-                task.model(),
-                task.dataset.train,
+            fitted = trainer.fit(
+                trainer.model(),
+                trainer.dataset.train,
                 row.recipe.epochs,
-                {"val": task.dataset.validation},
+                {"val": trainer.dataset.validation},
                 on_epoch=after_epoch,
             )
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
-        figures.append(task.validation(fitted, fitted.selected_epoch))
+        figures.append(trainer.validation(fitted, fitted.selected_epoch))
         trial.set_user_attr(f"selected epoch, {row.id}", fitted.selected_epoch)
     return float(np.mean(figures))
 

@@ -17,7 +17,9 @@ import keras
 import numpy as np
 
 from keras_invdrop._averages import averaging
-from keras_invdrop.validation import invalid
+from keras_invdrop._checks import invalid
+from keras_invdrop._keras import initial_epoch
+from keras_invdrop._keras import set_initial_epoch
 
 from ..data.datasets import Split
 
@@ -227,7 +229,8 @@ class Devices:
             optimizer.finalize_variable_values = lambda variables: None
         followed.on_train_begin()
         # `ExactResume` has set where to go on; each call has one epoch, 0.
-        first, model._initial_epoch = model._initial_epoch or 0, None
+        first = initial_epoch(model)
+        set_initial_epoch(model, None)
         for epoch in range(first, epochs):
             # Inside the first call: what Keras does before its first step may
             # take random numbers.

@@ -1,6 +1,7 @@
-"""Trains one row of the paper's tables with one seed."""
+"""Trains: from a trial to what it leaves, in files."""
 
 import importlib.metadata
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -10,28 +11,31 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_invdrop.batches import Examples
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
-from keras_invdrop.models.dropout_sites import all_activities
-from keras_invdrop.models.dropout_sites import dropout_sites
-from keras_invdrop.models.variance_report import means_for_shifts
-from keras_invdrop.models.variance_report import moments_of
-from keras_invdrop.statistics import correlation
-from keras_invdrop.validation import invalid
+from keras_invdrop._batches import Examples
+from keras_invdrop._checks import invalid
+from keras_invdrop._files import replacing
+from keras_invdrop._statistics import correlation
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
+from keras_invdrop.models._variance_report import means_for_shifts
+from keras_invdrop.models._variance_report import moments_of
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split
 from ..data.datasets import Stream
 from ..data.datasets import in_memory
-from ..paper.tables import Row
 from ..results.records import Result
 from ..results.records import packed
-from ..results.records import replacing
+from ..results.records import read_result
 from ..results.records import this_code
 from ..results.records import write_result
+from .devices import from_first
+from .devices import is_first
 from .fitting import Fitted
 from .fitting import evaluation_batch
-from .task import Task
+from .trainer import Trainer
+from .trial import Trial
 
 # The number of examples over which activities are averaged, to be compared
 # with beta.
@@ -39,7 +43,7 @@ OBSERVED = 1000
 
 
 @dataclass(frozen=True)
-class Run:
+class Trained:
     """The outcome of a training.
 
     Attributes:
@@ -64,18 +68,12 @@ OnEpoch = Callable[[int, float | None], None]
 
 
 def train(
-    row: Row,
-    dataset: Dataset,
-    seed: int,
-    width: float = 1.0,
-    activation: str | None = None,
+    trial: Trial,
+    dataset: Dataset | None = None,
     test_curve: bool = False,
-    command: str = "",
-    steps_per_execution: int = 1,
     backup: Path | None = None,
     on_epoch: OnEpoch = lambda done, validation: None,
-    data_parallel: bool = False,
-) -> Run:
+) -> Trained:
     """Trains the network of a row by its recipe.
 
     The weights of the epoch with the lowest validation error (or the highest
@@ -89,27 +87,18 @@ def train(
     With one seed, the networks of all methods have the same initial weights.
 
     Args:
-        row: The row, with the network, the method and the recipe.
-        dataset: The examples.
-        seed: Integer. Seed of initial weights, masks and the order of the
-            examples.
-        width: Multiplier of the units of the network's layers.
-        activation: Activation function of the hidden units, by default the
-            network's own. For the fully connected networks.
+        trial: The training.
+        dataset: The examples; by default those that the trial loads.
         test_curve: Whether to measure the test set after every epoch, too.
-        command: What was called, for the result.
-        steps_per_execution: Training steps in one call of the backend.
         backup: File (`.npz`) to write to after each epoch, from which a
             training that was stopped goes on, to the same weights. It and
             that of training anew, `-anew.npz`, are left: see
             `remove_backups`.
         on_epoch: Called after each epoch with the number of epochs done and
             the figure of the validation examples, None without.
-        data_parallel: Whether to divide batches over all devices of all
-            processes, on JAX; see `devices.joined`.
 
     Returns:
-        A `Run`.
+        A `Trained`.
 
     Raises:
         ValueError: If the loss is no longer finite, the recipe trains a
@@ -118,6 +107,9 @@ def train(
             not that of this training.
         OSError: If `backup` cannot be written.
     """
+    row = trial.row
+    if dataset is None:
+        dataset = trial.dataset()
     anew = row.recipe.retrain and len(dataset.validation) > 0
     if anew and isinstance(dataset.train, Stream):
         # Refuse now rather than after the first of two trainings.
@@ -128,41 +120,33 @@ def train(
             True,
         )
     code = this_code()  # before its files change
-    task = Task(
-        row,
-        dataset,
-        seed,
-        width,
-        activation,
-        steps_per_execution,
-        data_parallel,
-    )
+    trainer = Trainer(trial, dataset)
     evaluated = {"val": dataset.validation}
     if test_curve:
         evaluated["test"] = dataset.test
 
     def told(fitted: Fitted) -> None:
-        on_epoch(fitted.epochs, task.validation(fitted, fitted.epochs))
+        on_epoch(fitted.epochs, trainer.validation(fitted, fitted.epochs))
 
-    fitted = task.fit(
-        task.model(),
+    fitted = trainer.fit(
+        trainer.model(),
         dataset.train,
         row.recipe.epochs,
         evaluated,
         backup,
         told,
     )
-    history = _history(task, fitted)
+    history = _history(trainer, fitted)
     selected = fitted.selected_epoch
     examples, tested = len(dataset.train), fitted
     if anew:
         examples += len(dataset.validation)
-        tested = _trained_anew(task, fitted, backup, on_epoch)
+        tested = _trained_anew(trainer, fitted, backup, on_epoch)
         tested.seconds += fitted.seconds
-    network = task.network("softmax")
+    network = trainer.network("softmax")
     network.set_weights(tested.selected)
     # Everything is selected: from here on the test set may be used.
-    figure, wrong = task.test(network)
+    figure, wrong = trainer.test(network)
     result = Result(
         row=row.id,
         dataset=dataset.name,
@@ -172,29 +156,30 @@ def train(
         validation_examples=len(dataset.validation),
         test_examples=len(dataset.test),
         network=row.network.name,
-        width=width,
+        width=trial.width,
         parameters=network.count_params(),
-        activation=activation,
+        activation=trial.activation,
         dropout=row.method,
-        seed=seed,
+        seed=trial.seed,
         epochs=row.recipe.epochs,
         selected_epoch=selected,
         unit=row.unit,
-        validation=task.validation(fitted, selected),
+        validation=trainer.validation(fitted, selected),
         test=figure,
         correlations=_correlations(network, dataset),
         seconds=round(tested.seconds, 1),
         backend=keras.backend.backend(),
         versions=_versions(),
         commit=code.commit,
-        command=command,
+        command=trial.command,
+        limit_train=trial.limit_train,
         recipe=asdict(row.recipe),
         wrong=None if wrong is None else packed(wrong),
     )
-    return Run(network, history, result)
+    return Trained(network, history, result)
 
 
-def _history(task: Task, fitted: Fitted) -> pd.DataFrame:
+def _history(trainer: Trainer, fitted: Fitted) -> pd.DataFrame:
     """The losses and figures of each epoch."""
     metric, logs = fitted.metric, fitted.logs
     history = pd.DataFrame({"training_loss": logs["loss"]})
@@ -204,7 +189,7 @@ def _history(task: Task, fitted: Fitted) -> pd.DataFrame:
         "test_": "test",
     }.items():
         if prefix + metric in logs:
-            history[f"{name}_{task.measure}"] = task.figures(
+            history[f"{name}_{trainer.measure}"] = trainer.figures(
                 logs[prefix + metric]
             )
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
@@ -212,10 +197,10 @@ def _history(task: Task, fitted: Fitted) -> pd.DataFrame:
 
 
 def _trained_anew(
-    task: Task, fitted: Fitted, backup: Path | None, on_epoch: OnEpoch
+    trainer: Trainer, fitted: Fitted, backup: Path | None, on_epoch: OnEpoch
 ) -> Fitted:
     """Trains a network on the validation examples as well."""
-    splits = in_memory(task.dataset.train), task.dataset.validation
+    splits = in_memory(trainer.dataset.train), trainer.dataset.validation
     everything = Split(
         np.concatenate([split.x for split in splits]),
         np.concatenate([split.y for split in splits]),
@@ -224,8 +209,8 @@ def _trained_anew(
     def told(anew: Fitted) -> None:
         on_epoch(fitted.epochs + anew.epochs, None)
 
-    return task.fit(
-        task.model(),
+    return trainer.fit(
+        trainer.model(),
         everything,
         fitted.selected_epoch,
         backup=None if backup is None else _anew(backup),
@@ -267,17 +252,17 @@ def _correlations(
     return correlations
 
 
-def save(run: Run, directory: Path, name: str) -> None:
-    """Writes model (`.keras`), history (`.csv`) and result (`.json`) of a run.
+def save(trained: Trained, directory: Path, name: str) -> None:
+    """Writes model (`.keras`), history (`.csv`) and result (`.json`).
 
     Each file appears when it is whole, and the result last: where it is, the
     others are, too.
     """
     with replacing(directory / f"{name}.keras") as temporary:
-        run.model.save(temporary)
+        trained.model.save(temporary)
     with replacing(directory / f"{name}.csv") as temporary:
-        run.history.to_csv(temporary)
-    write_result(directory / f"{name}.json", run.result)
+        trained.history.to_csv(temporary)
+    write_result(directory / f"{name}.json", trained.result)
 
 
 def remove_backups(backup: Path) -> None:
@@ -294,3 +279,73 @@ def remove_backups(backup: Path) -> None:
 def _versions() -> dict[str, str]:
     packages = "keras-invdrop", "keras", keras.backend.backend(), "numpy"
     return {name: importlib.metadata.version(name) for name in packages}
+
+
+def finished(trial: Trial, directory: Path) -> Result | None:
+    """The result of a trial, if it has been trained.
+
+    Raises:
+        ValueError: If the result is that of another version of the code,
+            with which results of this one are not to be mixed.
+    """
+    path = directory / f"{trial.name}.json"
+    if not path.exists():
+        return None
+    result = read_result(path)
+    if result.code != this_code():
+        raise ValueError(
+            f"{path} was trained with {result.code}; this is {this_code()}. "
+            "Give results of this one another `--out`."
+        )
+    return result
+
+
+def run(
+    trial: Trial,
+    directory: Path,
+    on_epoch: OnEpoch = lambda done, validation: None,
+) -> Result:
+    """Trains, or does what is left of a training.
+
+    Writes to `directory` the model (`.keras`), the history (`.csv`) and the
+    result (`.json`), called by the trial's name, and until then a backup after
+    each epoch. A trial that is finished is not repeated, and one that was
+    stopped goes on from its last backup, to the same result. Of several
+    processes that train together, all call this; the first one alone reads
+    and writes files.
+
+    Args:
+        trial: The training.
+        directory: Where to write; it is made if it does not exist.
+        on_epoch: Called after each epoch with the number of epochs done and
+            the figure of the validation examples, None without.
+
+    Raises:
+        ValueError: If it cannot be done, or the loss is no longer
+            finite.
+        OSError: If a file cannot be read or written.
+    """
+    if trial.backend != keras.backend.backend():
+        raise invalid(
+            "KERAS_BACKEND", f"'{trial.backend}'", keras.backend.backend()
+        )
+    backup = directory / f"{trial.name}.npz"
+    first = not trial.data_parallel or is_first()
+    result = finished(trial, directory) if first else None
+    if trial.data_parallel:
+        result = _from_first(result)
+    if result is None:
+        trained = train(trial, backup=backup, on_epoch=on_epoch)
+        result = trained.result
+        if first:
+            save(trained, directory, trial.name)
+    if first:
+        remove_backups(backup)
+    return result
+
+
+def _from_first(result: Result | None) -> Result | None:
+    """The result that the first process has found, in every process."""
+    found = json.dumps(asdict(result)) if result else ""
+    sent = from_first(found.encode())
+    return Result(**json.loads(sent)) if sent else None

@@ -5,8 +5,8 @@ import keras
 import numpy as np
 
 from .._averages import averaged
-from ..validation import check_choice
-from ..validation import invalid
+from .._checks import check_choice
+from .._checks import invalid
 
 
 class BestEpoch(keras.callbacks.Callback):

@@ -11,30 +11,30 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from ..batches import Examples
-from ..extras import require
-from ..files import replacing
-from ..layers.shifted_dropout import ShiftedDropout
-from ..models.dropout_sites import DropoutSite
-from ..models.dropout_sites import all_activities
-from ..models.dropout_sites import dropout_sites
-from ..models.graph import Names
-from ..models.graph import graph_of
-from ..models.variance_report import LinearPart
-from ..models.variance_report import fraction_saved
-from ..models.variance_report import injected_variances
-from ..models.variance_report import linear_parts
-from ..models.variance_report import means_for_shifts
-from ..models.variance_report import moments_of
-from ..models.variance_report import present_shift
-from ..statistics import correlation
-from ..validation import check_positive_integer
-from ..validation import invalid
+from .._batches import Examples
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._extras import require
+from .._files import replacing
+from .._keras import graph_of
+from .._statistics import correlation
+from ..layers._shifted_dropout import ShiftedDropout
+from ..models._dropout_sites import DropoutSite
+from ..models._dropout_sites import all_activities
+from ..models._dropout_sites import dropout_sites
+from ..models._graph import Names
+from ..models._variance_report import LinearPart
+from ..models._variance_report import fraction_saved
+from ..models._variance_report import injected_variances
+from ..models._variance_report import linear_parts
+from ..models._variance_report import means_for_shifts
+from ..models._variance_report import moments_of
+from ..models._variance_report import present_shift
 
 
 @dataclass(frozen=True)
 class BetaFigures:
-    """What `BetaMonitor` says of a layer; see there."""
+    """The figures of one layer; `BetaMonitor` explains them."""
 
     beta_mean: float
     beta_std: float
@@ -63,29 +63,29 @@ COLUMNS = ["epoch", "layer", *(field.name for field in fields(BetaFigures))]
 class BetaMonitor(keras.callbacks.Callback):
     """Callback that follows each layer's beta, in CSV and TensorBoard.
 
-    Is beta on its way to minus the mean activity, and what is gained by it?
-    At the end of an epoch, for each dropout layer of this library:
+    Does beta approach minus the mean activity, and how much variance does that
+    save? At the end of an epoch, for each dropout layer of this library:
 
     - `beta_mean`, `beta_std`: mean and standard deviation of the elements of
       beta,
     - `beta_norm`: the Euclidean norm of beta,
-    - `correlation`: that of beta with the mean activity that arrives, which
-      the paper finds to be negative (Figure 2); NaN where all elements are
-      equal, as in a beta of zeros,
-    - `variance_saved`: how much less variance the layer injects into what
-      comes next than with beta at zero (Eq. 10), as a fraction; negative where
-      it is more.
+    - `correlation`: the correlation of beta with the mean activity, which the
+      paper finds to be negative (Figure 2); NaN where all elements are equal,
+      as in a beta of zeros,
+    - `variance_saved`: the fraction of the injected variance (Eq. 10) that
+      beta saves, compared with a beta of zero; negative where the variance is
+      larger.
 
-    They are put into the `logs` of the epoch as `"layer/figure"`, for
+    The figures are added to the `logs` of the epoch as `"layer/figure"`, for
     `History`, the progress bar, and callbacks that come after this one in the
     list, such as `EarlyStopping`. For `RunningAverageDropout` beta is minus the
     average.
 
-    Activities are those of inference, on a sample of `x`. That takes a forward
-    pass of the sample and, for each layer, that of two or three examples in
-    the next one. Only where activities share a mask, as in
-    `SpatialInvariantDropout`, it takes one of the sample for each feature map:
-    a few `examples` have to do there, or a larger `freq`.
+    Activities are measured at inference, on a sample of `x`. That takes a
+    forward pass of the sample and, for each layer, one of two or three
+    examples in the next layer. Only where activities share a mask, as in
+    `SpatialInvariantDropout`, it takes a pass of the sample for each feature
+    map: use few `examples` there, or a larger `freq`.
 
     Args:
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
@@ -94,24 +94,23 @@ class BetaMonitor(keras.callbacks.Callback):
         filename: Filename of a CSV file, with a row for each epoch and layer:
             epochs count from 0, as in `keras.callbacks.CSVLogger`. It is
             replaced as a whole after each epoch, so that it is never found
-            half-written. Rows of epochs before the first one of a training,
-            which goes on with `initial_epoch` or
-            `keras.callbacks.BackupAndRestore`, stay. By default none is
-            written.
+            half-written. A training that resumes, with `initial_epoch` or
+            `keras.callbacks.BackupAndRestore`, keeps the rows of the epochs
+            before it. By default no file is written.
         log_dir: The path of the directory for TensorBoard. It may be that of
             `keras.callbacks.TensorBoard`. Needs the package tensorboardX, but
             not TensorFlow. By default nothing is written.
         freq: Positive integer. Frequency in epochs: the figures are those of
             the epochs 0, `freq`, `2 * freq` and so on.
-        examples: Positive integer. How many of `x` are used, at most. They
-            are drawn once, always the same.
+        examples: Positive integer. The largest number of examples of `x` to
+            use. They are drawn once, with a fixed seed.
         batch_size: Positive integer. Examples per forward pass.
 
     Raises:
         ImportError: If `log_dir` is given and tensorboardX is missing.
         ValueError: If `x` has no examples, another argument is not of the kind
-            described, or the file is there and not one that this callback
-            wrote; and when training begins, if the model has no graph of
+            described, or `filename` is a file that this callback did not
+            write; and when training begins, if the model has no graph of
             layers or no layer with beta, or does not take `x`.
 
     Example:

@@ -10,8 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..files import replacing
-from ..validation import check_boolean
+from .._checks import check_boolean
+from .._files import replacing
+from .._keras import set_initial_epoch
 from .reseed import Reseed
 
 
@@ -115,9 +116,9 @@ class ExactResume(Reseed):
                 ) from error
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # `model.fit` has taken its first epoch from here, and shall not do so
+        # `model.fit` has taken its first epoch, and shall take no other one
         # when it is called again.
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self._continue_history()
         super().on_epoch_begin(epoch, logs)
 
@@ -141,7 +142,7 @@ class ExactResume(Reseed):
         self.write({"state": np.array(json.dumps(state)), **arrays})
 
     def on_train_end(self, logs: Any = None) -> None:
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self._continue_history()
         if self.delete_checkpoint:
             self.filepath.unlink(missing_ok=True)
@@ -196,10 +197,11 @@ class ExactResume(Reseed):
         ):
             vars(callback).update(_unpacked(attributes, kept))
         self._history, self._epochs = state["history"], state["epochs"]
-        # As `keras.callbacks.BackupAndRestore` does.
-        self.model._initial_epoch = self._epochs[-1] + 1
-        if state["stopped"]:
-            self.model._initial_epoch = self.params["epochs"]
+        stopped = state["stopped"]
+        set_initial_epoch(
+            self.model,
+            self.params["epochs"] if stopped else self._epochs[-1] + 1,
+        )
 
     def _continue_history(self) -> None:
         """Gives `History` the epochs before.

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from ..validation import check_positive_integer
-from ..validation import invalid
-from ..validation import is_integer
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._checks import is_integer
 
 
 class Reseed(keras.callbacks.Callback):

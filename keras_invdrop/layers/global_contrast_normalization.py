@@ -3,22 +3,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..precision import dtype_of_sums
-from ..validation import StrictConfig
-from ..validation import check_boolean
-from ..validation import check_positive_number
-from .data_layer import DataLayer
+from .._checks import StrictConfig
+from .._checks import check_boolean
+from .._checks import check_positive_number
+from .._keras import DataLayer
+from .._precision import dtype_of_sums
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class GlobalContrastNormalization(StrictConfig, DataLayer):
     """Gives every example the same mean and the same contrast.
 
-    From each example its mean is subtracted, and it is divided by its norm,
-    or by its standard deviation, and multiplied by `scale`. An example whose
-    norm (or deviation) is below `epsilon`, or within the rounding of its
-    values (1e-6 of theirs in float32), such as an image of one colour, is
-    neither divided nor multiplied.
+    The layer subtracts the mean of each example, divides by its norm or
+    standard deviation, and multiplies by `scale`. An example whose norm (or
+    deviation) is below `epsilon`, or within the rounding of its values (1e-6
+    of them in float32), such as an image of one colour, is neither divided
+    nor multiplied.
 
     The layer may be used inside a `tf.data` pipeline, whatever the backend.
 
@@ -73,8 +73,7 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         self.use_std = check_boolean("use_std", use_std)
         self.epsilon = check_positive_number("epsilon", epsilon)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
-
-        self._build_at_init()
+        self.built = True  # It has no weights.
 
     def call(self, inputs):
         numpy = self.backend.numpy
@@ -82,8 +81,8 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         dtype = dtype_of_sums(self.compute_dtype)
         given = x = self.backend.cast(inputs, dtype)
         axes = tuple(range(1, len(x.shape)))
-        # Without the first element, equal ones are 0 and have a mean of 0,
-        # where the mean of a million 0.7s is rounded.
+        # Subtracting the first element makes equal elements exactly 0; the
+        # mean of a million 0.7s would be rounded.
         centred = x - x[(slice(None), *[slice(1)] * len(axes))]
         centred = centred - numpy.mean(centred, axis=axes, keepdims=True)
         if self.subtract_mean:

@@ -3,26 +3,26 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import Axes
-from ..arguments import Constraint
-from ..arguments import Initializer
-from ..arguments import NoiseShape
-from ..arguments import Regularizer
-from ..arguments import Scaling
-from ..random import keep_probability
-from ..validation import check_choice
-from .shifted_dropout import ShiftedDropout
+from .._arguments import Axes
+from .._arguments import Constraint
+from .._arguments import Initializer
+from .._arguments import NoiseShape
+from .._arguments import Regularizer
+from .._arguments import Scaling
+from .._checks import check_choice
+from .._masks import keep_probability
+from ._shifted_dropout import ShiftedDropout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class InvariantDropout(ShiftedDropout):
     """Dropout that learns the level to which a dropped activity falls back.
 
-    `Dropout` replaces a dropped activity by zero, and zero means something
-    else for every input encoding and activation function. `InvariantDropout`
-    first adds a learned shift `beta`, one per activity, and drops the sum:
-    seen from the next layer, whose bias takes up the constant, a dropped
-    activity falls back to `-beta`.
+    `Dropout` replaces a dropped activity by zero, and zero has another meaning
+    for every input encoding and activation function. `InvariantDropout` first
+    adds a learned shift `beta`, one per activity, and drops the sum. The bias
+    of the next layer makes up for the constant, so that a dropped activity
+    falls back to `-beta`.
 
     With the probability of keeping an activity `p = 1 - rate` and a mask
     `m ~ Bernoulli(p)`, drawn for each activity:
@@ -55,22 +55,23 @@ class InvariantDropout(ShiftedDropout):
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop. The
             paper's networks take 0.2 on the input and 0.5 on hidden layers.
-            It may be set later; a step that is compiled goes on with the rate
-            it had.
-        shared_axes: Integer or list of integers. The axes along which
-            activities share one `beta`. For feature maps of shape
-            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
-            one `beta` per feature map. An axis of variable length (`None`)
-            must be shared.
+            It may be changed later; a compiled step keeps the rate that it
+            was compiled with.
         noise_shape: Tuple of integers and `None`, one per axis of the input.
             Shape of the mask: 1 uses one draw for the whole axis, `None` is
             the size of the input. For inputs of shape
             `(batch, timesteps, features)`, `noise_shape=(None, 1, None)`
             drops the same features at every timestep.
-        scaling: `"train"` or `"test"`. When the loss of magnitude is made
-            good: `"train"` divides by `p` in training and leaves nothing to
-            do at test time, as Keras does; `"test"` multiplies by `p` at test
-            time, as the paper does (Eq. 8 and 9). The two train the same
+        seed: Integer to use as random seed, of either sign and any size.
+        shared_axes: Integer or list of integers. The axes along which
+            activities share one `beta`. For feature maps of shape
+            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
+            one `beta` per feature map. An axis of variable length (`None`)
+            must be shared.
+        scaling: `"train"` or `"test"`. When to correct for the activities
+            that are dropped: `"train"` divides by `p` in training and does
+            nothing at test time, as Keras does; `"test"` multiplies by `p` at
+            test time, as the paper does (Eq. 8 and 9). The two train the same
             network up to the factor `p`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`. The paper's two priors
@@ -79,7 +80,6 @@ class InvariantDropout(ShiftedDropout):
             variance. A weight decay of `d` on a loss that is a mean over the
             batch, `gradient + d * beta`, is `L2(d / 2)`.
         beta_constraint: Constraint for `beta`.
-        seed: Integer to use as random seed, of either sign and any size.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -117,21 +117,18 @@ class InvariantDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        shared_axes: Axes | None = None,
         noise_shape: NoiseShape | None = None,
+        seed: int | None = None,
+        *,
+        shared_axes: Axes | None = None,
         scaling: Scaling = "train",
         beta_initializer: Initializer = "zeros",
         beta_regularizer: Regularizer | None = None,
         beta_constraint: Constraint | None = None,
-        seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(
-            rate,
-            shared_axes=shared_axes,
-            noise_shape=noise_shape,
-            seed=seed,
-            **kwargs,
+            rate, noise_shape, seed, shared_axes=shared_axes, **kwargs
         )
         self.scaling = check_choice("scaling", scaling, ("train", "test"))
         self.beta_initializer = keras.initializers.get(beta_initializer)

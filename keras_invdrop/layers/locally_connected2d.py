@@ -3,31 +3,31 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Padding
-from ..arguments import Pair
-from ..arguments import Regularizer
-from ..validation import StrictConfig
-from ..validation import check_boolean
-from ..validation import check_data_format
-from ..validation import check_positive_integer
-from .windows import check_padding
-from .windows import check_pair
-from .windows import windows
-from .windows import windows_shape
+from .._arguments import Activation
+from .._arguments import Constraint
+from .._arguments import DataFormat
+from .._arguments import Initializer
+from .._arguments import Padding
+from .._arguments import Pair
+from .._arguments import Regularizer
+from .._checks import StrictConfig
+from .._checks import check_boolean
+from .._checks import check_data_format
+from .._checks import check_positive_integer
+from ._windows import check_padding
+from ._windows import check_pair
+from ._windows import windows
+from ._windows import windows_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class LocallyConnected2D(StrictConfig, keras.Layer):
     """2D locally-connected layer: a convolution whose weights are not shared.
 
-    Each position of the output has a kernel and a bias of its own. Keras 2
-    had the layer; the arguments are the same but for `implementation`, which
-    is left out of a config from there. The kernel has the shape that it has
-    there with `implementation=1`.
+    Each position of the output has a kernel and a bias of its own. The layer
+    takes the arguments that it had in Keras 2 except `implementation`, which
+    is ignored in a config of Keras 2. The kernel has the shape of
+    `implementation=1` there.
 
     Args:
         filters: Positive integer, number of feature maps of the output.

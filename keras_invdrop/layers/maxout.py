@@ -3,10 +3,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..validation import StrictConfig
-from ..validation import check_positive_integer
-from ..validation import invalid
-from ..validation import is_integer
+from .._checks import StrictConfig
+from .._checks import check_positive_integer
+from .._checks import invalid
+from .._checks import is_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -69,7 +69,7 @@ class Maxout(StrictConfig, keras.Layer):
         units = inputs.shape[axis] // self.pieces
         # (..., units * pieces, ...) -> (..., units, pieces, ...)
         groups = (*shape[:axis], units, self.pieces, *shape[axis + 1 :])
-        if 0 in inputs.shape:  # of which `max` is refused
+        if 0 in inputs.shape:  # `max` refuses an empty axis
             return ops.reshape(
                 inputs, (*groups[: axis + 1], *groups[axis + 2 :])
             )

@@ -3,12 +3,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import Axes
-from ..arguments import NoiseShape
-from ..precision import dtype_of_sums
-from ..random import check_first_pass
-from ..validation import check_fraction
-from .shifted_dropout import ShiftedDropout
+from .._arguments import Axes
+from .._arguments import NoiseShape
+from .._checks import check_fraction
+from .._masks import check_first_pass
+from .._precision import dtype_of_sums
+from ._shifted_dropout import ShiftedDropout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -31,12 +31,12 @@ class RunningAverageDropout(ShiftedDropout):
 
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop.
-        momentum: Float between 0 and 1. Momentum of the running average.
-        shared_axes: Integer or list of integers. The axes along which
-            activities share one average.
         noise_shape: Tuple of integers and `None`. Shape of the mask, see
             `InvariantDropout`.
         seed: Integer to use as random seed.
+        momentum: Float between 0 and 1. Momentum of the running average.
+        shared_axes: Integer or list of integers. The axes along which
+            activities share one average.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -71,18 +71,15 @@ class RunningAverageDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        momentum: float = 0.99,
-        shared_axes: Axes | None = None,
         noise_shape: NoiseShape | None = None,
         seed: int | None = None,
+        *,
+        momentum: float = 0.99,
+        shared_axes: Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(
-            rate,
-            shared_axes=shared_axes,
-            noise_shape=noise_shape,
-            seed=seed,
-            **kwargs,
+            rate, noise_shape, seed, shared_axes=shared_axes, **kwargs
         )
         self.momentum = check_fraction("momentum", momentum)
 

@@ -3,14 +3,14 @@ from typing import Any
 
 import keras
 
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Regularizer
-from ..arguments import Scaling
-from ..validation import channel_axis
-from ..validation import check_data_format
-from ..validation import resolve_data_format
+from .._arguments import Constraint
+from .._arguments import DataFormat
+from .._arguments import Initializer
+from .._arguments import Regularizer
+from .._arguments import Scaling
+from .._checks import channel_axis
+from .._checks import check_data_format
+from .._checks import resolve_data_format
 from .invariant_dropout import InvariantDropout
 
 
@@ -30,11 +30,11 @@ class SharedInvariantDropout(InvariantDropout):
             the layer is built, to the last axis for inputs of rank 3, which
             are sequences, and for others to the `image_data_format` of the
             Keras configuration.
+        seed: Integer to use as random seed.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`.
         beta_constraint: Constraint for `beta`.
-        seed: Integer to use as random seed.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -70,11 +70,12 @@ class SharedInvariantDropout(InvariantDropout):
         self,
         rate: float,
         data_format: DataFormat | None = None,
+        seed: int | None = None,
+        *,
         scaling: Scaling = "train",
         beta_initializer: Initializer = "zeros",
         beta_regularizer: Regularizer | None = None,
         beta_constraint: Constraint | None = None,
-        seed: int | None = None,
         **kwargs: Any,
     ):
         for argument in {"shared_axes", "noise_shape"} & set(kwargs):
@@ -86,11 +87,11 @@ class SharedInvariantDropout(InvariantDropout):
             )
         super().__init__(
             rate,
+            seed=seed,
             scaling=scaling,
             beta_initializer=beta_initializer,
             beta_regularizer=beta_regularizer,
             beta_constraint=beta_constraint,
-            seed=seed,
             **kwargs,
         )
         if data_format is not None:

@@ -17,11 +17,11 @@ class SpatialInvariantDropout(SharedInvariantDropout):
         data_format: `"channels_last"` or `"channels_first"`. Where the
             feature maps are: on the last axis or on axis 1, see
             `SharedInvariantDropout` for the default.
+        seed: Integer to use as random seed.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`.
         beta_constraint: Constraint for `beta`.
-        seed: Integer to use as random seed.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:

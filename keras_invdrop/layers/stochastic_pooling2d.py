@@ -3,20 +3,20 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..arguments import DataFormat
-from ..arguments import Padding
-from ..arguments import Pair
-from ..precision import dtype_of_sums
-from ..random import check_first_pass
-from ..random import seed_generator
-from ..random import uniform
-from ..validation import StrictConfig
-from ..validation import check_data_format
-from ..validation import check_seed
-from .windows import check_padding
-from .windows import check_pair
-from .windows import windows
-from .windows import windows_shape
+from .._arguments import DataFormat
+from .._arguments import Padding
+from .._arguments import Pair
+from .._checks import StrictConfig
+from .._checks import check_data_format
+from .._checks import check_seed
+from .._masks import check_first_pass
+from .._masks import seed_generator
+from .._masks import uniform
+from .._precision import dtype_of_sums
+from ._windows import check_padding
+from ._windows import check_pair
+from ._windows import windows
+from ._windows import windows_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -88,8 +88,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         self.seed = check_seed(seed)
         self.seed_generator = seed_generator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
-
-        self._build_at_init()
+        self.built = True  # It has no weights.
 
     def call(self, inputs, training=False):
         if self.data_format == "channels_first":
@@ -124,7 +123,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
                 "checkpointing restores, and `keras.utils.set_random_seed` "
                 f"makes them repeatable. Received: seed={self.seed}",
             )
-        # In float32: the sum of a few bfloat16s has no bits for small ones.
+        # In float32: a sum in bfloat16 loses small terms.
         weights = ops.stop_gradient(ops.cast(a, "float32"))
         reached = ops.cumsum(weights, axis=-1)
         total = reached[..., -1:]

@@ -4,14 +4,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from ..batches import batches
-from ..precision import dtype_of_sums
-from ..validation import StrictConfig
-from ..validation import invalid
-from ..validation import is_number
-from .data_layer import DataLayer
+from .._batches import batches
+from .._checks import StrictConfig
+from .._checks import invalid
+from .._checks import is_number
+from .._keras import DataLayer
+from .._keras import in_symbolic_scope
+from .._precision import dtype_of_sums
 
 # Examples whose products are summed together. Their sum is added to a matrix
 # of float64, which is slow: small batches are gathered first. 60 MB of images
@@ -75,7 +75,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         if not is_number(epsilon) or not 0 <= epsilon < math.inf:
             raise invalid("epsilon", "a finite float of at least 0", epsilon)
         self.epsilon = float(epsilon)
-        self._adapted = False  # or not known to be
+        self._adapted = False  # False also where it is unknown
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape):
@@ -141,7 +141,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
             chunk_mean = x.mean(axis=0, dtype="float64")
             x -= chunk_mean.astype("float32")
             scatter += x.T @ x
-            # What the means, of the chunk and of all before it, differ by.
+            # The mean of the chunk less the mean of all examples before it.
             difference = chunk_mean - mean
             weight = len(x) / (count + len(x))
             scatter += np.outer(difference, difference * (count * weight))
@@ -153,7 +153,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
                 f"examples or more, of which to learn. Received: {count}"
             )
         eigenvalues, vectors = np.linalg.eigh(scatter / (count - 1))
-        # Rounding leaves some that are 0 a little below.
+        # Rounding makes eigenvalues of 0 slightly negative.
         variances = np.maximum(eigenvalues, 0) + self.epsilon
         if variances.min() <= 0:
             raise ValueError(
@@ -172,8 +172,8 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
     def call(self, inputs):
         backend, numpy = self.backend, self.backend.numpy
-        # Of 255 bfloat16 has whole numbers alone, and what is left of them
-        # is multiplied by a hundred where images hardly vary.
+        # Near 255 bfloat16 has only whole numbers, and the rounding error is
+        # multiplied by a hundred where images hardly vary.
         dtype = dtype_of_sums(self.compute_dtype)
         mean = backend.cast(self.convert_weight(self.mean), dtype)
         matrix = backend.cast(self.convert_weight(self.whitening), dtype)
@@ -192,12 +192,12 @@ class ZCAWhitening(StrictConfig, DataLayer):
         Raises:
             ValueError: If they are seen not to be.
         """
-        if in_symbolic_scope():  # A model may be built before.
+        if in_symbolic_scope():  # A model may be built before `adapt`.
             return False
         try:
             corner = float(ops.convert_to_numpy(self.whitening.value[0, 0]))
         except Exception:
-            return False  # No values, in a step that is being compiled.
+            return False  # A step that is being compiled has no values.
         if corner > 0:
             return True
         raise ValueError(

@@ -1,12 +1,18 @@
-from .calibrate import calibrate
-from .export import export
-from .fold import fold
-from .invariantize import invariantize
-from .monte_carlo import MonteCarlo
-from .variance_report import variance_report
+from ._calibrate import calibrate
+from ._export import Exported
+from ._export import export
+from ._fold import fold
+from ._invariantize import invariantize
+from ._monte_carlo import MonteCarlo
+from ._monte_carlo import MonteCarloPrediction
+from ._variance_report import InjectedVariance
+from ._variance_report import variance_report
 
 __all__ = [
+    "Exported",
+    "InjectedVariance",
     "MonteCarlo",
+    "MonteCarloPrediction",
     "calibrate",
     "export",
     "fold",

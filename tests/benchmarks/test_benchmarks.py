@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import pytest
+from warm import Program
 
 BACKEND = keras.backend.backend()
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -30,14 +29,10 @@ SMALL = {
 
 
 def run(name, *arguments, directory=None):
-    process = subprocess.run(
-        [sys.executable, FOLDER / f"{name}.py", *arguments],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    program = Program(FOLDER / f"{name}.py", *arguments, cwd=directory)
+    printed, errors = program.communicate()
+    assert program.returncode == 0, errors
+    return printed
 
 
 def test_each_is_tried_here():

@@ -1,4 +1,4 @@
-"""Does some small jobs; `test_kills.py` kills it.
+"""Does some small trainings; `test_kills.py` kills it.
 
     python killed_training.py DIRECTORY [SPOT SUFFIX COUNT]
 
@@ -19,8 +19,8 @@ from keras_invdrop.experiments.data.datasets import Dataset
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import records as results
-from keras_invdrop.experiments.runners import jobs
 from keras_invdrop.experiments.train import training
+from keras_invdrop.experiments.train import trial as trials
 
 from keras_invdrop.callbacks import exact_resume
 
@@ -39,14 +39,14 @@ def dataset(self):
     return Dataset("mnist", "generated", "original", *splits)
 
 
-def job(method, **changes):
+def trial(method, **changes):
     row = ROWS[f"table2/original/{method}"]
     recipe = dataclasses.replace(row.recipe, epochs=EPOCHS, **changes)
     row = dataclasses.replace(row, recipe=recipe)
-    return jobs.Job(row, seed=1, width=0.05)
+    return trials.Trial(row, seed=1, width=0.05)
 
 
-JOBS = (job("standard", retrain=True), job("invariant", calibrated=True))
+TRIALS = (trial("standard", retrain=True), trial("invariant", calibrated=True))
 
 
 def die_at(spot, suffix, count):
@@ -75,12 +75,12 @@ def die_at(spot, suffix, count):
 
 
 def main(directory, *spot):
-    jobs.Job.dataset = dataset
+    trials.Trial.dataset = dataset
     if spot:
         die_at(*spot)
     print("started", flush=True)
-    for each in JOBS:
-        jobs.run(
+    for each in TRIALS:
+        training.run(
             each,
             Path(directory),
             lambda done, _, title=each.title: print(title, done, flush=True),

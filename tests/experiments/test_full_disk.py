@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.one_backend
+
 COMMAND = (
     f"{sys.executable} -m keras_invdrop.experiments train"
     " table2/original/invariant --data digits --limit-train 200"

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.one_backend
+
 TRAINING = (
     "reproduce", "table2/original/invariant", "--data=digits", "--width=0.02",
     "--epochs=100000", "--out=out",

@@ -15,8 +15,8 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
 from keras_invdrop import calibrate
 from keras_invdrop import variance_report
-from keras_invdrop.batches import Examples
-from keras_invdrop.batches import batches
+from keras_invdrop._batches import Examples
+from keras_invdrop._batches import batches
 
 RNG = np.random.default_rng(0)
 WIDE = RNG.normal(2.0, 1.0, size=(9, 3)).astype("float32")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from keras_invdrop import extras
-from keras_invdrop.extras import missing
-from keras_invdrop.extras import require
+from keras_invdrop import _extras
+from keras_invdrop._extras import missing
+from keras_invdrop._extras import require
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def test_the_error():
 
 
 def test_the_command_is_one_word_for_a_shell():
-    (command,) = re.findall("`(.+)`", extras.install("jax", "plots"))
+    (command,) = re.findall("`(.+)`", _extras.install("jax", "plots"))
     assert shlex.split(command) == ["pip", "install", ".[jax,plots]"]
     assert "'.[" in command  # brackets are a pattern for zsh
 
@@ -59,6 +59,7 @@ for name in list(sys.modules):
 """
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("code", "what", "package"),
     [
@@ -69,7 +70,7 @@ for name in list(sys.modules):
         ),
         ("import keras_invdrop.plots", "keras_invdrop.plots", "matplotlib"),
         (
-            "from keras_invdrop.statistics import mean_and_interval\n"
+            "from keras_invdrop._statistics import mean_and_interval\n"
             "mean_and_interval([1.0, 2.0])",
             "The confidence interval of a mean",
             "scipy",
@@ -85,6 +86,7 @@ def test_without_the_packages_of_plots(code, what, package):
     assert "another exception" not in process.stderr
 
 
+@pytest.mark.one_backend
 def test_what_is_named_exists():
     """Each extra that the package tells to install is one that it has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,6 +104,7 @@ def test_what_is_named_exists():
     assert named <= set(project["optional-dependencies"])
 
 
+@pytest.mark.one_backend
 def test_no_index_is_named():
     """Nothing is installed from an index, which does not have the package."""
     pages = [
@@ -115,7 +118,7 @@ def test_no_index_is_named():
     found = [
         f"{path.relative_to(ROOT)}: {line}"
         for path in pages
-        if path.name != "extras.py"
+        if path.name != "_extras.py"
         for line in path.read_text().splitlines()
         if re.search(r"pip install.*keras-invdrop(\[|$)", line)
     ]

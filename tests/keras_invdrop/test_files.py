@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from keras_invdrop.files import replacing
+from keras_invdrop._files import replacing
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

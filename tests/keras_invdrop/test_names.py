@@ -1,6 +1,8 @@
 """What completion shows, and what `import *` brings: the public names."""
 
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ MODULES = (
 )
 CALLBACKS = ("BestEpoch", "BetaMonitor", "ExactResume", "Reseed")
 FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
+RESULTS = ("Exported", "InjectedVariance", "MonteCarloPrediction")
 PLOTS = (
     "plot_beta",
     "plot_errors",
@@ -48,9 +51,14 @@ def test_completion_shows_public_names_alone():
         *CALLBACKS,
         *FUNCTIONS,
         *MODULES,
+        *RESULTS,
         "MonteCarlo",
     }
-    assert set(dir(keras_invdrop.models)) == {*FUNCTIONS, "MonteCarlo"}
+    assert set(dir(keras_invdrop.models)) == {
+        *FUNCTIONS,
+        *RESULTS,
+        "MonteCarlo",
+    }
     assert dir(keras_invdrop.callbacks) == list(CALLBACKS)
     assert dir(keras_invdrop.regularizers) == ["Variance"]
     assert dir(keras_invdrop.plots) == list(PLOTS)
@@ -64,6 +72,29 @@ def test_what_is_shown_is_there():
             assert hasattr(module, name)
 
 
+def test_a_name_is_a_function_or_a_module_and_never_both():
+    """A module of the same name would hide the function, or be hidden."""
+    for name in FUNCTIONS:
+        assert inspect.isfunction(getattr(keras_invdrop.models, name))
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"keras_invdrop.models.{name}")
+
+
+def test_private_modules_have_an_underscore():
+    """Public are the modules that are shown, and the file of each class."""
+    for module in pkgutil.iter_modules(keras_invdrop.__path__):
+        assert module.name[0] == "_" or module.name in MODULES
+    public = {name.lower() for name in dir(keras_invdrop)}
+    for folder in (
+        keras_invdrop.callbacks,
+        keras_invdrop.layers,
+        keras_invdrop.models,
+    ):
+        for module in pkgutil.iter_modules(folder.__path__):
+            is_of_a_class = module.name.replace("_", "") in public
+            assert module.name[0] == "_" or is_of_a_class
+
+
 def test_import_of_all_brings_no_module():
     """Keras has `layers` and `models`, too, which it would hide."""
     names: dict = {}
@@ -73,6 +104,7 @@ def test_import_of_all_brings_no_module():
     assert set(names) == shown - set(MODULES)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", ["applications", "plots"])
 def test_what_needs_an_extra_is_imported_when_it_is_used(name):
     code = f"""
@@ -85,6 +117,7 @@ assert keras_invdrop.{name} is sys.modules[module]
     assert process(code).returncode == 0
 
 
+@pytest.mark.one_backend
 def test_what_needs_an_extra_is_left_out_where_it_is_missing():
     code = """
 import inspect
@@ -103,3 +136,27 @@ keras_invdrop.plots
 def test_other_names_are_no_attributes():
     with pytest.raises(AttributeError, match="'keras_invdrop' has no.*'plot'"):
         keras_invdrop.plot  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("ours", "of_keras"),
+    [
+        (keras_invdrop.InvariantDropout, keras.layers.Dropout),
+        (keras_invdrop.RunningAverageDropout, keras.layers.Dropout),
+        (keras_invdrop.SharedInvariantDropout, keras.layers.SpatialDropout2D),
+        (keras_invdrop.SpatialInvariantDropout, keras.layers.SpatialDropout2D),
+    ],
+)
+def test_arguments_without_a_keyword_are_those_of_keras(ours, of_keras):
+    """Every call of `Dropout` is one of the layer that takes its place."""
+
+    def by_position(layer):
+        return [
+            (parameter.name, parameter.default)
+            for parameter in inspect.signature(layer).parameters.values()
+            if parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        ]
+
+    assert by_position(ours) == by_position(of_keras)[:3]
+    with pytest.raises(TypeError, match="positional"):
+        ours(0.5, None, 1, [1])

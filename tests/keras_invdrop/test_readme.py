@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import typer
 from keras_invdrop.experiments.command_line import app
+from keras_invdrop.experiments.data.own_images import load_images
 from keras_invdrop.experiments.paper.tables import rows
 from markdown_it import MarkdownIt
 from typer.exceptions import TyperException
@@ -67,6 +69,13 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
     # Keras has been imported: what a page sets comes too late for this
     # process, and shall not reach those that it starts later.
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    # The folder that the guide on images of the reader's own speaks of.
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(10):
+            image = np.random.default_rng(number).random((20, 30, 3))
+            path = tmp_path / "pictures" / name / f"{number}.png"
+            keras.utils.save_img(path, image)
     names: dict = {}
     printed = None
     for language, text in blocks(page):
@@ -80,8 +89,13 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
             printed = None
     if page == "README.md":
         assert names["model"].compiled
+    if page.endswith("own_images.md"):
+        dataset = load_images("pictures.npz", "cifar10")
+        assert dataset.train.x.shape[0] == 16 - 16 // 6
+        assert len(dataset.test) == 4
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("page", ["README.md", "docs/quick_start.md"])
 def test_first_code_runs_where_no_backend_is_set(page, tmp_path):
     """Without TensorFlow, which Keras by itself would take."""
@@ -110,6 +124,7 @@ def test_report_of_readme(capsys, monkeypatch):
     assert all("-> dense" in line for line in report)
 
 
+@pytest.mark.one_backend
 def test_pages_have_code():
     """What the tests above and below find, so that they find something."""
     count = {
@@ -137,6 +152,7 @@ def arguments_of(command):
     return called.make_context(name, given).params
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -158,6 +174,7 @@ def test_commands_exist(page, monkeypatch):
             pytest.fail(f"{page}: {name} {shlex.join(command)}: {error}")
 
 
+@pytest.mark.one_backend
 def test_every_public_name_is_in_the_reference():
     reference = {
         name

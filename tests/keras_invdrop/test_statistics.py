@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_invdrop.statistics import correlation
-from keras_invdrop.statistics import mean_and_interval
+from keras_invdrop._statistics import correlation
+from keras_invdrop._statistics import mean_and_interval
 
 
 def test_interval_of_each_column():

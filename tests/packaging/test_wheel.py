@@ -180,9 +180,9 @@ import keras
 import numpy as np
 
 import keras_invdrop
+from keras_invdrop import Exported
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
-from keras_invdrop.models.export import Exported
 from keras_invdrop.regularizers import Variance
 
 layer = InvariantDropout(
@@ -197,6 +197,7 @@ layer = InvariantDropout(
 )
 InvariantDropout("half")  # type: ignore[arg-type]
 InvariantDropout()  # type: ignore[call-arg]
+InvariantDropout(0.5, None, 1, [1])  # type: ignore[call-arg]
 InvariantDropout(0.5, scaling="inference")  # type: ignore[arg-type]
 InvariantDropout(0.5, shared_axes=1.5)  # type: ignore[arg-type]
 keras_invdrop.SharedInvariantDropout(0.5, "last")  # type: ignore[arg-type]

@@ -155,7 +155,13 @@ def absent(data_dir, reason):
     )
 
 
-def test_absent_data_set(data_dir, monkeypatch):
+@pytest.fixture
+def connected(monkeypatch):
+    """No host is asked whether it is there."""
+    monkeypatch.setattr(Download, "_missing", lambda self, downloads: [])
+
+
+def test_absent_data_set(data_dir, monkeypatch, connected):
     def download_and_prepare(self):
         raise ConnectionError("no route to host\nand more")
 

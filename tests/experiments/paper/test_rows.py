@@ -15,8 +15,9 @@ from keras_invdrop.experiments.data.datasets import load
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.train.task import Task
+from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.training import train
+from keras_invdrop.experiments.train.trial import Trial
 
 # Of the smallest layer, 16lc, one map is left.
 WIDTH = 1 / 16
@@ -43,7 +44,22 @@ def splicing():
     return generate_splicing(exons=60, features=40)
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# Of each network, the row that is trained on every backend.
+LAST = {row.network.name: row.id for row in ROWS.values()}
+
+
+def marks(row):
+    # The rows of Table 5 differ by the partition, which test_splicing.py does.
+    if row.partition is not None:
+        return [pytest.mark.thorough] if row.partition > 1 else []
+    return [pytest.mark.one_backend] if row.id != LAST[row.network.name] else []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=marks(row)) for row in ROWS.values()],
+    ids=ROWS,
+)
 def test_row(row, image_data_format):
     image_data_format(IMAGE_DATA_FORMAT)
     if row.partition is None:
@@ -52,7 +68,7 @@ def test_row(row, image_data_format):
         dataset = partition_of(splicing(), row.partition, limit_train=16)
     recipe = dataclasses.replace(row.recipe, batch_size=8, epochs=2)
     row = dataclasses.replace(row, recipe=recipe)
-    run = train(row, dataset, seed=0, width=WIDTH)
+    run = train(Trial(row, width=WIDTH), dataset)
 
     assert run.result.row == row.id
     assert run.result.dropout == row.method
@@ -61,7 +77,7 @@ def test_row(row, image_data_format):
     assert run.result.unit == row.unit
     assert np.isfinite(run.history.to_numpy()).all()
     # Each layer has learned, beta and the running averages among them.
-    before = Task(row, dataset, 0, WIDTH).model().get_weights()
+    before = Trainer(Trial(row, 0, WIDTH), dataset).model().get_weights()
     after = run.model.get_weights()
     for old, new in zip(before, after, strict=True):
         assert np.isfinite(new).all()

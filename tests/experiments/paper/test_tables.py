@@ -8,6 +8,8 @@ from keras_invdrop.applications import recipes
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.paper.tables import rows
 
+pytestmark = pytest.mark.one_backend
+
 
 def printed(beginning):
     return [row.printed for row in rows(beginning)]

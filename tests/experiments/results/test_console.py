@@ -3,7 +3,7 @@ import io
 
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.results.console import JobsTable
+from keras_invdrop.experiments.results.console import ProgressTable
 from keras_invdrop.experiments.results.console import paper_table
 from rich.console import Console
 
@@ -118,7 +118,7 @@ def clock(monkeypatch):
 
 def test_jobs_are_shown_in_one_table(result, clock):
     names = ("first", "second", "third", "fourth")
-    table = JobsTable(dict.fromkeys(names, 10), dict.fromkeys(names, "%"))
+    table = ProgressTable(dict.fromkeys(names, 10), dict.fromkeys(names, "%"))
 
     def cells():
         text = printed(table._table(), width=100)
@@ -160,7 +160,7 @@ def test_jobs_are_shown_in_one_table(result, clock):
 
 def test_lines_where_there_is_no_terminal(result, clock, capsys):
     """One when it begins, then of an epoch every five seconds, or later."""
-    with JobsTable({"first": 90}, {"first": "%"}) as table:
+    with ProgressTable({"first": 90}, {"first": "%"}) as table:
         table.began("first")
         for done in range(1, 10):
             clock[0] = 60 + 2.0 * done
@@ -187,7 +187,7 @@ def test_lines_where_there_is_no_terminal(result, clock, capsys):
 
 def test_a_terminal_has_the_table_alone(result, clock, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were one
-    with JobsTable({"first": 90}, {"first": "%"}) as table:
+    with ProgressTable({"first": 90}, {"first": "%"}) as table:
         table.began("first")
         assert table._cells("first") == ("compiling", "", "")
         table.epoch("first", 1, 4.0)
@@ -198,7 +198,7 @@ def test_a_terminal_has_the_table_alone(result, clock, monkeypatch, capsys):
 
 
 def test_what_has_ended_is_said(result, capsys):
-    with JobsTable({"first": 3, "second": 3}, {"first": "%"}) as table:
+    with ProgressTable({"first": 3, "second": 3}, {"first": "%"}) as table:
         table.epoch("first", 1, 3.0)
         table.ended("first", dataclasses.replace(result, validation=4.5))
         table.failed("second", ValueError("diverged"))

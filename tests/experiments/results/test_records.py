@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import records as results
-from keras_invdrop.experiments.runners.jobs import Job
+from keras_invdrop.experiments.train.training import finished
+from keras_invdrop.experiments.train.trial import Trial
 
 
 def test_round_trip(result, tmp_path):
@@ -100,19 +101,19 @@ def test_which_examples_were_wrong(result, tmp_path):
 
 
 def test_results_of_other_code_are_not_mixed(result, tmp_path):
-    job = Job(ROWS[result.row], 0)
-    path = tmp_path / f"{job.name}.json"
+    trial = Trial(ROWS[result.row], 0)
+    path = tmp_path / f"{trial.name}.json"
     code = results.this_code()
     versions = {"keras-invdrop": code.version}
     own = dataclasses.replace(result, versions=versions, commit=code.commit)
     results.write_result(path, own)
-    assert job.finished(tmp_path) == own
+    assert finished(trial, tmp_path) == own
     for change in ({"commit": "abc"}, {"versions": {"keras-invdrop": "9"}}):
         results.write_result(path, dataclasses.replace(own, **change))
         with pytest.raises(
             ValueError, match=f"{path} was trained with .*; this is {code}. "
         ):
-            job.finished(tmp_path)
+            finished(trial, tmp_path)
 
 
 def test_values_for_layers_are_read_as_they_were_written(result, tmp_path):

@@ -4,9 +4,8 @@ import pandas as pd
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.runners import search as tuning
-from keras_invdrop.experiments.runners.jobs import Job
-from keras_invdrop.experiments.train.task import Task
-from keras_invdrop.experiments.train.task import build
+from keras_invdrop.experiments.train.trainer import Trainer
+from keras_invdrop.experiments.train.trial import Trial
 
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
 # Where 0.2 is none of the values.
@@ -22,21 +21,21 @@ PROBES = {
 
 
 @pytest.fixture
-def jobs(blobs, monkeypatch):
-    monkeypatch.setattr(Job, "dataset", lambda self: blobs)
+def trainings(blobs, monkeypatch):
+    monkeypatch.setattr(Trial, "dataset", lambda self: blobs)
     # The test set is not looked at.
-    monkeypatch.setattr(Task, "test", None)
+    monkeypatch.setattr(Trainer, "test", None)
     found = []
     for method in ("standard", "invariant"):
         row = ROWS[f"table2/original/{method}"]
         recipe = dataclasses.replace(row.recipe, epochs=4, batch_size=10)
-        found.append(Job(dataclasses.replace(row, recipe=recipe), 0, 0.02))
+        found.append(Trial(dataclasses.replace(row, recipe=recipe), 0, 0.02))
     return found
 
 
-def test_the_search_is_kept_and_goes_on(jobs, tmp_path):
+def test_the_search_is_kept_and_goes_on(trainings, tmp_path):
     seen = []
-    first = tuning.tune(jobs, SETTINGS, 3, tmp_path, seen.append).trials
+    first = tuning.tune(trainings, SETTINGS, 3, tmp_path, seen.append).trials
     assert [trial.number for trial in seen] == [0, 1, 2]
     for trial in first:
         assert 0.001 <= trial.params["learning_rate"] <= 0.3
@@ -45,12 +44,12 @@ def test_the_search_is_kept_and_goes_on(jobs, tmp_path):
         # Each epoch of the first training.
         assert list(trial.intermediate_values) == [1, 2, 3, 4]
     # As many as are asked for in all.
-    again = tuning.tune(jobs, SETTINGS, 5, tmp_path, seen.append)
+    again = tuning.tune(trainings, SETTINGS, 5, tmp_path, seen.append)
     assert [trial.number for trial in seen] == [0, 1, 2, 3, 4]
     assert [t.params for t in again.trials[:3]] == [t.params for t in first]
     # It does not draw again what it began with.
     assert len({t.params["learning_rate"] for t in again.trials}) == 5
-    assert len(tuning.tune(jobs, SETTINGS, 5, tmp_path).trials) == 5
+    assert len(tuning.tune(trainings, SETTINGS, 5, tmp_path).trials) == 5
     log, table = sorted(tmp_path.iterdir(), key=lambda path: path.suffix)[::-1]
     assert (log.suffix, table.suffix) == (".log", ".csv")
     trials = pd.read_csv(table)
@@ -58,24 +57,32 @@ def test_the_search_is_kept_and_goes_on(jobs, tmp_path):
     assert trials.value.min() == again.best_value
 
 
-def test_the_figure_is_the_mean_of_the_selected_epochs(jobs, blobs, tmp_path):
-    study = tuning.tune(jobs, ["learning_rate"], 1, tmp_path)
+def test_the_figure_is_the_mean_of_the_selected_epochs(
+    trainings, blobs, tmp_path
+):
+    study = tuning.tune(trainings, ["learning_rate"], 1, tmp_path)
     (trial,) = study.trials
     figures = []
-    for job in jobs:
+    for training in trainings:
         recipe = dataclasses.replace(
-            job.row.recipe, learning_rate=trial.params["learning_rate"]
+            training.row.recipe, learning_rate=trial.params["learning_rate"]
         )
-        task = Task(dataclasses.replace(job.row, recipe=recipe), blobs, 0, 0.02)
-        fitted = task.fit(
-            task.model(), blobs.train, 4, {"val": blobs.validation}
+        trainer = Trainer(
+            dataclasses.replace(
+                training,
+                row=dataclasses.replace(training.row, recipe=recipe),
+            ),
+            blobs,
         )
-        figures.append(task.figures(fitted.logs["val_accuracy"]).min())
+        fitted = trainer.fit(
+            trainer.model(), blobs.train, 4, {"val": blobs.validation}
+        )
+        figures.append(trainer.figures(fitted.logs["val_accuracy"]).min())
     assert trial.value == pytest.approx(sum(figures) / 2)
 
 
-def test_the_space_of_table_2(jobs, tmp_path):
-    study = tuning.tune(jobs[1:], ["table2"], 8, tmp_path)
+def test_the_space_of_table_2(trainings, tmp_path):
+    study = tuning.tune(trainings[1:], ["table2"], 8, tmp_path)
     settings = {"learning_rate", "input_rate", "hidden_rate", "warm_up"}
     settings |= {"initial_stddev", "norms", "beta_factor"}
     for trial in study.trials:
@@ -92,7 +99,7 @@ def test_the_space_of_table_2(jobs, tmp_path):
     }
     # Of standard dropout all but the factor of a beta that it has not, and
     # the same trials in the beginning.
-    standard = tuning.tune(jobs[:1], ["table2"], 8, tmp_path)
+    standard = tuning.tune(trainings[:1], ["table2"], 8, tmp_path)
     for one, other in zip(standard.trials, study.trials, strict=True):
         expected = dict(other.params)
         del expected["beta_factor"]
@@ -100,50 +107,52 @@ def test_the_space_of_table_2(jobs, tmp_path):
 
 
 @pytest.mark.parametrize("name", tuning.SPACE)
-def test_each_setting_is_one_of_a_recipe(jobs, name):
+def test_each_setting_is_one_of_a_recipe(trainings, name):
     import optuna
 
-    (draw,) = tuning.space_of([name], jobs).values()
+    (draw,) = tuning.space_of([name], trainings).values()
     trial = optuna.trial.FixedTrial({name: PROBES.get(name, 0.2)})
-    recipe = dataclasses.replace(jobs[0].row.recipe, **{name: draw(trial)})
-    row = dataclasses.replace(jobs[0].row, recipe=recipe)
-    build(row, 0.02, None)
+    recipe = dataclasses.replace(trainings[0].row.recipe, **{name: draw(trial)})
+    row = dataclasses.replace(trainings[0].row, recipe=recipe)
+    dataclasses.replace(trainings[0], row=row).network()
     recipe.optimizer(5, with_beta=True)
 
 
-def test_another_search_has_trials_of_its_own(jobs, tmp_path):
-    tuning.tune(jobs, ["learning_rate"], 1, tmp_path)
-    for others in (jobs[:1], jobs[::-1]):
+def test_another_search_has_trials_of_its_own(trainings, tmp_path):
+    tuning.tune(trainings, ["learning_rate"], 1, tmp_path)
+    for others in (trainings[:1], trainings[::-1]):
         study = tuning.tune(others, ["learning_rate"], 1, tmp_path)
         assert len(study.trials) == 1
     assert len(list(tmp_path.glob("*.csv"))) == 3
 
 
-def test_a_trial_that_was_stopped_does_not_count(jobs, tmp_path, monkeypatch):
+def test_a_trial_that_was_stopped_does_not_count(
+    trainings, tmp_path, monkeypatch
+):
     def stop(trial):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setitem(tuning.SPACE, "max_norm", stop)
         with pytest.raises(KeyboardInterrupt):
-            tuning.tune(jobs, SETTINGS, 1, tmp_path)
-    study = tuning.tune(jobs, SETTINGS, 1, tmp_path)
+            tuning.tune(trainings, SETTINGS, 1, tmp_path)
+    study = tuning.tune(trainings, SETTINGS, 1, tmp_path)
     assert [tuning.completed(trial) for trial in study.trials] == [False, True]
 
 
-def test_what_diverges_is_given_up(jobs, tmp_path, monkeypatch):
+def test_what_diverges_is_given_up(trainings, tmp_path, monkeypatch):
     monkeypatch.setitem(
         tuning.SPACE, "learning_rate", lambda trial: 1e38 + trial.number
     )
     monkeypatch.setitem(
         tuning.SPACE, "max_norm", lambda trial: 1e30 + trial.number
     )
-    study = tuning.tune(jobs, ["learning_rate", "max_norm"], 2, tmp_path)
+    study = tuning.tune(trainings, ["learning_rate", "max_norm"], 2, tmp_path)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
 
 
 def test_nothing_is_given_up_before_half_of_its_epochs(
-    jobs, tmp_path, monkeypatch
+    trainings, tmp_path, monkeypatch
 ):
     rates = [0.1] * 5 + [0.01] * 2
     monkeypatch.setitem(
@@ -151,11 +160,13 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
     )
     # The last two look worse from the start.
     monkeypatch.setattr(
-        Task,
+        Trainer,
         "validation",
-        lambda task, fitted, epoch: 5.0 - 20 * task.row.recipe.learning_rate,
+        lambda trainer, fitted, epoch: (
+            5.0 - 20 * trainer.row.recipe.learning_rate
+        ),
     )
-    study = tuning.tune(jobs, ["learning_rate"], len(rates), tmp_path)
+    study = tuning.tune(trainings, ["learning_rate"], len(rates), tmp_path)
     for trial in study.trials[:5]:
         assert tuning.completed(trial)
         assert trial.value == 3

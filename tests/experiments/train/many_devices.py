@@ -143,6 +143,7 @@ def die_in_the_second_epoch():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
     command, *arguments = sys.argv[1:]
     if command in ("seen", "program"):
         {"seen": seen, "program": program}[command](*arguments)

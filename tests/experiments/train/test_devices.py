@@ -2,11 +2,9 @@
 
 import ast
 import csv
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from keras_invdrop.experiments import command_line
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import save_splicing
 from keras_invdrop.experiments.train.devices import _most
+from warm import Program
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 
@@ -36,14 +35,7 @@ def is_free(port):
 def started(devices, *arguments, **environment):
     """A process that has so many devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [sys.executable, PROGRAM, *map(str, arguments)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Program(PROGRAM, *arguments, XLA_FLAGS=flags, **environment)
 
 
 def ended(processes):
@@ -167,10 +159,13 @@ def test_two_processes(two_processes, one_device, record_property):
 
 
 @jax_only
-def test_four_processes_of_slurm(
-    arguments, one_device, tmp_path, record_property
+@pytest.mark.parametrize(
+    "number", [2, pytest.param(4, marks=pytest.mark.thorough)]
+)
+def test_processes_of_slurm(
+    number, arguments, one_device, tmp_path, record_property
 ):
-    processes = by_slurm(4, tmp_path, arguments)
+    processes = by_slurm(number, tmp_path, arguments)
     check_same(left(processes, tmp_path), one_device, record_property)
 
 

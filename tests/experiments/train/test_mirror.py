@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.train.task import Task
+from keras_invdrop.experiments.train.trainer import Trainer
+from keras_invdrop.experiments.train.trial import Trial
 
 EPOCHS = 5
 
@@ -30,12 +31,12 @@ def losses(dataset, sign, **changes):
     settings = {"epochs": EPOCHS, "batch_size": 10, "learning_rate": 0.05}
     recipe = dataclasses.replace(row.recipe, **(settings | changes))
     row = dataclasses.replace(row, recipe=recipe)
-    task = Task(row, dataset, 0, 0.03)
-    model = task.model()
+    trainer = Trainer(Trial(row, 0, 0.03), dataset)
+    model = trainer.model()
     kernel = model.get_layer("hidden_1").kernel
     kernel.assign(sign * kernel)
-    logs = task.fit(
-        task._calibrated(model),
+    logs = trainer.fit(
+        trainer._calibrated(model),
         dataset.train,
         EPOCHS,
         {"val": dataset.validation},

@@ -16,7 +16,8 @@ from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.train import training
-from keras_invdrop.experiments.train.task import Task
+from keras_invdrop.experiments.train.trainer import Trainer
+from keras_invdrop.experiments.train.trial import Trial
 
 RECIPE = Recipe(
     epochs=4, batch_size=10, learning_rate=0.05, momentum=0.9, max_norm=2.0
@@ -27,9 +28,14 @@ def train(dataset, dropout="invariant", recipe=RECIPE, seed=0, **options):
     row = dataclasses.replace(
         ROWS["table2/original/invariant"], method=dropout, recipe=recipe
     )
+    described = {
+        name: options.pop(name)
+        for name in ("width", "activation", "command", "steps_per_execution")
+        if name in options
+    }
     options.setdefault("test_curve", True)
-    options.setdefault("width", 0.03)
-    return training.train(row, dataset, seed, **options)
+    trial = Trial(row, seed, **{"width": 0.03, **described})
+    return training.train(trial, dataset, **options)
 
 
 @pytest.mark.parametrize("dropout", METHODS)
@@ -79,7 +85,7 @@ def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
         looks.append(network)
         return 0.0, None
 
-    monkeypatch.setattr(Task, "test", count)
+    monkeypatch.setattr(Trainer, "test", count)
     run = train(blobs, test_curve=False)
     assert looks == [run.model]
 
@@ -207,7 +213,7 @@ def test_code_quality_is_what_the_splicing_rows_measure():
         ROWS["table5/2/standard"],
         recipe=dataclasses.replace(RECIPE, epochs=5),
     )
-    run = training.train(row, mas, 0, width=0.03, test_curve=True)
+    run = training.train(Trial(row, width=0.03), mas, test_curve=True)
     assert run.result.unit == "bits"
     assert run.result.dataset == "mas"
     columns = ["training_loss"] + [
@@ -246,9 +252,9 @@ def test_training_anew_on_all_examples(blobs):
         np.concatenate([blobs.train.y, blobs.validation.y]),
     )
     row = dataclasses.replace(ROWS["table2/original/invariant"], recipe=RECIPE)
-    task = Task(row, blobs, 0, 0.03)
-    model = task.model()
-    task.fit(model, everything, selected)
+    trainer = Trainer(Trial(row, 0, 0.03), blobs)
+    model = trainer.model()
+    trainer.fit(model, everything, selected)
     for a, b in zip(model.get_weights(), run.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -17,7 +17,7 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
-from keras_invdrop import extras
+from keras_invdrop import _extras
 from keras_invdrop import variance_report
 from keras_invdrop.callbacks import beta_monitor
 
@@ -414,8 +414,8 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
 
 
 def test_without_tensorboardx(monkeypatch, tmp_path):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    error = extras.missing("Argument `log_dir`", "tensorboardX", "tensorboard")
+    monkeypatch.setattr(_extras, "find_spec", lambda name: None)
+    error = _extras.missing("Argument `log_dir`", "tensorboardX", "tensorboard")
     with pytest.raises(ImportError, match=re.escape(str(error))):
         BetaMonitor(X, log_dir=tmp_path)
     BetaMonitor(X, tmp_path / "beta.csv")

@@ -149,9 +149,24 @@ def policy(request):
     keras.config.set_dtype_policy(before)
 
 
-every_policy = pytest.mark.parametrize(
-    "policy", ["float32", "mixed_bfloat16", "mixed_float16"], indirect=True
-)
+POLICIES = "float32", "mixed_bfloat16", "mixed_float16"
+
+
+def under(policy, *cases):
+    """Cases under one policy for each layer, and one layer under each policy.
+
+    Args:
+        policy: The one that every layer has.
+        *cases: Names, or tuples that begin with them.
+    """
+    for case in cases:
+        name, *_ = case = case if isinstance(case, tuple) else (case,)
+        for each in POLICIES:
+            usual = each == policy or name == "InvariantDropout"
+            marks = [] if usual else [pytest.mark.thorough]
+            yield pytest.param(*case, each, marks=marks)
+
+
 # Of a value of about 1: the bits of the significand, less a few for sums.
 PRECISION = {"float32": 1e-5, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}
 
@@ -175,8 +190,9 @@ def runs_on_this_machine(case, policy):
     return True
 
 
-@every_policy
-@every_layer
+@pytest.mark.parametrize(
+    ("case", "policy"), under("mixed_bfloat16", *LAYERS), indirect=["policy"]
+)
 def test_dtypes(case, policy):
     model, x = build(case)
     layer = model.layers[0]
@@ -211,11 +227,14 @@ def is_random(case):
     return "Dropout" in case or "Stochastic" in case
 
 
-@every_policy
 @pytest.mark.parametrize(
-    ("case", "rate"),
-    [(case, None) for case in LAYERS]
-    + [(case, 0) for case in LAYERS if "Dropout" in case and DRAWS_DIFFER],
+    ("case", "rate", "policy"),
+    under(
+        "float32",
+        *((case, None) for case in LAYERS),
+        *((case, 0) for case in LAYERS if "Dropout" in case and DRAWS_DIFFER),
+    ),
+    indirect=["policy"],
 )
 def test_compiled_step_is_the_eager_step(case, policy, rate):
     trained = {}
@@ -320,7 +339,22 @@ print(keras.backend.backend())
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+# From each to the next one: all three write, and all three read.
+NEXT = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(
+            name,
+            marks=[]
+            if name == NEXT[keras.backend.backend()]
+            else [pytest.mark.thorough],
+        )
+        for name in NEXT
+    ],
+)
 def test_a_file_loads_on_every_backend(backend, tmp_path):
     expected = []
     for case, name in enumerate(LAYERS):
@@ -398,6 +432,19 @@ def test_an_altered_file_is_refused(case, argument, value, message, tmp_path):
     alter(path, argument, value)
     with pytest.raises(ValueError, match=message):
         keras.saving.load_model(path)
+
+
+@every_layer
+def test_what_is_of_a_wrong_kind_is_refused_by_name(case):
+    layer = LAYERS[case][1]()[0]
+    config = layer.get_config()
+    for argument in set(config) - {"name", "trainable"}:  # those of any layer
+        for wrong in ({"surprise": 1}, 1.5j, [0.5]):
+            with pytest.raises(ValueError) as caught:
+                type(layer).from_config({**config, argument: wrong})
+            # And not only because the whole config is shown.
+            message, _, _ = str(caught.value).partition("Received: config=")
+            assert argument in message
 
 
 # Without a default, or such that another value has weights of another shape.

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_invdrop.layers import windows
+from keras_invdrop.layers import _windows
 
 
 def slow_windows(images, size, strides, padding):
@@ -44,7 +44,7 @@ CASES = [
 def test_windows_are_those_of_a_loop(shape, size, strides, padding):
     images = np.random.default_rng(0).normal(size=shape).astype("float32")
     expected = slow_windows(images, size, strides, padding)
-    found = windows.windows(
+    found = _windows.windows(
         ops.convert_to_tensor(images), size, strides, padding
     )
     assert len(found) == size[0] * size[1]
@@ -54,7 +54,7 @@ def test_windows_are_those_of_a_loop(shape, size, strides, padding):
             expected[:, :, :, i // size[1], i % size[1]],
         )
     counts = tuple(
-        windows.count_windows(*each, padding)
+        _windows.count_windows(*each, padding)
         for each in zip(shape[1:3], size, strides, strict=True)
     )
     assert expected.shape[1:3] == counts
@@ -66,11 +66,11 @@ def test_counts_are_those_of_keras(shape, size, strides, padding):
         size, strides, padding, data_format="channels_last"
     )
     counts = tuple(
-        windows.count_windows(*each, padding)
+        _windows.count_windows(*each, padding)
         for each in zip(shape[1:3], size, strides, strict=True)
     )
     assert pool.compute_output_shape(shape)[1:3] == counts
-    assert windows.count_windows(None, 3, 2, padding) is None
+    assert _windows.count_windows(None, 3, 2, padding) is None
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_what_is_no_pair(value):
     with pytest.raises(
         ValueError, match="`strides`. Expected a positive integer or a pair"
     ):
-        windows.check_pair("strides", value)
+        _windows.check_pair("strides", value)
 
 
 def test_pairs():
-    assert windows.check_pair("strides", 3) == (3, 3)
-    assert windows.check_pair("strides", [1, 2]) == (1, 2)
-    assert windows.check_padding("same") == "same"
+    assert _windows.check_pair("strides", 3) == (3, 3)
+    assert _windows.check_pair("strides", [1, 2]) == (1, 2)
+    assert _windows.check_padding("same") == "same"
     with pytest.raises(ValueError, match="`padding`. Expected one of 'valid'"):
-        windows.check_padding("causal")
+        _windows.check_padding("causal")

@@ -11,7 +11,7 @@ from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import calibrate
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -453,7 +453,10 @@ def test_which_of_the_two_is_not_guessed():
         calibrate(mlp(), random(4, 6), keep_predictions="yes")
 
 
-@pytest.mark.parametrize("scaling", ["train", "test"])
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    "scaling", ["test", pytest.param("train", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
@@ -501,7 +504,7 @@ def test_predictions_are_kept(path, shape, scaling):
     fresh = [type(layer).from_config(layer.get_config()) for layer in path]
     model = sequential(
         InvariantDropout(
-            0.5, list(range(1, len(shape))) or None, scaling=scaling
+            0.5, shared_axes=list(range(1, len(shape))) or None, scaling=scaling
         ),
         *fresh,
         layers.Dense(3, name="last"),
@@ -684,9 +687,9 @@ class MyInvariantDropout(InvariantDropout):
 )
 def test_what_is_in_the_way_is_named(path, reason):
     inputs = keras.Input((6, 5, 3))
-    x = InvariantDropout(0.5, [1, 2], name="free")(inputs)
+    x = InvariantDropout(0.5, shared_axes=[1, 2], name="free")(inputs)
     first = layers.Dense(3, "relu")(x)
-    x = InvariantDropout(0.5, [1, 2], name="stays")(first)
+    x = InvariantDropout(0.5, shared_axes=[1, 2], name="stays")(first)
     for layer in path:
         x = type(layer).from_config(layer.get_config())(x)
     model = varied(keras.Model(inputs, x))

@@ -17,7 +17,7 @@ from keras_invdrop import MonteCarlo
 from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
-from keras_invdrop.models.copies import Copies
+from keras_invdrop.models._copies import Copies
 
 
 def random(*shape, seed=0):

@@ -10,8 +10,9 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
-from keras_invdrop.models.dropout_sites import all_activities
-from keras_invdrop.models.dropout_sites import dropout_sites
+from keras_invdrop import invariantize
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
 
 
 def names(sites):
@@ -199,6 +200,42 @@ def test_masks_and_shifts(layer, shape, mask_shape, shift_axes):
     (site,) = dropout_sites(keras.Sequential([keras.Input(shape[1:]), layer]))
     assert site.mask_shape(shape) == mask_shape
     assert site.shift_axes(len(shape)) == shift_axes
+
+
+@pytest.fixture
+def channels_first():
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format(before)
+
+
+@pytest.mark.parametrize(("rank", "channels"), [(3, 2), (4, 1), (5, 1)])
+def test_all_agree_on_where_channels_are(channels_first, rank, channels):
+    """A sequence has them on its last axis, whatever the configuration."""
+    shape = (8, 4, 5, 6, 7)[:rank]
+    shared = (0, *(axis for axis in range(1, rank) if axis != channels))
+    of_shift = tuple(1 if i in shared else shape[i] for i in range(1, rank))
+    of_mask = (8, *of_shift)
+    spatial = layers.SpatialDropout1D, layers.SpatialDropout2D
+    spatial = (*spatial, layers.SpatialDropout3D)[rank - 3]
+    for layer, drops_channels in (
+        (layers.Dropout(0.5), False),
+        (spatial(0.5), True),
+        (SharedInvariantDropout(0.5), False),
+        (SpatialInvariantDropout(0.5), True),
+    ):
+        model = keras.Sequential([keras.Input(shape[1:]), layer])
+        models = [model]
+        if layer.__module__.startswith("keras.src"):
+            models.append(invariantize(model, shared="auto"))
+        for each in models:
+            (site,) = dropout_sites(each)
+            assert site.shift_axes(rank) == shared
+            expected = of_mask if drops_channels else shape
+            assert site.mask_shape(shape) == expected
+            if hasattr(site.layer, "beta"):
+                assert site.layer.beta.shape == of_shift
 
 
 class Subclassed(keras.Model):

@@ -3,7 +3,6 @@
 What `docs/export.md` says of the present backend is held against what happens.
 """
 
-import importlib
 import re
 from pathlib import Path
 
@@ -16,13 +15,11 @@ from keras_invdrop.applications import relu_cnn
 from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
 from keras_invdrop import StochasticPooling2D
+from keras_invdrop import _extras
 from keras_invdrop import export
-from keras_invdrop import extras
 from keras_invdrop import fold
-from keras_invdrop.models.copies import copied
-
-# The function has the name of its file.
-exporting = importlib.import_module("keras_invdrop.models.export")
+from keras_invdrop.models import _export
+from keras_invdrop.models._copies import copied
 
 BACKEND = keras.backend.backend()
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
@@ -35,7 +32,7 @@ FILES = {
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "export.md").read_text()
 # One that needs no other process.
-DIRECT = exporting.DIRECT[BACKEND][0]
+DIRECT = _export.DIRECT[BACKEND][0]
 every_format = pytest.mark.parametrize("format", FILES)
 
 
@@ -94,7 +91,7 @@ def test_the_engine_says_what_predict_says(format, tmp_path):
         np.testing.assert_array_equal(weight, expected)
     assert exported.path == tmp_path / FILES[format]
     assert exported.format == format
-    direct = format in exporting.DIRECT[BACKEND]
+    direct = format in _export.DIRECT[BACKEND]
     assert exported.backend == (BACKEND if direct else "tensorflow")
     assert exported.difference < 1e-5
     names = {path.name for path in tmp_path.iterdir()}
@@ -102,7 +99,7 @@ def test_the_engine_says_what_predict_says(format, tmp_path):
     assert names == {FILES[format]} | also
     for batch in (1, 5):
         x = random(batch, 32, 32, 3, seed=batch)
-        (found,) = exporting.LOAD[format](exported.path, model)([x])
+        (found,) = _export.LOAD[format](exported.path, model)([x])
         assert difference(found, model.predict(x, verbose=0)) < 1e-5
 
 
@@ -118,19 +115,19 @@ def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
     path = tmp_path / FILES[format]
     cell = cells()[format]
     works = re.fullmatch("works, below (.*)", cell)
-    assert bool(works) == (format in exporting.DIRECT[BACKEND])
+    assert bool(works) == (format in _export.DIRECT[BACKEND])
     if works:
-        exporting.convert(network, path, format)
+        _export.convert(network, path, format)
         for batch in (3, 5):
             x = random(batch, 32, 32, 3, seed=batch)
-            (found,) = exporting.LOAD[format](path, network)([x])
+            (found,) = _export.LOAD[format](path, network)([x])
             expected = network.predict(x, verbose=0)
             assert difference(found, expected) < float(works[1])
     else:
         (number,) = re.fullmatch(r"no \((\d)\)", cell).groups()
         (reason,) = re.findall(rf"^{number}\. `(.+?)`[:.]", PAGE, re.M)
         with pytest.raises(Exception, match=re.escape(reason)):
-            exporting.convert(network, path, format)
+            _export.convert(network, path, format)
 
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
@@ -178,11 +175,11 @@ def test_layers_that_keras_does_not_have(tmp_path):
     # OpenVINO, but on JAX. There sizes of windows have once been outputs, and
     # what PyTorch makes of the pooling computes something else in batches other
     # than 1: then TensorFlow gets it to do.
-    format = exporting.DIRECT[BACKEND][-1]
+    format = _export.DIRECT[BACKEND][-1]
     exported = export(model, tmp_path / FILES[format], format)
     assert exported.difference < 1e-5
     x = random(5, 8, 8, 3)
-    (found,) = exporting.LOAD[format](exported.path, fold(model))([x])
+    (found,) = _export.LOAD[format](exported.path, fold(model))([x])
     assert difference(found, model.predict(x, verbose=0)) < 1e-5
 
 
@@ -194,7 +191,7 @@ def test_what_was_there_is_replaced(tmp_path):
     model = dense_network(units=3)
     export(model, path, DIRECT)
     x = random(2, 4)
-    (found,) = exporting.LOAD[DIRECT](path, fold(model))([x])
+    (found,) = _export.LOAD[DIRECT](path, fold(model))([x])
     assert difference(found, model.predict(x, verbose=0)) < 1e-5
     assert not (tmp_path / FILES[DIRECT] / "left.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {FILES[DIRECT]}
@@ -205,15 +202,15 @@ def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
     path = tmp_path / FILES[DIRECT]
     export(dense_network(), path, DIRECT)
     before = content(tmp_path)
-    load = exporting.LOAD[DIRECT]
+    load = _export.LOAD[DIRECT]
 
     def wrong(*arguments):
         run = load(*arguments)
         return lambda arrays: [x * (1 + error) for x in run(arrays)]
 
-    monkeypatch.setitem(exporting.LOAD, DIRECT, wrong)
+    monkeypatch.setitem(_export.LOAD, DIRECT, wrong)
     # From TensorFlow it would be as wrong, but later.
-    monkeypatch.setattr(exporting, "_backends", lambda *_: [BACKEND])
+    monkeypatch.setattr(_export, "_backends", lambda *_: [BACKEND])
     with pytest.raises(RuntimeError, match="something else than `predict`"):
         export(dense_network(units=3), path, DIRECT)
     assert content(tmp_path) == before
@@ -223,9 +220,9 @@ def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
 
 def test_outputs_of_another_shape_are_a_difference():
     x = random(3, 2)
-    assert exporting._difference([x[:1]], [x]) == np.inf
-    assert exporting._difference([x, x], [x]) == np.inf
-    assert exporting._difference([x], [x]) == 0
+    assert _export._difference([x[:1]], [x]) == np.inf
+    assert _export._difference([x, x], [x]) == np.inf
+    assert _export._difference([x], [x]) == 0
 
 
 @keras.saving.register_keras_serializable("test_export")
@@ -236,8 +233,8 @@ class OfThisProcess(layers.Layer):
 
 def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((4,)), OfThisProcess()])
-    monkeypatch.setattr(exporting, "DIRECT", {})
-    monkeypatch.setattr(exporting.keras.backend, "backend", lambda: "another")
+    monkeypatch.setattr(_export, "DIRECT", {})
+    monkeypatch.setattr(_export.keras.backend, "backend", lambda: "another")
     with pytest.raises(
         RuntimeError,
         match="(?s)'litert' failed. Nothing was.*On the tensorflow backend"
@@ -257,11 +254,11 @@ def test_a_layer_that_the_engine_does_not_know(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        extras,
+        _extras,
         "find_spec",
         lambda name: None if name == "ai_edge_litert" else object(),
     )
-    error = extras.missing("Format 'litert'", "ai_edge_litert", "export")
+    error = _extras.missing("Format 'litert'", "ai_edge_litert", "export")
     with pytest.raises(ImportError, match=re.escape(str(error))):
         export(dense_network(), tmp_path / "network.tflite", "litert")
     assert not content(tmp_path)
@@ -306,7 +303,7 @@ def test_maps_are_constants_in_a_file():
     )
     kept.set_weights([np.arange(1.0, 4), np.arange(12.0).reshape((4, 3))])
     folded = fold(model)
-    found = copied(folded, exporting._as_constants, compiled=False)
+    found = copied(folded, _export._as_constants, compiled=False)
 
     def kinds(network):
         return [type(layer).__name__ for layer in network.layers]

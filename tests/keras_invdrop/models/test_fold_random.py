@@ -20,10 +20,11 @@ from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import calibrate
 from keras_invdrop import fold
-from keras_invdrop.layers.shifted_dropout import ShiftedDropout
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
-ARCHITECTURES = 300
-CALIBRATED = 60  # each is read through and compiled anew
+# By `make test-all`, and by `make test`.
+ARCHITECTURES = {True: 300, False: 30}
+CALIBRATED = {True: 60, False: 12}  # each is read through and compiled anew
 # Sizes are few, so that compiled operations are used again.
 SIZE, CHANNELS = 6, 4
 # TensorFlow's convolutions have the other one on a CPU only if XLA compiles
@@ -257,10 +258,10 @@ def drawn(count):
     return decorate
 
 
-def test_random_architectures(record_property):
-    errors, kinds = [], set()
+def test_random_architectures(record_property, thorough):
+    errors, kinds, count = [], set(), ARCHITECTURES[thorough]
 
-    @drawn(ARCHITECTURES)
+    @drawn(count)
     def folded_is_the_same(data, seed):
         model = Architecture(data.draw).model
         with_random_weights(model, seed)
@@ -277,7 +278,7 @@ def test_random_architectures(record_property):
 
     folded_is_the_same()
     keras.backend.clear_session(free_memory=True)
-    assert len(errors) >= ARCHITECTURES
+    assert len(errors) >= count
     record_property(
         "folded",
         f"{len(errors)} random architectures of {len(kinds)} kinds of layers, "
@@ -296,10 +297,11 @@ def arriving(model, layer, x):
     return arrives.mean(axis=(0, *shared), keepdims=True)[0]
 
 
-def test_random_architectures_calibrated(record_property):
+def test_random_architectures_calibrated(record_property, thorough):
     errors, calibrated, left = [], [], []
+    count = CALIBRATED[thorough]
 
-    @drawn(CALIBRATED)
+    @drawn(count)
     def calibrated_is_the_same(data, seed):
         model = Architecture(data.draw).model
         # A classifier, which takes up what gets as far as that.
@@ -332,11 +334,11 @@ def test_random_architectures_calibrated(record_property):
     calibrated_is_the_same()
     keras.backend.clear_session(free_memory=True)
     # The test would say nothing where no shift is ever set, or each is.
-    assert len(calibrated) > CALIBRATED / 2
-    assert len(left) > CALIBRATED / 10
+    assert len(calibrated) > count / 2
+    assert len(left) > count / 10
     record_property(
         "calibrated",
-        f"{len(errors)} of {CALIBRATED} random architectures, "
+        f"{len(errors)} of {count} random architectures, "
         f"{len(calibrated)} shifts set and {len(left)} left, worst relative "
         f"error {max(errors):.1e} ({keras.backend.backend()})",
     )

@@ -12,7 +12,7 @@ from keras_invdrop import MonteCarlo
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import StochasticPooling2D
-from keras_invdrop.models.monte_carlo import _Statistics
+from keras_invdrop.models._monte_carlo import _Statistics
 
 
 def random(*shape, seed=0, mean=0.0):

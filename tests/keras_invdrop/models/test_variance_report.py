@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from keras_invdrop import InjectedVariance
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
@@ -13,7 +14,6 @@ from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import calibrate
 from keras_invdrop import variance_report
-from keras_invdrop.models.variance_report import InjectedVariance
 
 
 def examples(*shape, seed=0):

@@ -1,0 +1,305 @@
+"""Many trainings: one after another in this process, or on a Dask cluster."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras_invdrop.applications.recipes import setting
+
+from keras_invdrop._checks import invalid
+from keras_invdrop._extras import missing
+
+from ..results.console import ProgressTable
+from ..results.records import Result
+from ..train.fitting import Diverged
+from ..train.training import finished
+from ..train.training import run
+from ..train.trial import IMAGE_DATA_FORMAT
+from ..train.trial import Trial
+
+# What workers of a cluster tell of their trainings.
+TOPIC = "keras-invdrop"
+
+# How often a training is begun again on this machine after the process that did
+# it was killed. It goes on from its backup each time.
+RETRIES = 10
+
+# By which a function tells, from whatever process it is in, what it does.
+Tell = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trainings are done: here, in other processes, on other machines."""
+
+    workers: int = setting(
+        1,
+        "Number of processes on this machine, each of which trains networks on "
+        "its share of the cores.",
+        min=1,
+    )
+    scheduler: str | None = setting(
+        None,
+        "A running Dask cluster, tcp://HOST:PORT. Its scheduler and workers "
+        "have this package installed; each worker has one thread (--nthreads "
+        "1), the same KERAS_BACKEND and, at the same path, the directory to "
+        "write to.",
+        metavar="ADDRESS",
+        show_default="this machine",
+    )
+    coordinator: str | None = setting(
+        None,
+        "With --data-parallel over several machines: the machine of process 0 "
+        "and a free port of it, the same in every process.",
+        metavar="HOST:PORT",
+        show_default="the launcher's, or this machine alone",
+    )
+    processes: int | None = setting(
+        None,
+        "Number of processes that train together.",
+        min=1,
+        show_default="the launcher's",
+    )
+    process_id: int | None = setting(
+        None,
+        "Number of this process, from 0 on. Process 0 writes the files.",
+        min=0,
+        show_default="the launcher's",
+    )
+
+    @property
+    def joins(self) -> tuple[str | None, int | None, int | None]:
+        """What joins the processes of one training: see `devices.joined`."""
+        return self.coordinator, self.processes, self.process_id
+
+
+def train_all(
+    trials: Sequence[Trial],
+    directory: Path,
+    table: ProgressTable,
+    client: Any = None,
+) -> None:
+    """Trains, and shows it in `table`.
+
+    Divergence skips one training. Any other error ends them all, as it would
+    come again. On a cluster, the training of a worker that dies moves to
+    another one, and goes on from its backup.
+
+    Args:
+        trials: The trainings.
+        directory: Where every worker, on whatever machine, finds the files.
+        table: What a person sees.
+        client: A `distributed.Client`; None trains in this process.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+        ValueError: If a training cannot be done.
+    """
+    train = functools.partial(_train, directory)
+
+    def show(method: str, *arguments: Any) -> None:
+        getattr(table, method)(*arguments)
+
+    for trial, outcome in outcomes(train, trials, show, client):
+        error = outcome.exception()
+        if error is None:
+            table.ended(trial.title, outcome.result())
+        elif isinstance(error, (Diverged, *_killed(client))):
+            table.failed(trial.title, error)
+        else:
+            raise error
+
+
+def _train(directory: Path, trial: Trial, tell: Tell) -> Result:
+    if finished(trial, directory) is None:
+        tell("began", trial.title)
+    return run(trial, directory, functools.partial(tell, "epoch", trial.title))
+
+
+def _killed(client: Any) -> list[type[Exception]]:
+    """What is raised for a task whose workers died again and again."""
+    return [] if client is None else [_dask()[1].KilledWorker]
+
+
+def outcomes(
+    function: Callable[[Any, Tell], Any],
+    arguments: Iterable[Any],
+    on_told: Tell,
+    client: Any = None,
+) -> Iterator[tuple[Any, Future]]:
+    """Calls a function for each argument; gives what comes of it, as it comes.
+
+    Args:
+        function: What to call, with an argument and a function by which it
+            tells what it does.
+        arguments: Of each call.
+        on_told: Called here, in this process, with what was told.
+        client: A `distributed.Client` of the cluster that makes the calls;
+            None makes them in this process, one after another.
+
+    Yields:
+        Pairs of an argument and a future that is done.
+    """
+    if client is None:
+        for each in arguments:
+            future: Future = Future()
+            try:
+                future.set_result(function(each, on_told))
+            except Exception as error:
+                future.set_exception(error)
+            yield each, future
+        return
+    client.subscribe_topic(TOPIC, lambda event: on_told(*event[1]))
+    call = functools.partial(_called_on_worker, function)
+    with client.get_executor(pure=False) as executor:
+        futures = {executor.submit(call, each): each for each in arguments}
+        try:
+            for future in as_completed(futures):
+                if future.cancelled():
+                    raise OSError(
+                        "The Dask scheduler is gone. The same command goes on "
+                        "where the trainings were stopped"
+                    )
+                yield futures[future], future
+        finally:  # Those that have not begun, if the caller has had enough.
+            for future in futures:
+                future.cancel()
+
+
+def _called_on_worker(function: Callable, argument: Any) -> Any:
+    worker = _prepared_worker()
+    return function(argument, lambda *told: worker.log_event(TOPIC, told))
+
+
+def _prepared_worker() -> Any:
+    """The worker in which this is called, ready to train."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if worker.state.nthreads > 1:
+        # Two trainings in one process would draw from one random generator.
+        raise invalid(
+            "--scheduler",
+            "a cluster whose workers have one thread each (dask worker "
+            "--nthreads 1)",
+            f"{worker.state.nthreads} threads",
+        )
+    keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
+    return worker
+
+
+def _sharing_of_cores(workers: int) -> Any:
+    """A plugin of Dask: each of so many workers keeps to its share of cores.
+
+    It is there before a worker computes anything, when the backend counts
+    them and starts as many threads.
+    """
+    from distributed import WorkerPlugin
+
+    class SharingOfCores(WorkerPlugin):
+        def setup(self, worker):
+            if hasattr(os, "sched_setaffinity"):  # Linux
+                os.sched_setaffinity(0, _share_of_cores(worker.name, workers))
+
+    return SharingOfCores()
+
+
+def _share_of_cores(worker: int, workers: int) -> set[int]:
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[worker::workers] or cores)
+
+
+@contextmanager
+def cluster(place: Place) -> Iterator[Any]:
+    """A client of the cluster of a place, None for this process alone."""
+    if place.scheduler is not None:
+        with running_cluster(place.scheduler) as client:
+            yield client
+    elif place.workers > 1:
+        with local_cluster(place.workers) as client:
+            yield client
+    else:
+        yield None
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Any]:
+    """A client of a Dask cluster of so many processes on this machine."""
+    dask, distributed = _dask()
+    cores = max(1, _cores() // workers)
+    environment = {
+        "OMP_NUM_THREADS": cores,
+        # They share a GPU: none takes all of its memory.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+    # If the command is interrupted, Python's tracker of resources removes what
+    # the processes shared. That it does so is of no interest to the user.
+    quiet = "ignore:resource_tracker:UserWarning"
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if quiet not in filters:
+        os.environ["PYTHONWARNINGS"] = f"{filters},{quiet}".lstrip(",")
+    settings = {
+        "distributed.nanny.pre-spawn-environ": environment,
+        "distributed.scheduler.allowed-failures": RETRIES,
+    }
+    with (
+        dask.config.set(settings),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.register_plugin(_sharing_of_cores(workers))
+        yield client
+
+
+@contextmanager
+def running_cluster(address: str) -> Iterator[Any]:
+    """A client of the Dask cluster whose scheduler is at `address`.
+
+    Raises:
+        OSError: If there is none.
+    """
+    _, distributed = _dask()
+    try:
+        client = distributed.Client(address)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"No Dask scheduler answers at `--scheduler {address}`: {error}"
+        ) from error
+    with client:
+        yield client
+
+
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _dask() -> tuple[Any, Any]:
+    try:
+        import dask
+        import distributed
+    except ModuleNotFoundError as error:
+        raise missing(
+            "Training in several processes", error.name, "experiments"
+        ) from error
+    return dask, distributed

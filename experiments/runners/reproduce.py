@@ -1,0 +1,245 @@
+"""Trains rows with several seeds, and says what was measured."""
+
+import tempfile
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras_invdrop.applications.recipes import FOR_LAYERS
+from keras_invdrop.applications.recipes import Recipe
+from keras_invdrop.applications.recipes import for_layers
+
+from keras_invdrop._checks import invalid
+from keras_invdrop_command import when_interrupted
+
+from ..paper.tables import rows
+from ..results.console import ProgressTable
+from ..results.console import console
+from ..results.console import paper_table
+from ..results.measurements import counted
+from ..train.devices import Devices
+from ..train.devices import check_backend
+from ..train.devices import is_first
+from ..train.devices import joined
+from ..train.trainer import has_shift
+from ..train.trial import Trial
+from .pool import Place
+from .pool import cluster
+from .pool import train_all
+
+
+def trials_of(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    calibrate: bool = False,
+    **given: Any,
+) -> list[Trial]:
+    """A training for each row with each seed.
+
+    Args:
+        names: Of rows, or the beginnings that several share.
+        seeds: Of each row.
+        calibrate: Whether each shift starts calibrated.
+        **given: Settings of the `Recipe`, as the command line has them, where
+            None keeps that of the row; and of the `Trial`.
+    """
+    changes: dict[str, Any] = {"calibrated": True} if calibrate else {}
+    for setting in {field.name for field in fields(Recipe)} & set(given):
+        value = given.pop(setting)
+        if value is None:
+            continue
+        if isinstance(value, str) and setting in FOR_LAYERS:
+            value = for_layers(f"--{setting.replace('_', '-')}", value)
+        changes[setting] = value
+    if given.get("data") not in (None, "digits"):
+        # Wherever the process is that reads it.
+        given["data"] = str(Path(given["data"]).absolute())
+    found = {each.id: each for name in names for each in rows(name)}
+    return [
+        Trial(
+            replace(row, recipe=replace(row.trained(calibrate), **changes)),
+            seed,
+            **given,
+        )
+        for seed in seeds
+        for row in found.values()
+    ]
+
+
+def check(trials: Sequence[Trial]) -> None:
+    """Finds what cannot be trained before the data are loaded.
+
+    Raises:
+        ValueError: If a row cannot be calibrated, takes no such data, or its
+            network cannot be built; if the backend makes no several steps.
+    """
+    if keras.backend.backend() == "torch" and trials[0].steps_per_execution > 1:
+        raise invalid(
+            "--steps-per-execution",
+            "1 on PyTorch, whose steps Keras makes one by one",
+            trials[0].steps_per_execution,
+        )
+    for trial in trials:
+        if trial.row.recipe.calibrated and not has_shift(trial.row.method):
+            raise invalid(
+                "row",
+                "one whose dropout has a shift that `--calibrate` can set",
+                trial.row.id,
+            )
+        trial.check_data()
+    for trial in {trial.row.network: trial for trial in trials}.values():
+        trial.network()
+        trial.row.recipe.optimizer(steps_per_epoch=1)
+
+
+def check_writable(out: Path) -> None:
+    """Raises an `OSError` if no file can be written to a directory."""
+    try:
+        parents = (out, *out.absolute().parents)
+        there = next(path for path in parents if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        # Better said now than after the first epoch.
+        raise OSError(f"{out} is not writable: {error.strerror}") from error
+
+
+def reproduce(
+    trials: Sequence[Trial], out: Path, place: Place | None = None
+) -> None:
+    """Trains, and prints what was measured.
+
+    Args:
+        trials: The trainings.
+        out: Directory to write to.
+        place: Where to train; None for this process.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+        ValueError: If a training cannot be done, or diverges.
+    """
+    place = place or Place()
+    with _joined(trials[0].data_parallel, place):
+        check(trials)
+        check_writable(out)
+        first = not trials[0].data_parallel or is_first()
+        if first:
+            say(f"Training {announced(trials)}")
+        if first and trials[0].data_parallel:
+            _say_devices(trials)
+        # A network that is trained anew takes as many again, at most.
+        epochs = {
+            trial.title: trial.row.recipe.epochs
+            * (1 + trial.row.recipe.retrain)
+            for trial in trials
+        }
+        units = {trial.title: trial.row.unit for trial in trials}
+        with (
+            when_interrupted(lambda: _kept(trials, out) if first else None),
+            ProgressTable(epochs, units, quiet=not first) as table,
+            cluster(place) as client,
+        ):
+            train_all(trials, out.absolute(), table, client)
+    results = [each for title in epochs if (each := table.results.get(title))]
+    if results and first:
+        console().print(paper_table(results, measured_only=True))
+        print(f"Models, histories and results are in {out}/")
+    if table.failures:
+        raise ValueError(
+            f"{len(table.failures)} of {len(trials)} trainings failed: "
+            + "; ".join(table.failures)
+        )
+
+
+def say(text: str) -> None:
+    """Prints a line that is no result, as it stands."""
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def announced(trials: Sequence[Trial]) -> str:
+    """What is going to be trained, and on what, in a line."""
+
+    def listed(values: Iterable[Any], shown: int = 8) -> str:
+        texts = list(dict.fromkeys(map(str, values)))
+        more = len(texts) - shown
+        return ", ".join(texts[:shown]) + f" and {more} more" * (more > 0)
+
+    seeds = {trial.seed for trial in trials}
+    epochs = {trial.row.recipe.epochs for trial in trials}
+    return (
+        f"{counted(len(trials), 'network')} on "
+        f"{listed(trial.data or trial.row.dataset for trial in trials)}, "
+        f"{listed(sorted(epochs))} epoch{'s' * (epochs != {1})}, "
+        f"{trials[0].backend} backend: "
+        f"{listed(trial.row.id for trial in trials)}; "
+        f"seed{'s' * (len(seeds) > 1)} "
+        f"{listed(trial.seed for trial in trials)}. "
+        "The first epoch begins when the data are loaded and the network is "
+        "compiled."
+    )
+
+
+def _kept(trials: Sequence[Trial], out: Path) -> str:
+    """What is left of trainings that are interrupted."""
+    files = (
+        out / f"{trial.name}{end}"
+        for trial in trials
+        for end in (".npz", ".json")
+    )
+    if any(file.exists() for file in files):
+        return (
+            "the same command goes on from the last epoch that was finished, "
+            f"which is kept in {out}/"
+        )
+    return "no epoch was finished, so the same command begins anew"
+
+
+def _say_devices(trials: Sequence[Trial]) -> None:
+    """Says over how many devices batches are divided."""
+    for size in dict.fromkeys(trial.row.recipe.batch_size for trial in trials):
+        devices = Devices(size)
+        divided = size % devices.number == 0
+        say(
+            f"Processes: {devices.processes}. Batches of {size} are "
+            + (
+                f"divided over {devices.number} of "
+                f"{counted(devices.available, 'device')}"
+                if divided
+                else f"computed whole on each of {devices.number} devices, as "
+                "they do not divide evenly: no faster than on one device"
+            )
+        )
+
+
+@contextmanager
+def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
+    """Joins the processes of one training, if it is divided over devices.
+
+    Raises:
+        ValueError: If the options do not go together, or with the backend.
+        OSError: If the processes do not find together.
+    """
+    if not data_parallel:
+        if any(each is not None for each in place.joins):
+            raise invalid(
+                "--coordinator",
+                "nothing, or `--data-parallel` with it",
+                place.joins,
+            )
+        yield
+        return
+    if place.workers > 1 or place.scheduler is not None:
+        raise invalid(
+            "--data-parallel",
+            "nothing with `--workers` or `--scheduler`, which do several "
+            "trainings at once",
+            data_parallel,
+        )
+    check_backend("--data-parallel")
+    with joined(*place.joins):
+        yield

@@ -1,0 +1,196 @@
+"""A training, described so that any process can do it."""
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras_invdrop.applications.recipes import setting
+
+from keras_invdrop._checks import invalid
+
+from ..data.datasets import Dataset
+from ..data.datasets import load
+from ..data.own_images import check_images
+from ..data.own_images import load_images
+from ..data.splicing import check_file
+from ..data.splicing import load_splicing
+from ..data.splicing import partition_of
+from ..paper.tables import Row
+
+# With which a backend trains convolutions fastest (benchmarks/README.md).
+IMAGE_DATA_FORMAT = (
+    "channels_first" if keras.backend.backend() == "torch" else "channels_last"
+)
+
+# Trials that follow one another have their examples in common, on two
+# encodings.
+_load = functools.lru_cache(maxsize=2)(load)
+_load_images = functools.lru_cache(maxsize=2)(load_images)
+_load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a row with one seed.
+
+    It is made once, from the command line or in Python, and says all on which
+    the result depends.
+
+    Attributes:
+        row: The row, with the recipe by which it is trained.
+        command: What was called, for the result.
+        backend: Keras' backend.
+    """
+
+    row: Row
+    seed: int = setting(
+        0,
+        "Seed of the initial weights, the masks and the order of the examples.",
+        min=0,
+    )
+    width: float = setting(
+        1.0, "Multiplies the units and feature maps of every layer."
+    )
+    limit_train: int | None = setting(
+        None, "Number of training examples to use.", min=1, show_default="all"
+    )
+    validation: int | None = setting(
+        None,
+        "Number of examples to set aside for validation. With 0 the network "
+        "is trained on all examples, and tested as it is after the last epoch.",
+        min=0,
+        show_default="as in the paper",
+    )
+    data: str | None = setting(
+        None,
+        "Images of your own, for any table but 5: a file .npz with x_train, "
+        "y_train, x_test and y_test. For Table 2, `digits` are 5,000 digits "
+        "that come with a package. For Table 5, the file of the splicing data "
+        "(.csv or .npz).",
+        show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, or "
+        "downloads",
+    )
+    activation: str | None = setting(
+        None,
+        "Activation function of the hidden units, in Tables 2, 3 (dnn) and 5: "
+        "relu, sigmoid, tanh ...",
+        show_default="relu",
+    )
+    steps_per_execution: int = setting(
+        1,
+        "Training steps in one call of the backend, on JAX and TensorFlow. On "
+        "a GPU, 100 steps save most of the time that a small network takes.",
+        min=1,
+    )
+    # Results differ by rounding alone, so that a training that was stopped may
+    # go on with another number of devices.
+    data_parallel: bool = setting(
+        False,
+        "Divide each batch over all devices, on JAX: those of this machine, "
+        "and of the machines that the next three options or a launcher (Slurm, "
+        "Kubernetes, Open MPI) add. See docs/scaling_out.md.",
+    )
+    command: str = ""
+    backend: str = field(default_factory=keras.backend.backend)
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"{self.row.id}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """What its files are called; with other settings, other names."""
+        settings = {
+            "width": self.width,
+            "activation": self.activation,
+            "data": self._digest_of_data(),
+            "limit_train": self.limit_train,
+            "backend": self.backend,
+            "recipe": asdict(self.row.recipe),
+        }
+        if self.validation is not None:
+            settings["validation"] = self.validation
+        text = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
+
+    def _digest_of_data(self) -> str | None:
+        """What tells apart files of data, wherever they lie."""
+        if self.data in (None, "digits"):
+            return self.data
+        return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
+
+    def network(self, method: str | None = None, **options: Any) -> keras.Model:
+        """The network of the row, with the constraints of its recipe.
+
+        Args:
+            method: The dropout; by default the row's.
+            **options: Other arguments of the function that builds it.
+
+        Raises:
+            ValueError: If `width` leaves a layer empty, the network does not
+                take an activation function, or there is no such dtype policy.
+        """
+        network, recipe = self.row.network, self.row.recipe
+        if self.activation is not None:
+            if not network.any_activation:
+                raise invalid(
+                    "activation", f"None for '{network.name}'", self.activation
+                )
+            options["activation"] = self.activation
+        return recipe.network(
+            network.build,
+            dropout=method or self.row.method,
+            width=self.width,
+            **options,
+        )
+
+    def check_data(self) -> None:
+        """Raises an error if `data` is not what the row takes."""
+        if self.row.partition is None:
+            if self.data == "digits" and self.row.dataset != "mnist":
+                raise invalid(
+                    "--data", "'digits' for rows of Table 2 alone", self.row.id
+                )
+            if self.data not in (None, "digits"):
+                check_images(Path(self.data))
+        elif self.validation is not None:
+            raise invalid(
+                "--validation",
+                "nothing for Table 5, whose partitions say what is set aside",
+                self.validation,
+            )
+        elif self.data is None:
+            raise invalid(
+                "--data",
+                "the file of the splicing data (.csv or .npz), which are not "
+                "public in one file; `keras-invdrop generate-splicing "
+                "FILE.npz` makes data of the same shape",
+                self.data,
+            )
+        else:
+            check_file(Path(self.data))
+
+    def dataset(self) -> Dataset:
+        """Loads the examples.
+
+        Raises:
+            ValueError: If there are none as `data` says.
+            OSError: If they cannot be read.
+        """
+        self.check_data()
+        row = self.row
+        if row.partition is not None:
+            splicing = _load_splicing(Path(str(self.data)))
+            return partition_of(splicing, row.partition, self.limit_train)
+        how = row.encoding, self.validation, self.limit_train
+        if self.data in (None, "digits"):
+            return _load(self.data or row.dataset, *how)
+        return _load_images(Path(self.data), row.dataset, *how)

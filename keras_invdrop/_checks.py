@@ -1,0 +1,237 @@
+"""Checks of arguments, and the wording of what is wrong with them."""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+
+
+def invalid(argument, expected, received):
+    """The error for a bad argument, in Keras' wording."""
+    return ValueError(
+        f"Invalid value received for argument `{argument}`. "
+        f"Expected {expected}. Received: {argument}={received!r}"
+    )
+
+
+def is_integer(value):
+    """Whether `value` is a whole number; `True` and `1.0` are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether `value` is a real number; a bool, a string, a tensor is not."""
+    return isinstance(value, numbers.Real) and not isinstance(
+        value, (bool, np.bool_)
+    )
+
+
+def check_fraction(argument, value):
+    """Returns `value` as a float in [0, 1]."""
+    # A NaN fails both comparisons.
+    if not is_number(value) or not 0 <= value <= 1:
+        raise invalid(argument, "a float value between 0 and 1", value)
+    return float(value)
+
+
+def check_positive_number(argument, value):
+    """Returns `value` as a float above 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise invalid(argument, "a finite float above 0", value)
+    return float(value)
+
+
+def check_positive_integer(argument, value):
+    """Returns `value` as an int of at least 1."""
+    if not is_integer(value) or value < 1:
+        raise invalid(argument, "a positive integer", value)
+    return int(value)
+
+
+def check_boolean(argument, value):
+    """Returns `value`, a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise invalid(argument, "a boolean", value)
+    return bool(value)
+
+
+def check_seed(seed):
+    """Returns `seed`, an int or None."""
+    if seed is not None and not is_integer(seed):
+        raise invalid("seed", "an integer or None", seed)
+    return None if seed is None else int(seed)
+
+
+def check_choice(argument, value, choices):
+    """Returns `value`, one of the strings in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        expected = "one of " + ", ".join(repr(choice) for choice in choices)
+        raise invalid(argument, expected, value)
+    return value
+
+
+def check_data_format(data_format):
+    """Returns `data_format`, or Keras' own where it is None."""
+    if data_format is None:
+        data_format = keras.config.image_data_format()
+    return check_choice(
+        "data_format", data_format, ("channels_last", "channels_first")
+    )
+
+
+def resolve_data_format(data_format, rank):
+    """Returns `data_format`, or that of inputs of this rank where it is None.
+
+    Of images and volumes it is that of the Keras configuration. Sequences
+    have their features on the last axis, as for `SpatialDropout1D`.
+    """
+    if data_format is None and rank > 3:
+        return keras.config.image_data_format()
+    return data_format or "channels_last"
+
+
+def channel_axis(data_format, rank):
+    """Returns the axis of the feature maps of inputs of this rank."""
+    first = resolve_data_format(data_format, rank) == "channels_first"
+    return 1 if first else rank - 1
+
+
+def check_shared_axes(shared_axes):
+    """Returns `shared_axes` as a list of ints, or None.
+
+    The rank of the input is not known yet: `resolve_axes` does the rest.
+    """
+    if shared_axes is None:
+        return None
+    if is_integer(shared_axes):
+        shared_axes = [shared_axes]
+    expected = "an integer or a list of distinct integers"
+    if not isinstance(shared_axes, (list, tuple)):
+        raise invalid("shared_axes", expected, shared_axes)
+    if not all(is_integer(axis) for axis in shared_axes):
+        raise invalid("shared_axes", expected, shared_axes)
+    if 0 in shared_axes:
+        raise invalid(
+            "shared_axes",
+            "axes other than 0, the batch, over which the weight is always "
+            "shared",
+            shared_axes,
+        )
+    if len(set(shared_axes)) < len(shared_axes):
+        raise invalid("shared_axes", expected, shared_axes)
+    return [int(axis) for axis in shared_axes]
+
+
+def resolve_axes(shared_axes, input_shape):
+    """Returns `shared_axes` as a set of axes from 1 to rank - 1."""
+    rank = len(input_shape)
+    axes = set()
+    for axis in shared_axes or ():
+        resolved = axis + rank if axis < 0 else axis
+        if not 1 <= resolved < rank:
+            raise invalid(
+                "shared_axes",
+                f"axes between 1 and {rank - 1} (or -1 and {1 - rank}) for an "
+                f"input of shape {tuple(input_shape)}",
+                shared_axes,
+            )
+        if resolved in axes:
+            raise invalid(
+                "shared_axes",
+                "distinct axes; two of these name the same axis of an input "
+                f"of shape {tuple(input_shape)}",
+                shared_axes,
+            )
+        axes.add(resolved)
+    return axes
+
+
+def check_noise_shape(noise_shape):
+    """Returns `noise_shape` as a tuple of positive ints and None, or None."""
+    if noise_shape is None:
+        return None
+    if not isinstance(noise_shape, (list, tuple)):
+        raise invalid("noise_shape", "a tuple or list of integers", noise_shape)
+    if not all(size is None or is_integer(size) for size in noise_shape):
+        raise invalid(
+            "noise_shape", "all elements to be integers or None", noise_shape
+        )
+    if not all(size is None or size > 0 for size in noise_shape):
+        raise invalid(
+            "noise_shape",
+            "all dimensions to be positive integers or None",
+            noise_shape,
+        )
+    return tuple(noise_shape)
+
+
+def check_broadcast(noise_shape, input_shape):
+    """Raises if a mask of `noise_shape` cannot cover `input_shape`."""
+    if noise_shape is None:
+        return
+    fits = len(noise_shape) == len(input_shape) and all(
+        mask_size in (None, 1) or size in (None, mask_size)
+        for mask_size, size in zip(noise_shape, input_shape, strict=True)
+    )
+    if not fits:
+        raise invalid(
+            "noise_shape",
+            "one element per axis, each None, 1 or the size of that axis, to "
+            f"broadcast to an input of shape {tuple(input_shape)}",
+            noise_shape,
+        )
+
+
+# What an argument of Keras' layers stands for, by the end of its name.
+KINDS = {
+    "activation": "activations",
+    "constraint": "constraints",
+    "dtype": "dtype_policies",
+    "initializer": "initializers",
+    "regularizer": "regularizers",
+}
+
+
+def check_keras_object(argument, value):
+    """Raises if `value` is no initializer, say, where the argument wants one.
+
+    Keras' own error does not say which argument it is about.
+    """
+    kind = KINDS.get(argument.rpartition("_")[2])
+    if kind is None:
+        return
+    try:
+        getattr(keras, kind).get(value)
+    except Exception as error:  # of the constructor of the object, too
+        expected = f"what `keras.{kind}.get` takes"
+        raise ValueError(
+            f"{invalid(argument, expected, value)}. {error}"
+        ) from error
+
+
+class StrictConfig:
+    """Makes `from_config` name what is wrong with a config.
+
+    Keras reports it as a `TypeError` and hides the reason. Here what is of
+    the wrong kind, unknown, or missing without a default is a `ValueError`,
+    the one that the constructor raises. An argument that is missing has its
+    default: the file may be older than the argument.
+    """
+
+    @classmethod
+    def from_config(cls, config):
+        for argument, value in config.items():
+            check_keras_object(argument, value)
+        try:
+            # Of the Keras class beside which this one is inherited.
+            return super().from_config(config)  # type: ignore[misc]
+        except TypeError as error:
+            # Keras raises its TypeError while it handles the constructor's.
+            cause = error.__context__ or error
+            if isinstance(cause, ValueError):
+                raise cause from None
+            raise ValueError(
+                f"Invalid config received for `{cls.__name__}`: {cause}. "
+                f"Received: config={config}"
+            ) from error

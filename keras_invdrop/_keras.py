@@ -1,0 +1,204 @@
+"""What the library uses of Keras that Keras does not promise.
+
+A release of Keras may change what stands in `keras.src`, and the attributes of
+Keras' objects that begin with an underscore. No other file uses any of them.
+For each name here `tests/keras_invdrop/test_keras.py` has a test, which says in
+a sentence what a release has changed.
+"""
+
+import keras
+from keras.src.backend import get_keras_mask as get_keras_mask
+from keras.src.backend.common.symbolic_scope import (
+    in_symbolic_scope as in_symbolic_scope,
+)
+from keras.src.models.functional import Functional as Functional
+from keras.src.models.functional import (
+    functional_like_constructor as functional_like_constructor,
+)
+from keras.src.models.functional import operation_fn
+from keras.src.saving.keras_saveable import KerasSaveable as KerasSaveable
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    can_convert_arrays as can_convert_arrays,
+)
+from keras.src.trainers.data_adapters.array_slicing import (
+    convert_to_sliceable as convert_to_sliceable,
+)
+from keras.src.utils import tracking
+from keras.src.utils.backend_utils import DynamicBackend as DynamicBackend
+
+# The class of the preprocessing layers, which work in `tf.data`, too. Keras
+# exports only classes that are derived from it. Up to 3.11 it is `TFDataLayer`.
+DataLayer = keras.layers.Rescaling.__base__
+
+# Keras' collections that track what is put into them, as plain ones.
+COLLECTIONS = {
+    getattr(tracking, name): kind
+    for name, kind in {
+        "TrackedDict": dict,
+        "TrackedList": list,
+        "TrackedOrderedDict": dict,
+        "TrackedSet": set,
+    }.items()
+    if hasattr(tracking, name)  # TrackedOrderedDict is new in 3.14
+}
+
+# What the copy of a layer starts without: its calls in a graph and the losses
+# of its last call ...
+EMPTY = {
+    "_inbound_nodes": list,
+    "_outbound_nodes": list,
+    "_losses": list,
+    "_loss_ids": set,
+}
+# ... what PyTorch lists anew, and what compiling and training have set.
+OF_PYTORCH = "_torch_params"
+OF_TRAINING = (
+    "_compile_config",
+    "_compile_loss",
+    "_compile_metrics",
+    "_compiled_trainable_state",
+    "_jax_state",
+    "_loss_tracker",
+    "compiled",
+    "history",
+    "loss",
+    "optimizer",
+    "predict_function",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+    "test_function",
+    "train_function",
+)
+
+
+def graph_of(model):
+    """The functional model that holds the graph of `model`, or None."""
+    model = getattr(model, "_functional", model)
+    return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def nodes(graph):
+    """The calls of layers in `graph`, from the input on."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from graph._nodes_by_depth[depth]
+
+
+def operations(graph):
+    """The layers and operations in `graph`, each once."""
+    return graph._operations
+
+
+def origin(tensor):
+    """The layer or operation that made a `keras.KerasTensor`."""
+    return tensor._keras_history.operation
+
+
+def run_through_graph(graph, inputs, operation_fn, call_fn=None):
+    """What `graph` makes of `inputs`, tensors or not.
+
+    Args:
+        graph: A functional model.
+        inputs: What to take for its inputs, in their structure.
+        operation_fn: Function from a layer to what is called in its place.
+        call_fn: Function `(layer, *args, **kwargs)` that calls it.
+    """
+    return graph._run_through_graph(
+        inputs, operation_fn=operation_fn, call_fn=call_fn
+    )
+
+
+def standardize_inputs(graph, inputs):
+    """A list of the inputs as the layers of a functional model take them."""
+    return graph._standardize_inputs(inputs)
+
+
+def in_inference(layer):
+    """A function that calls `layer` with `training=False` where it has that."""
+    return operation_fn(layer, training=False)
+
+
+def layers_in(layer, include_self=True):
+    """A layer, and the layers inside it at any depth."""
+    return layer._flatten_layers(include_self=include_self)
+
+
+def seed_generators(layer):
+    """The generators of a layer, without those of the layers inside it."""
+    return layer._seed_generators
+
+
+def set_initial_epoch(model, epoch):
+    """Sets the epoch with which the next `model.fit` begins; None for 0.
+
+    As `keras.callbacks.BackupAndRestore` does.
+    """
+    model._initial_epoch = epoch
+
+
+def initial_epoch(model):
+    """The epoch that `set_initial_epoch` has set, or 0."""
+    return model._initial_epoch or 0
+
+
+def compile_config(model):
+    """What `model` was compiled with, by argument; None if it is unknown."""
+    config = getattr(model, "_compile_config", None)
+    return None if config is None else dict(config.config)
+
+
+def not_decayed(optimizer, variables):
+    """The arguments of `exclude_from_weight_decay` that an optimizer was given.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: Those of the model that it trains.
+
+    Returns:
+        Which of `variables` do not decay, and a list of patterns of names, or
+        None.
+    """
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", ())
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    return (
+        [x for x in variables if optimizer._var_key(x) in excluded],
+        [pattern.pattern] if pattern else None,
+    )
+
+
+def initial_state(old):
+    """The attributes of a Keras object, as a copy of it starts with them."""
+    state = dict(vars(old))
+    if isinstance(old, keras.Operation):
+        state |= {k: kind() for k, kind in EMPTY.items() if k in state}
+        state.pop(OF_PYTORCH, None)
+        if "_modules" in state:
+            state["_modules"] = dict(state["_modules"])
+            state["_modules"].pop(OF_PYTORCH, None)
+    if isinstance(old, keras.Model):
+        state |= {k: None for k in OF_TRAINING if k in state}
+        state["compiled"] = False
+    return state
+
+
+def tracker_of(layer):
+    """What lists the variables and layers that are set on a layer, or None."""
+    return vars(layer).get("_tracker")
+
+
+def renew(tracker):
+    """Makes a tracker that was copied know what its lists hold."""
+    tracker.stored_ids = {
+        name: {id(value) for value in store}
+        for name, (_, store) in tracker.config.items()
+    }
+
+
+def set_own_trainable(layer, trainable):
+    """Sets `trainable` of a layer alone, and of no layer inside it."""
+    layer._trainable = trainable
+
+
+def own_trainable(layer):
+    """What was set as `trainable` of a layer itself."""
+    return layer._trainable

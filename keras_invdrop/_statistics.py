@@ -1,0 +1,44 @@
+"""Figures over seeds and over units."""
+
+import numpy as np
+
+from ._extras import missing
+
+
+def mean_and_interval(values):
+    """The mean, and half the width of its 95 % confidence interval.
+
+    Student's t over the values, which are taken as independent and normal.
+    Needs scipy.
+
+    Args:
+        values: Array of shape `(values, ...)`.
+
+    Returns:
+        Two arrays of shape `(...)`. The half width of a single value is NaN.
+    """
+    # Imported here, since scipy is an optional dependency.
+    try:
+        import scipy.stats
+    except ModuleNotFoundError as error:
+        what = "The confidence interval of a mean"
+        raise missing(what, error.name, "plots") from None
+
+    values = np.asarray(values, dtype="float64")
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        return mean, np.full_like(mean, np.nan)
+    quantile = scipy.stats.t.ppf(0.975, df=len(values) - 1)
+    return mean, quantile * scipy.stats.sem(values, axis=0)
+
+
+def correlation(one, other):
+    """The correlation coefficient of two arrays of one size.
+
+    Returns:
+        A float; NaN where all values of one of them are equal.
+    """
+    both = np.stack([np.ravel(one), np.ravel(other)]).astype("float64")
+    if not np.ptp(both, axis=1).all():
+        return float("nan")
+    return float(np.corrcoef(both)[0, 1])

@@ -1,0 +1,164 @@
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from .._arguments import Axes
+from .._arguments import NoiseShape
+from .._checks import StrictConfig
+from .._checks import check_broadcast
+from .._checks import check_fraction
+from .._checks import check_noise_shape
+from .._checks import check_seed
+from .._checks import check_shared_axes
+from .._checks import resolve_axes
+from .._masks import check_first_pass
+from .._masks import dropout_mask
+from .._masks import keep_probability
+from .._masks import mask_shape
+from .._masks import scaled_sum
+from .._masks import seed_generator
+from .._masks import selected
+
+
+class ShiftedDropout(StrictConfig, keras.Layer):
+    """Base of the layers that shift each activity before they drop it.
+
+    A subclass creates the weight that holds the shift, of the shape
+    `self.shift_shape(input_shape)`, says in `shift` what is added, and takes
+    it from `set_shift`.
+
+    Args:
+        rate: Float in [0, 1]. Fraction of the activities to drop.
+        noise_shape: Tuple of integers and `None`. Shape of the mask.
+        seed: Integer. Seed of the mask.
+        shared_axes: Integer or list of integers. Axes along which activities
+            share one shift.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: NoiseShape | None = None,
+        seed: int | None = None,
+        *,
+        shared_axes: Axes | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.noise_shape = check_noise_shape(noise_shape)
+        self.seed = check_seed(seed)
+        self.shared_axes = check_shared_axes(shared_axes)
+        # Also at a rate of 0: the rate may be changed later.
+        self.seed_generator = seed_generator(self.seed)
+        self.supports_masking = True
+
+    @property
+    def rate(self) -> float:
+        """Fraction of the activities to drop."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self._rate = check_fraction("rate", value)
+
+    @property
+    def shift(self) -> Any:
+        """What is added to each activity, of shape `x.shape[1:]` or 1s."""
+        raise NotImplementedError
+
+    def set_shift(self, value: Any) -> None:
+        """Makes `value` what is added to each activity."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        if len(input_shape) < 2:
+            raise ValueError(
+                f"Invalid input shape received by layer '{self.name}'. "
+                "Expected an input of rank 2 or more, "
+                "`(batch, ..., features)`. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        check_broadcast(self.noise_shape, input_shape)
+        shared = resolve_axes(self.shared_axes, input_shape)
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(input_shape),
+            axes={
+                axis: input_shape[axis]
+                for axis in range(1, len(input_shape))
+                if axis not in shared
+            },
+        )
+
+    def shift_shape(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
+        """`input_shape[1:]`, with 1 on every shared axis."""
+        shared = resolve_axes(self.shared_axes, input_shape)
+        shape: tuple[Any, ...] = tuple(
+            1 if axis in shared else input_shape[axis]
+            for axis in range(1, len(input_shape))
+        )
+        if None in shape:
+            axis = shape.index(None) + 1
+            raise ValueError(
+                f"Layer '{self.name}' needs a fixed size along every axis "
+                "that does not share its shift. "
+                f"Received: input_shape={tuple(input_shape)}, in which axis "
+                f"{axis} is None. Share the shift along that axis: "
+                f"`shared_axes={sorted(shared | {axis})}`."
+            )
+        return shape
+
+    def drop(self, x: Any, shift: Any, scale: bool = True) -> Any:
+        """Returns `mask * (x + shift)`, with a new mask (Eq. 8).
+
+        With `scale` it is divided by the probability of keeping an activity.
+        """
+        if self.rate == 0:
+            return x + shift
+        if self.rate == 1:
+            return ops.zeros_like(x)
+        if scale:
+            x = scaled_sum(x, shift, 1 / keep_probability(self.rate))
+        else:
+            x = x + shift
+        # Checked here, since the batch size is unknown before.
+        check_broadcast(self.noise_shape, x.shape)
+        shape = mask_shape(self.noise_shape, ops.shape(x))
+        seeded = self.seed is not None
+        if seeded:
+            check_first_pass(
+                self,
+                "it would draw another mask from its seed. Make it without a "
+                "seed: then its masks are those of PyTorch's own generator, "
+                "which checkpointing restores, and "
+                "`keras.utils.set_random_seed` makes them repeatable. "
+                f"Received: seed={self.seed}",
+            )
+        mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
+        if self.noise_shape is not None and any(
+            size is None and mask_size not in (None, 1)
+            for mask_size, size in zip(self.noise_shape, x.shape, strict=True)
+        ):
+            # In a compiled step of TensorFlow, only this checks the size.
+            mask = ops.broadcast_to(mask, ops.shape(x))
+        # Selected rather than multiplied: a dropped infinity becomes 0.
+        return selected(mask, x)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # Without recomputing in the backward pass: a second pass would draw
+        # another mask, and save no memory, since only the mask is kept.
+        return layer_call
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {
+            "rate": self.rate,
+            "noise_shape": self.noise_shape,
+            "seed": self.seed,
+            "shared_axes": self.shared_axes,
+        }
+        return {**super().get_config(), **config}

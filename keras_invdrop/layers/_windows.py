@@ -1,0 +1,106 @@
+"""The windows of an image, for layers that look at each by itself."""
+
+from keras import ops
+
+from .._checks import check_choice
+from .._checks import invalid
+from .._checks import is_integer
+
+
+def check_pair(argument, value):
+    """Returns `value`, an int or a pair of ints of at least 1, as a pair."""
+    pair = (value, value) if is_integer(value) else value
+    if (
+        not isinstance(pair, (list, tuple))
+        or len(pair) != 2
+        or not all(is_integer(size) and size >= 1 for size in pair)
+    ):
+        expected = "a positive integer or a pair of positive integers"
+        raise invalid(argument, expected, value)
+    return tuple(int(size) for size in pair)
+
+
+def check_padding(padding):
+    """Returns `padding`, one of "valid" and "same"."""
+    return check_choice("padding", padding, ("valid", "same"))
+
+
+def count_windows(length, size, stride, padding):
+    """How many windows fit along an axis; None where its length is."""
+    if length is None:
+        return None
+    if padding == "same":
+        return -(-length // stride)
+    count = (length - size) // stride + 1
+    # A tensor where TensorFlow does not know the length before it runs.
+    if is_integer(count) and count < 1:
+        raise ValueError(
+            f"No window of size {size} fits into an axis of length {length}: "
+            'take a smaller window, or `padding="same"`.'
+        )
+    return count
+
+
+def windows_shape(input_shape, size, strides, padding, data_format, channels):
+    """The shape of an output of `channels` for each window of the input."""
+    first = data_format == "channels_first"
+    lengths = input_shape[2:] if first else input_shape[1:3]
+    counts = [
+        count_windows(*each, padding)
+        for each in zip(lengths, size, strides, strict=True)
+    ]
+    if first:
+        return (input_shape[0], channels, *counts)
+    return (input_shape[0], *counts, channels)
+
+
+def windows(images, size, strides, padding):
+    """Each window's pixels, as one image per position in the window.
+
+    Args:
+        images: Tensor of shape `(batch, height, width, channels)`.
+        size: Pair of integers, height and width of a window.
+        strides: Pair of integers, from one window to the next.
+        padding: `"valid"`: windows inside the image. `"same"`: zeros around
+            it, as many more below and right where their number is odd.
+
+    Returns:
+        A list of `size[0] * size[1]` tensors of shape
+        `(batch, new_height, new_width, channels)`: the first holds the pixel
+        at the top left of each window, the last the one at the bottom right.
+    """
+    lengths = images.shape[1:3]
+    if None in lengths:
+        # Not otherwise: in a file for OpenVINO it would become an output.
+        lengths = ops.shape(images)[1:3]
+    counts = [
+        count_windows(*each, padding)
+        for each in zip(lengths, size, strides, strict=True)
+    ]
+    # What the windows of an axis span, from the first pixel to the last.
+    spans = [
+        (count - 1) * stride + 1
+        for count, stride in zip(counts, strides, strict=True)
+    ]
+    if padding == "same":
+        margins = [
+            _at_least_zero(span - 1 + window - length)
+            for span, window, length in zip(spans, size, lengths, strict=True)
+        ]
+        images = ops.pad(
+            images,
+            [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)],
+        )
+    return [
+        images[
+            :,
+            top : top + spans[0] : strides[0],
+            left : left + spans[1] : strides[1],
+        ]
+        for top in range(size[0])
+        for left in range(size[1])
+    ]
+
+
+def _at_least_zero(margin):
+    return max(margin, 0) if is_integer(margin) else ops.maximum(margin, 0)

@@ -1,0 +1,519 @@
+"""Copies of layers, metrics and models as they are, not by their configs."""
+
+import contextlib
+import copy
+import inspect
+import io
+import pickle
+import tempfile
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+from keras import tree
+
+from .._keras import COLLECTIONS
+from .._keras import OF_PYTORCH
+from .._keras import OF_TRAINING
+from .._keras import DynamicBackend
+from .._keras import Functional
+from .._keras import KerasSaveable
+from .._keras import compile_config
+from .._keras import functional_like_constructor
+from .._keras import graph_of
+from .._keras import initial_state
+from .._keras import layers_in
+from .._keras import not_decayed
+from .._keras import operations
+from .._keras import origin
+from .._keras import own_trainable
+from .._keras import renew
+from .._keras import run_through_graph
+from .._keras import set_own_trainable
+from .._keras import tracker_of
+from ._graph import nested_models
+from ._graph import new_input_layer
+from ._graph import new_inputs
+
+# Objects that a copy shares with the original: they have no state of their
+# own, or none that a layer changes.
+SHARED = (
+    type,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+    inspect.Signature,
+    keras.DTypePolicy,
+    keras.KerasTensor,
+    keras.Loss,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    DynamicBackend,
+)
+# Methods by which a subclass changes what a model computes or learns.
+OF_SUBCLASS = (
+    "call",
+    "compute_loss",
+    "compute_metrics",
+    "predict_step",
+    "test_step",
+    "train_step",
+)
+OF_TRAINER = ("compile", "evaluate", "fit", "predict")
+
+
+def copied(
+    model: keras.Model,
+    replace: Callable[[keras.Layer], keras.Layer | None] = lambda layer: None,
+    compiled: bool = True,
+) -> keras.Model:
+    """A copy of `model`: new layers, with the same names and weights.
+
+    Nested models are copied too, and shared layers stay shared.
+
+    Args:
+        model: A functional or sequential model that has been built.
+        replace: Function from a layer to the layer that takes its place, or
+            None where the layer is copied.
+        compiled: Whether the copy is to be trained: compiled as `model` was,
+            with a new optimizer.
+
+    Returns:
+        A model of the same class; a functional `keras.Model` where the class
+        has a constructor of its own, by which Keras would load another model
+        than the copy from a file.
+
+    Raises:
+        ValueError: If a layer cannot be copied, or if the class of the model
+            is lost and has methods that change what the model computes or
+            learns.
+    """
+    classes: dict[int, type] = {}
+    for part in [model, *nested_models(model)]:
+        if _is_rebuilt_by_constructor(part):
+            continue
+        classes[id(part)] = _plain_class(part)
+        methods = OF_SUBCLASS if part is model and compiled else ["call"]
+        if lost := _methods_of(part, methods):
+            cls = type(part).__name__
+            raise ValueError(
+                f"Model '{part.name}' is a `{cls}`, which has a constructor of "
+                "its own and cannot be made of new layers. Without its class, "
+                f"its own {_listed(lost)} would be lost. Give `{cls}` the "
+                "constructor of its base class, or take a functional model of "
+                "its layers: `keras.Model(model.inputs, model.outputs)`."
+            )
+    copies = Copies(replace, classes)
+    result = copies.of(model)
+    if compiled:
+        if lost := id(model) in classes and _methods_of(model, OF_TRAINER):
+            warnings.warn(
+                f"Model '{model.name}' is a `{type(model).__name__}`, the new "
+                f"one a functional `keras.Model`: its own {_listed(lost)} "
+                "are those of `keras.Model` there.",
+                stacklevel=3,
+            )
+        compile_like(result, model, copies)
+    return result
+
+
+def compile_like(
+    new: keras.Model,
+    model: keras.Model,
+    copies: "Copies",
+    trained: bool = True,
+):
+    """Compiles `new` as `model` was, with a new optimizer.
+
+    Losses, functions and strings are the same objects; metrics, which have a
+    state, are copied. If `new` cannot be compiled, a warning says so.
+
+    Args:
+        new: A model of the copies of layers of `model`.
+        model: The model.
+        copies: The `Copies` that made the layers of `new`.
+        trained: Whether `new` is to be trained. If not, its optimizer is the
+            default one of Keras: that of `model` may name layers that are
+            gone, or be of a class that is unknown where `new` is loaded.
+    """
+    if not model.compiled:
+        return
+    # A class that is kept may have a `compile` with arguments of its own.
+    # Without the class, training and test steps of its own would be lost.
+    kept = type(new) is type(model)
+    own = _methods_of(model, ["compile"] if kept else OF_SUBCLASS)
+    try:
+        # Not by way of `get_compile_config`, which wants every function to be
+        # registered.
+        config = compile_config(model)
+        if own or config is None:
+            raise TypeError(
+                f"`{type(model).__name__}` has its own "
+                f"{_listed(own or ['compile'])}"
+            )
+        optimizer = config.pop("optimizer")
+        if trained:
+            config["optimizer"] = _new_optimizer(optimizer, copies)
+    except Exception as error:  # of an optimizer's own `from_config`, too
+        warnings.warn(
+            f"The new model '{new.name}' is not compiled, since this one "
+            f"cannot be compiled again ({type(error).__name__}: {error}): "
+            "call its `compile`.",
+            stacklevel=4,
+        )
+        return
+    for name in ("metrics", "weighted_metrics"):
+        config[name] = tree.map_structure(
+            lambda x: _new_metric(x, copies), config[name]
+        )
+    new.compile(**config)
+
+
+def _new_metric(metric, copies):
+    if not isinstance(metric, keras.Metric):
+        return metric  # its name, or a function
+    new = copies.of(metric)
+    new.reset_state()
+    return new
+
+
+def _new_optimizer(optimizer, copies):
+    if not isinstance(optimizer, keras.Optimizer):
+        return optimizer  # its name
+    new = type(optimizer).from_config(optimizer.get_config())
+    # Not in the config: which weights do not decay.
+    variables, patterns = not_decayed(
+        optimizer,
+        [x for x, _ in copies.made.values() if isinstance(x, keras.Variable)],
+    )
+    if variables or patterns:
+        new.exclude_from_weight_decay(
+            [copies.of(x) for x in variables], patterns
+        )
+    return new
+
+
+def _plain_class(model):
+    is_sequential = isinstance(model, keras.Sequential)
+    return keras.Sequential if is_sequential else Functional
+
+
+def _is_rebuilt_by_constructor(model):
+    """Whether the class of a model takes layers, or inputs and outputs."""
+    if not isinstance(model, keras.Sequential):
+        return functional_like_constructor(type(model))
+    spec, of_keras = (
+        inspect.getfullargspec(cls.__init__)
+        for cls in (type(model), keras.Sequential)
+    )
+    return spec.args == of_keras.args or bool(spec.varargs and spec.varkw)
+
+
+def _methods_of(model, names):
+    """Which of the methods the class of a model does not have from Keras."""
+    base = _plain_class(model)
+    return [
+        name
+        for name in names
+        if getattr(type(model), name) is not getattr(base, name)
+    ]
+
+
+def _listed(methods):
+    return ", ".join(f"`{name}`" for name in methods)
+
+
+class Copies:
+    """Copies of Keras objects, each made once, so that sharing is kept.
+
+    A layer is copied as an object, attribute by attribute, and not built again
+    from its config: a config need not say all that a layer holds (adapted
+    statistics, low-rank updates, quantized kernels, which variable is frozen),
+    and some cannot be read back. Keras objects and variables first become empty
+    shells, which are filled later, in turn, so that objects that refer to each
+    other need no recursion. All other objects are copied by pickling them.
+
+    A functional or sequential model is copied by calling the copies of its
+    layers in the order of its graph.
+
+    Args:
+        replace: Function from a layer to the layer that takes its place, or
+            None where the layer is copied.
+        classes: From the id of a model to the class that its copy has, where
+            that is not its own.
+    """
+
+    def __init__(
+        self,
+        replace: Callable[[keras.Layer], keras.Layer | None] = lambda x: None,
+        classes: dict[int, type] | None = None,
+    ):
+        self.replace = replace
+        self.classes = classes or {}
+        # Each entry holds the original, so that no other object gets its id.
+        self.made: dict[int, tuple[Any, Any]] = {}
+        self.unfilled: list[tuple[Any, Any]] = []
+        self.graphs: dict[int, tuple[Any, Any]] = {}
+        self.trackers: list[Any] = []
+        self._start_stream()
+
+    def of(self, value: Any) -> Any:
+        """The copy of a Keras object, with all that it holds."""
+        new = self.shell(value)
+        self._fill()
+        while self.graphs:
+            self._complete(next(iter(self.graphs.values()))[0])
+        return new
+
+    def shell(self, value: Any) -> Any:
+        """What is, or will be, the copy of a Keras object or a tensor."""
+        if id(value) not in self.made:
+            self.made[id(value)] = value, self._shell(value)
+        return self.made[id(value)][1]
+
+    def _shell(self, value):
+        if isinstance(value, keras.Layer):
+            if (new := self.replace(value)) is not None:
+                return new
+            cls = self.classes.get(id(value), type(value))
+            new = keras.Layer.__new__(cls)
+        elif isinstance(value, keras.Operation):
+            new = keras.Operation.__new__(type(value))
+        elif isinstance(value, (KerasSaveable, keras.Variable)):
+            new = object.__new__(type(value))
+        elif isinstance(value, types.FunctionType):
+            new = _with_new_cells(value)
+        else:
+            return copy.deepcopy(value)  # a tensor of the backend
+        if graph_of(value) is None:
+            self.unfilled.append((value, new))
+        else:
+            self.graphs[id(value)] = value, new
+            for layer in _layers_in(value):
+                self.shell(layer)
+        return new
+
+    def _fill(self):
+        while self.unfilled:
+            old, new = self.unfilled.pop()
+            if isinstance(old, types.FunctionType):
+                self._fill_cells(old, new)
+                continue
+            try:
+                self._fill_object(old, new)
+            except Exception as error:  # whatever pickling an object may raise
+                self._start_stream()
+                self._fill_by_config(old, new, error)
+        for tracker in self.trackers:
+            renew(tracker)
+        self.trackers.clear()
+
+    def _fill_cells(self, old, new):
+        for cell, of_old in zip(new.__closure__, old.__closure__, strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                cell.cell_contents = self._plain(of_old.cell_contents)
+
+    def _fill_object(self, old, new):
+        state = initial_state(old)
+        state = {k: v for k, v in state.items() if not _is_own(new, k)}
+        vars(new).update(self._plain(state))
+        if (tracker := tracker_of(new)) is not None:
+            self.trackers.append(tracker)
+
+    def _fill_by_config(self, old, new, error):
+        """Fills a layer that holds what cannot be copied, such as a table.
+
+        What its config does not say comes in the way in which Keras saves it.
+        """
+        try:
+            made = type(old).from_config(old.get_config())
+            build_config = old.get_build_config()
+            if old.built and not made.built and build_config:
+                made.build_from_config(build_config)
+            for parts in zip(layers_in(old), layers_in(made), strict=True):
+                _carry_over(*parts)
+            for variable, of_old in zip(
+                made.variables, old.variables, strict=True
+            ):
+                variable.assign(of_old)
+                variable.trainable = of_old.trainable
+                self.made[id(of_old)] = of_old, variable
+            set_own_trainable(made, own_trainable(old))
+        except Exception as again:
+            raise ValueError(
+                f"Layer '{getattr(old, 'name', old)}', a "
+                f"`{type(old).__name__}`, cannot be copied, neither as it is "
+                f"({type(error).__name__}: {error}) nor by its config "
+                f"({type(again).__name__}: {again})."
+            ) from error
+        state = {k: v for k, v in vars(made).items() if not _is_own(new, k)}
+        vars(new).update(state)
+
+    def _complete(self, layer):
+        """Makes the graphs of a layer and of those inside it."""
+        for part in layers_in(layer):
+            if id(part) in self.graphs:
+                self._complete_graph(*self.graphs.pop(id(part)))
+
+    def _complete_graph(self, old, new):
+        for layer in _layers_in(old):
+            if isinstance(layer, keras.Layer):
+                self._complete(layer)
+        if isinstance(old, keras.Sequential):
+            parts = [
+                new_input_layer(origin(old.inputs[0])),
+                *map(self.shell, old.layers),
+            ]
+            keras.Sequential.__init__(new, parts, name=old.name)
+        else:
+            inputs = new_inputs(old)
+            outputs = run_through_graph(old, inputs, self.shell)
+            Functional.__init__(new, inputs, outputs, name=old.name)
+        # Not by the setter, which would set it in every layer.
+        set_own_trainable(new, own_trainable(old))
+        new.dtype_policy = old.dtype_policy
+        if type(new) is not type(old):
+            return
+        # What the class of the model, or its user, has set on it.
+        self.made[id(tracker_of(old))] = tracker_of(old), tracker_of(new)
+        known = {*vars(new), *OF_TRAINING, OF_PYTORCH}
+        state = {k: v for k, v in vars(old).items() if k not in known}
+        for name, value in self._plain(state).items():
+            setattr(new, name, value)
+        self._fill()
+
+    def _start_stream(self):
+        # One stream for all, so that what is no Keras object stays shared
+        # between layers, too.
+        self._stream = io.BytesIO()
+        self._referred: list[Any] = []
+        self._pickler = _Pickler(self._stream, self._refer)
+        self._unpickler = _Unpickler(self._stream, self._referred)
+
+    def _plain(self, value):
+        """A copy of a plain object, with the shells of Keras objects in it."""
+        start = self._stream.seek(0, io.SEEK_END)
+        self._pickler.dump(value)
+        self._stream.seek(start)
+        return self._unpickler.load()
+
+    def _refer(self, value):
+        """The number of what stands for `value` in a copy; None to pickle."""
+        if isinstance(value, SHARED):
+            found = value
+        elif isinstance(value, types.FunctionType):
+            found = self.shell(value) if _refers_to_keras(value) else value
+        elif (
+            id(value) in self.made
+            or isinstance(value, (KerasSaveable, keras.Variable))
+            or ops.is_tensor(value)
+        ):
+            found = self.shell(value)
+        else:
+            return None
+        self._referred.append(found)
+        return len(self._referred) - 1
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream, refer):
+        super().__init__(stream, protocol=5)
+        self.refer = refer
+
+    def persistent_id(self, obj):
+        return self.refer(obj)
+
+    def reducer_override(self, obj):
+        if kind := COLLECTIONS.get(type(obj)):
+            # As a plain collection: the methods of its own would track again
+            # what is in it.
+            content = kind(obj), obj.tracker
+            return _empty, (type(obj),), content, None, None, _set_collection
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream, referred):
+        super().__init__(stream)
+        self.referred = referred
+
+    def persistent_load(self, pid):
+        return self.referred[pid]
+
+
+def _empty(cls):
+    return cls.__new__(cls)
+
+
+def _set_collection(collection, content):
+    values, collection.tracker = content
+    kind = type(values)
+    (kind.extend if kind is list else kind.update)(collection, values)
+
+
+def _carry_over(old, new):
+    """What Keras would write into the file of a layer, and read from it."""
+    own: dict[str, Any] = {}
+    old.save_own_variables(own)
+    new.load_own_variables(own)
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+
+
+def _is_own(layer, name):
+    """Whether an attribute is a function that refers to its layer.
+
+    Keras gives each layer some when the object is made.
+    """
+    return isinstance(vars(layer).get(name), types.FunctionType)
+
+
+def _layers_in(model):
+    """The layers and operations in the graph of a model, but its inputs."""
+    return [
+        operation
+        for operation in operations(graph_of(model))
+        if not isinstance(operation, keras.layers.InputLayer)
+    ]
+
+
+def _cells(function):
+    """What the variables hold that a function takes from around it."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            found.append(cell.cell_contents)
+    return found
+
+
+def _refers_to_keras(function, seen=()):
+    """Whether a function takes a layer or a variable from around it."""
+    if function in seen:
+        return False
+    for value in tree.flatten(_cells(function)):
+        value = getattr(value, "__self__", value)  # of a bound method
+        if isinstance(value, (keras.Operation, keras.Variable)):
+            return True
+        if isinstance(value, types.FunctionType) and _refers_to_keras(
+            value, (*seen, function)
+        ):
+            return True
+    return False
+
+
+def _with_new_cells(function):
+    new = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(types.CellType() for _ in function.__closure__),
+    )
+    new.__kwdefaults__ = function.__kwdefaults__
+    vars(new).update(vars(function))
+    return new

@@ -1,0 +1,411 @@
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+import keras
+import numpy as np
+from keras import tree
+
+from .._checks import check_choice
+from .._checks import check_positive_number
+from .._checks import invalid
+from .._extras import require
+from ._copies import copied
+from ._fold import fold
+from ._linear_layers import array
+
+Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
+# The formats, and the package of the engine that runs each.
+ENGINES = {
+    "tf_saved_model": "tensorflow",
+    "onnx": "onnxruntime",
+    "litert": "ai_edge_litert",
+    "openvino": "openvino",
+}
+# What Keras exports by itself. For the rest, and why not, see docs/export.md,
+# which a test holds against Keras.
+DIRECT = {
+    "tensorflow": ("tf_saved_model", "onnx", "litert", "openvino"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx", "openvino"),
+}
+SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # that Keras insists on
+BATCH = 3  # not the 1 with which some exporters trace
+UNKNOWN_SIZE = 32  # enough for a few poolings
+ON_TENSORFLOW = """
+import sys
+import keras
+from keras_invdrop.models._export import convert
+saved, path, format = sys.argv[1:]
+# Written by the process that started this one.
+model = keras.models.load_model(saved, compile=False, safe_mode=False)
+convert(model, path, format)
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` has written.
+
+    Attributes:
+        path: `Path` of the file, or of the folder of a SavedModel.
+        format: The format.
+        backend: The backend from which Keras exported.
+        difference: The largest difference between what the engine computed
+            and what `predict` did, in units of the largest output.
+    """
+
+    path: Path
+    format: str
+    backend: str
+    difference: float
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike,
+    format: Format,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Writes a model, without its dropout, for an engine other than Keras.
+
+    The model is folded, which leaves Keras' own layers in the place of
+    dropout, and is exported with Keras' `model.export`. Then the engine runs
+    the file on random inputs, in batches of 3. Only if it says what
+    `model.predict` says does the file get to `path`; else nothing is there
+    that was not there before. Where the present backend cannot do it, the
+    network is saved, and loaded and exported by a process of its own on the
+    TensorFlow backend.
+
+    The packages are those of the extra `export`.
+
+    Args:
+        model: A functional or sequential model that has been built. It is
+            left as it is. Layers that are neither Keras' nor this library's
+            cannot be loaded by another process. Inputs of integers are tried
+            with 0 and 1.
+        path: Where to write. A file that is there is replaced, as is a
+            SavedModel. OpenVINO's `.xml` has a `.bin` beside it.
+        format: One of
+
+            - `"tf_saved_model"`: a folder for TensorFlow and its servers,
+            - `"onnx"`: a file for ONNX Runtime,
+            - `"litert"`: a file for LiteRT; `path` ends with `.tflite`,
+            - `"openvino"`: two files for OpenVINO; `path` ends with `.xml`.
+        tolerance: Largest difference from `predict`, in units of the largest
+            output. Engines add in another order, which makes about 1e-6 in
+            float32. A wrong kernel, bias, axis or padding makes 1e-2 or
+            more. A network that computes in half precision, or `predict` on
+            a GPU that multiplies in TF32, needs about 1e-2.
+
+    Returns:
+        An `Exported`: the `path`, the `format`, the `backend` from which
+        Keras exported and the `difference` from `predict`.
+
+    Raises:
+        ImportError: If a package is missing.
+        RuntimeError: If the engine says something else than `predict`, or
+            an exporter or the engine fails.
+        ValueError: If `model` is none that `fold` takes, `format` or
+            `tolerance` not of the kind described, or if `path` has not the
+            suffix of the format, is in no folder that exists or is a folder
+            that is not a SavedModel.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((784,)),
+    ...         keras_invdrop.InvariantDropout(0.2),
+    ...         keras.layers.Dense(10, activation="softmax"),
+    ...     ]
+    ... )
+    >>> exported = keras_invdrop.export(  # doctest: +SKIP
+    ...     model, "network.onnx", "onnx"
+    ... )
+    >>> exported.difference < 1e-5  # doctest: +SKIP
+    True
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2, Eq. 9
+    """
+    check_choice("format", format, tuple(ENGINES))
+    tolerance = check_positive_number("tolerance", tolerance)
+    target = _check_path(path, format)
+    # Without what it was compiled with, which no file has to hold.
+    network = copied(fold(model), _as_constants, compiled=False)
+    inputs = _random_inputs(network)
+    expected = model.predict(_packed(network, inputs), verbose=0)
+    failures = []
+    for backend in _backends(network, format):
+        _check_packages(backend, format)
+        # Beside `path`, on the same file system, so that a rename suffices.
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent
+        ) as folder:
+            made = Path(folder, "new")
+            made.mkdir()
+            try:
+                _convert_on(backend, network, made / target.name, format)
+                run = LOAD[format](made / target.name, network)
+                found = run(inputs)
+                difference = _difference(found, tree.flatten(expected))
+                # A NaN fails the comparison.
+                if not difference <= tolerance:
+                    raise RuntimeError(
+                        "The file computes something else than `predict`: in "
+                        f"{ENGINES[format]} the largest difference is "
+                        f"{difference:.2g} of the largest output, more than "
+                        f"the tolerance of {tolerance:.2g}."
+                    )
+            except Exception as error:  # of any exporter or engine
+                failures.append(f"On the {backend} backend: {error}")
+                continue
+            _put_in_place(made, target, Path(folder, "old"))
+        return Exported(target, format, backend, difference)
+    raise RuntimeError(
+        f"The export to '{format}' failed. Nothing was written to "
+        f"'{target}'.\n" + "\n".join(failures)
+    )
+
+
+def _as_constants(layer):
+    """A `Rescaling` for an `EinsumDense` with which `fold` adds a map.
+
+    In the network the map is a weight, which no copy loses. A file cannot
+    lose a constant either, and engines add one in half the time.
+    """
+    if (
+        type(layer) is not keras.layers.EinsumDense
+        or layer.bias is None
+        or layer.quantization_mode is not None
+        or "." in layer.equation
+    ):
+        return None
+    operands, output = layer.equation.split("->")
+    inputs, label = operands.split(",")
+    scale = np.unique(array(layer.kernel))
+    if (
+        inputs != output
+        or label not in inputs
+        or scale.size > 1
+        or layer.activation is not keras.activations.linear
+    ):
+        return None
+    offset = array(layer.bias).astype("float32")
+    return keras.layers.Rescaling(
+        float(scale[0]),
+        offset=offset.reshape(
+            (1,) * (len(inputs) - 1 - offset.ndim) + offset.shape
+        ),
+        name=layer.name,
+        dtype=layer.dtype_policy,
+    )
+
+
+def _check_path(path, format):
+    if not isinstance(path, (str, os.PathLike)):
+        raise invalid("path", "a path", path)
+    found = Path(path)
+    suffix = SUFFIXES.get(format, "")
+    if not found.name.endswith(suffix):
+        raise invalid("path", f"a path that ends with '{suffix}'", path)
+    if not found.parent.is_dir():
+        raise invalid("path", "a path in a folder that exists", path)
+    if found.is_dir():
+        of_tensorflow = (found / "saved_model.pb").exists()
+        if format != "tf_saved_model" or not of_tensorflow:
+            raise invalid(
+                "path",
+                "the path of a file, or of a SavedModel for another one; no "
+                "other folder is replaced",
+                path,
+            )
+    elif found.exists() and format == "tf_saved_model":
+        raise invalid("path", "the path of a folder, not of a file", path)
+    return found
+
+
+def _backends(network, format):
+    """The backends to export from, until one succeeds."""
+    backend = keras.backend.backend()
+    # PyTorch traces with 1 where a size is open, which may decide on paddings.
+    open_sizes = any(None in tensor.shape[1:] for tensor in network.inputs)
+    if format in DIRECT.get(backend, ()) and not (
+        backend == "torch" and open_sizes
+    ):
+        yield backend
+    if backend != "tensorflow":
+        yield "tensorflow"
+
+
+def _check_packages(backend, format):
+    needed = [ENGINES[format]]
+    if backend in ("jax", "tensorflow"):
+        needed.append("tensorflow")
+    if format == "onnx":
+        needed.append("tf2onnx" if backend == "tensorflow" else "onnx")
+    require(f"Format '{format}'", needed, "export")
+
+
+def _random_inputs(network):
+    rng = np.random.default_rng(0)
+    arrays = []
+    for tensor in network.inputs:
+        batch, *sizes = tensor.shape
+        shape = (batch or BATCH, *(size or UNKNOWN_SIZE for size in sizes))
+        is_float = keras.backend.is_float_dtype(tensor.dtype)
+        array: Any = (
+            rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)
+        )
+        arrays.append(array.astype(tensor.dtype))
+    return arrays
+
+
+def _packed(network, arrays):
+    return tree.pack_sequence_as(network.input, arrays)
+
+
+def convert(model, path, format):
+    """Exports with Keras, on the present backend, without a check."""
+    # Keras refuses to make an ONNX file of a model that was never called.
+    model(model.input)
+    with warnings.catch_warnings():
+        # What may go wrong in tracing shows in what the file computes.
+        warnings.simplefilter("ignore")
+        model.export(str(path), format=format, verbose=False)
+
+
+def _convert_on(backend, network, path, format):
+    if backend == keras.backend.backend():
+        return convert(network, path, format)
+    saved = path.parent.with_name("network.keras")
+    network.save(saved)
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", ON_TENSORFLOW, saved, path, format],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "tensorflow",
+            # What can be imported here can be there.
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            # This process may have taken all memory of the GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+    )
+    if process.returncode:
+        raise RuntimeError(process.stderr[-2000:])
+
+
+def _load_saved_model(path, network):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+
+    def run(arrays):
+        inputs = _packed(network, [tf.constant(array) for array in arrays])
+        outputs = loaded.serve(inputs)
+        return [np.asarray(output) for output in tree.flatten(outputs)]
+
+    return run
+
+
+def _load_onnx(path, network):
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+
+    def run(arrays):
+        arrays = _arranged(names, network, arrays)
+        return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    return run
+
+
+def _load_litert(path, network):
+    from ai_edge_litert.interpreter import Interpreter
+
+    inputs = [tensor.name for tensor in network.inputs]
+    runner = Interpreter(str(path)).get_signature_runner()
+    outputs = sorted(runner.get_output_details())
+    if not isinstance(network.output, dict):
+        outputs.sort(key=len)  # output_2 before output_10
+
+    def run(arrays):
+        found = runner(**dict(zip(inputs, arrays, strict=True)))
+        return [found[name] for name in outputs]
+
+    return run
+
+
+def _load_openvino(path, network):
+    from openvino import Core
+
+    # Else some processors compute in bfloat16.
+    compiled = Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    names = [port.any_name for port in compiled.inputs]
+
+    def run(arrays):
+        outputs = compiled(_arranged(names, network, arrays))
+        return [outputs[port] for port in compiled.outputs]
+
+    return run
+
+
+# Each loads a file into its engine, and gives a function from the arrays of
+# the network's inputs to those of its outputs.
+LOAD: dict[str, Any] = {
+    "tf_saved_model": _load_saved_model,
+    "onnx": _load_onnx,
+    "litert": _load_litert,
+    "openvino": _load_openvino,
+}
+
+
+def _arranged(names, network, arrays):
+    """The arrays in an engine's order of inputs, if it knows their names."""
+    given = {
+        tensor.name: array
+        for tensor, array in zip(network.inputs, arrays, strict=True)
+    }
+    if set(names) <= set(given):
+        return [given[name] for name in names]
+    return arrays
+
+
+def _difference(found, expected):
+    """The largest difference, in units of the largest number of its output."""
+    if [x.shape for x in found] != [np.shape(x) for x in expected]:
+        return float("inf")
+    differences = []
+    for a, b in zip(found, expected, strict=True):
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        scale = np.maximum(np.abs(b).max(), np.finfo("float32").tiny)
+        differences.append(np.abs(a - b).max() / scale)
+    return float(np.max(differences))
+
+
+def _put_in_place(made, path, old):
+    """Moves what was made to where it belongs, the file `path` last."""
+    for source in sorted(made.iterdir(), key=lambda x: x.name == path.name):
+        target = path.with_name(source.name)
+        if target.is_dir():
+            # A folder that is not empty cannot be replaced in one step.
+            os.replace(target, old)
+        try:
+            os.replace(source, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise

@@ -1,0 +1,375 @@
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras import tree
+
+from .._keras import graph_of
+from .._keras import layers_in
+from ..layers._shifted_dropout import ShiftedDropout
+from ..layers.maxout import Maxout
+from ._copies import Copies
+from ._copies import compile_like
+from ._graph import Names
+from ._graph import check_model
+from ._graph import graph_layers
+from ._graph import new_inputs
+from ._graph import run_through
+from ._linear_layers import LINEAR
+from ._linear_layers import array
+from ._linear_layers import as_bias
+from ._linear_layers import core_of
+from ._linear_layers import response_to
+from ._linear_layers import with_bias
+from ._linear_layers import without_bias
+from ._shifts import MERGING
+from ._shifts import SHIFTED
+from ._shifts import VANISHING
+from ._shifts import Shifted
+from ._shifts import carried
+from ._shifts import compact
+from ._shifts import has_one_for_each_feature
+from ._shifts import kept_by
+from ._shifts import sources_of
+
+
+def fold(model: keras.Model) -> keras.Model:
+    """Makes the mean network: the model for inference, without dropout.
+
+    At inference an invariant dropout layer adds beta, and with
+    `scaling="test"` multiplies by the probability `p` of keeping an activity.
+    Both go into the kernel and the bias of the layers that come next. Only
+    Keras' own layers are left, those of the network without dropout, and the
+    output equals that of `model` up to rounding: the sums are taken in another
+    order, which in float32 changes each by about 1e-6 of its largest term.
+    Where beta nearly cancels the activities, the output is small compared with
+    these terms, and the relative difference is larger.
+
+    - Beta goes into `Dense`, `EinsumDense`, convolutions of every kind and
+      this library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`.
+      On the way to each consumer it passes `Flatten`, `Reshape` and the like,
+      pooling, `Add`, `Concatenate` and `BatchNormalization`.
+    - Where a convolution pads its input with zeros, beta adds less near the
+      border: the bias becomes a map, which is the bias of an additional layer
+      after the convolution, an `EinsumDense` with a diagonal kernel.
+    - Where something else follows, such as an activation function, beta stays
+      in such an `EinsumDense` with the name of the dropout layer. Where a mask
+      must be passed on, beta is the weight of a `PReLU` between an `Add` and
+      two `Rescaling`.
+    - Standard dropout, which does nothing at inference, disappears.
+
+    Args:
+        model: A functional or sequential model that has been built, and may
+            contain other models. It is not changed.
+
+    Returns:
+        A new functional model for inference, in which nested models are
+        replaced by their layers. It is compiled with the loss and the metrics
+        of `model`, so that it can be evaluated. Training it further would use
+        no dropout, and Keras' default optimizer.
+
+    Raises:
+        ValueError: If `model` is not a Keras model, is not built or has no
+            graph of layers; if a dropout layer of this library is inside
+            another layer, or is of an unknown subclass.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((784,)),
+    ...         keras_invdrop.InvariantDropout(0.2, beta_initializer="ones"),
+    ...         keras.layers.Dense(100, activation="relu", name="hidden"),
+    ...         keras.layers.Dropout(0.5),
+    ...         keras.layers.Dense(10, name="classifier"),
+    ...     ]
+    ... )
+    >>> folded = keras_invdrop.fold(model)
+    >>> [layer.name for layer in folded.layers[1:]]
+    ['hidden', 'classifier']
+
+    Reference:
+
+    - Ba, Xiong and Frey, 2014, section 2, Eq. 9
+    """
+    check_model(model)
+    for layer in graph_layers(model):
+        _check_layer(layer)
+    graph = graph_of(model)
+    inputs = new_inputs(graph)
+    folding = _Folding(tensor.name for tensor in tree.flatten(inputs))
+    values = run_through(
+        graph, tree.map_structure(Shifted, inputs), folding.call
+    )
+    outputs = tree.map_structure(folding.materialised, values)
+    result = keras.Model(inputs, outputs, name=model.name)
+    compile_like(result, model, folding.copies, trained=False)
+    return result
+
+
+def _check_layer(layer):
+    if isinstance(layer, ShiftedDropout) and type(layer) not in SHIFTED:
+        raise ValueError(
+            f"Layer '{layer.name}' is a `{type(layer).__name__}`, a subclass "
+            "of invariant dropout of which it is not known what it does at "
+            "inference. It cannot be folded."
+        )
+    for part in layers_in(layer, include_self=False):
+        if isinstance(part, ShiftedDropout):
+            raise ValueError(
+                f"Layer '{part.name}', a `{type(part).__name__}`, is inside "
+                f"layer '{layer.name}', a `{type(layer).__name__}`, where it "
+                "cannot be folded."
+            )
+
+
+class _Folding:
+    """Builds the new model, layer by layer."""
+
+    def __init__(self, names):
+        self.copies = Copies()
+        self.names = Names()
+        for name in names:
+            self.names.unique(name)
+        # The new layers for each layer, scale and shift, and the tensor for
+        # each value. An entry keeps its original alive, so that no other
+        # object gets the same id.
+        self.made: dict[Any, tuple] = {}
+
+    def call(self, layer, *args, **kwargs):
+        """What stands for the output of `layer`, a `Shifted`."""
+        flat = tree.flatten((args, kwargs))
+        values = [value for value in flat if isinstance(value, Shifted)]
+        kind = type(layer)
+        if kind in VANISHING:
+            return values[0]
+        if kind in SHIFTED:
+            return self.shifted(layer, values[0])
+        if kind in MERGING:
+            values = self.of_one_scale(values)
+        if not all(value.plain for value in values):
+            result = None
+            if kind in LINEAR:
+                result = self.absorbed(layer, values[0])
+            elif kind is layers.BatchNormalization:
+                result = self.moved(layer, values[0])
+            result = result or self.carried(layer, values)
+            if result is not None:
+                return result
+        return self.opaque(layer, args, kwargs)
+
+    def materialised(self, value):
+        """A tensor of the new model that has the value itself."""
+        if value.plain:
+            return value.tensor
+        if id(value) not in self.made:
+            dtype = value.tensor.dtype
+            if dtype in ("float16", "bfloat16"):
+                dtype = f"mixed_{dtype}"  # keeps the weights in float32
+            self.made[id(value)] = value, self.shifted_tensor(value, dtype)
+        return self.made[id(value)][1]
+
+    def shifted_tensor(self, value, dtype):
+        name = value.sources[-1].name
+        return self.affine(value, value.tensor.shape, name, dtype)(value.tensor)
+
+    def affine(self, value, shape, name, dtype):
+        """Layers of Keras that multiply by the scale and add the shift.
+
+        Both are weights, which no copy or checkpoint loses. An `EinsumDense`
+        with a diagonal kernel has a bias along any axes.
+
+        Returns:
+            Function from tensor to tensor: a layer, or several in one.
+        """
+        shift = value.constant()
+        labels = "abcdefghijk"[: len(shape)]
+        fixed = [x for x, n in zip(labels[1:], shape[1:], strict=True) if n]
+        if value.masked or not fixed:
+            return self.affine_with_mask(value, name, dtype)
+        varies = zip(labels[1:], shift.shape, strict=True)
+        new = layers.EinsumDense(
+            f"{labels},{fixed[-1]}->{labels}",
+            output_shape=shape[1:],
+            bias_axes="".join(x for x, n in varies if n > 1) or fixed[-1],
+            name=self.names.unique(name),
+            dtype=dtype,
+        )
+        new.build(shape)
+        kernel = np.full(new.kernel.shape, value.scale)
+        new.set_weights([kernel, as_bias(shift, new.bias.shape)])
+        return new
+
+    def affine_with_mask(self, value, name, dtype):
+        """As `affine`, in layers that pass a mask on and fit every size.
+
+        An `EinsumDense` does neither. What a `PReLU` makes of -1 is its
+        weight.
+        """
+        shift = value.constant()
+        shared = [axis for axis, n in enumerate(shift.shape, 1) if n == 1]
+
+        def unique(suffix):
+            return {"name": self.names.unique(name + suffix), "dtype": dtype}
+
+        scaling = layers.Rescaling(value.scale, **unique("_scale"))
+        minus_one = layers.Rescaling(0.0, offset=-1.0, **unique("_minus_one"))
+        weight = layers.PReLU(shared_axes=shared, **unique("_shift"))
+        weight.build((None, *shift.shape))
+        weight.set_weights([-shift])
+        add = layers.Add(**unique(""))
+
+        def affine(x):
+            return add([scaling(x), weight(minus_one(x))])
+
+        return affine
+
+    def once(self, layer, value, make):
+        """What `make` returns, once for each layer, scale and shift.
+
+        Layers that were shared stay shared where they can.
+        """
+        shift = value.constant()
+        key = id(layer), value.scale, shift.shape, shift.tobytes()
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def copy_of(self, layer):
+        if id(layer) not in self.made:
+            new = self.copies.of(layer)
+            new.name = self.names.unique(layer.name)
+            self.made[id(layer)] = layer, new
+        return self.made[id(layer)][1]
+
+    def called(self, layer, *args, **kwargs):
+        """The output of a copy of `layer`, with its weights."""
+        return self.copy_of(layer)(*args, **kwargs)
+
+    def opaque(self, layer, args, kwargs):
+        """A layer that takes the values themselves, without a shift."""
+        args, kwargs = tree.map_structure(
+            lambda x: self.materialised(x) if isinstance(x, Shifted) else x,
+            (args, kwargs),
+        )
+        outputs = self.called(layer, *args, **kwargs)
+        return tree.map_structure(Shifted, outputs)
+
+    def shifted(self, layer, value):
+        """An invariant dropout layer, which only shifts at inference."""
+        keep = kept_by(layer)
+        shift = keep * (value.constant() + array(layer.shift))
+        sources = (*value.sources, layer)
+        new = Shifted(value.tensor, compact(shift), keep * value.scale, sources)
+        is_float = keras.backend.is_float_dtype(value.tensor.dtype)
+        if keep == 0 or not is_float:
+            # A kernel of zeros has no use; an integer input is also cast.
+            return Shifted(self.shifted_tensor(new, layer.dtype_policy))
+        return new
+
+    def of_one_scale(self, values):
+        """The inputs of a merging layer, with one scale for all of them."""
+        if len({value.scale for value in values}) == 1:
+            return values
+        return [
+            value if value.scale == 1 else Shifted(self.materialised(value))
+            for value in values
+        ]
+
+    def carried(self, layer, values):
+        """A layer that passes scale and shift on."""
+        shift = carried(layer, values)
+        if shift is None:
+            return None
+        tensors = [value.tensor for value in values]
+        tensor = self.called(
+            layer, tensors if type(layer) in MERGING else tensors[0]
+        )
+        return Shifted(
+            tensor, compact(shift), values[0].scale, sources_of(values)
+        )
+
+    def moved(self, layer, value):
+        """A batch normalisation whose statistics take up scale and shift."""
+        if not has_one_for_each_feature(value.constant(), layer, value.rank):
+            return None
+
+        def make():
+            new = Copies().of(layer)
+            new.name = self.names.unique(layer.name)
+            mean, variance = layer.moving_mean, layer.moving_variance
+            new.moving_mean.assign(
+                (array(mean) - value.constant().ravel()) / value.scale
+            )
+            new.moving_variance.assign(
+                (array(variance) + layer.epsilon) / value.scale**2
+                - layer.epsilon
+            )
+            return new
+
+        return Shifted(self.once(layer, value, make)(value.tensor))
+
+    def absorbed(self, layer, value):
+        """A layer with a kernel `K` and a bias `b`.
+
+        `K (s x + c) + b = (s K) x + (K c + b)`.
+        """
+        core = core_of(layer)
+        quantized = getattr(core, "quantization_mode", None) is not None
+        if quantized or getattr(core, "lora_enabled", False):
+            return None
+        chain = self.once(layer, value, lambda: self.linear(layer, core, value))
+        if chain is None:
+            return None
+        tensor = value.tensor
+        for new in chain:
+            tensor = new(tensor)
+        return Shifted(tensor)
+
+    def linear(self, layer, core, value):
+        """What takes the place of a layer with a kernel: layers, in turn."""
+        kernels = [array(weight) for weight in core.weights]
+        bias = 0.0 if core.bias is None else kernels.pop()
+        shape = value.tensor.shape
+        response = response_to(value.constant(), core, kernels, shape)
+        if response is None:
+            return None
+        kernels[-1] = kernels[-1] * value.scale
+        # As in the layer itself, the last axes of both are the same.
+        bias = response + bias
+        settings = with_bias(core, bias)
+        name = self.names.unique(layer.name)
+        if settings is not None:
+            config = {**layer.get_config(), **settings, "name": name}
+            new = type(layer).from_config(config)
+            new.build(shape)
+            bias = as_bias(bias, core_of(new).bias.shape)
+            new.set_weights([*kernels, bias])
+            return [new]
+        new = without_bias(core, name=name)
+        new.build(shape)
+        new.set_weights(kernels)
+        if getattr(core, "data_format", None) == "channels_first":
+            bias = np.moveaxis(bias, -1, 0)
+        dtype = layer.dtype_policy
+        as_map = Shifted(value.tensor, bias)
+        chain = [
+            new,
+            self.affine(
+                as_map,
+                new.compute_output_shape(shape),
+                f"{layer.name}_bias",
+                dtype,
+            ),
+        ]
+        if core is not layer:
+            name = self.names.unique(f"{layer.name}_maxout")
+            axis = layer.maxout.axis
+            chain.append(Maxout(layer.pieces, axis, name=name, dtype=dtype))
+        if layer.activation is not keras.activations.linear:
+            name = self.names.unique(f"{layer.name}_activation")
+            chain.append(
+                layers.Activation(layer.activation, name=name, dtype=dtype)
+            )
+        return chain

@@ -1,0 +1,154 @@
+"""The graph of layers of a Keras model."""
+
+import itertools
+
+import keras
+from keras import tree
+
+from .._checks import invalid
+from .._keras import graph_of
+from .._keras import nodes
+from .._keras import operations
+from .._keras import origin
+from .._keras import run_through_graph
+
+
+def calls(graph):
+    """The calls of layers in `graph` and in the models nested in it.
+
+    Yields:
+        The layer (or operation) and the list of tensors that it takes.
+    """
+    for node in nodes(graph):
+        if node.is_input:
+            continue
+        if (nested := graph_of(node.operation)) is not None:
+            yield from calls(nested)
+        else:
+            yield node.operation, node.arguments.keras_tensors
+
+
+def graph_layers(model):
+    """The layers of `model` and of the models nested in it, each once.
+
+    What is inside a layer that has no graph is not among them.
+    """
+    found: dict[int, keras.Layer] = {}
+    for layer in model.layers:
+        parts = [layer] if graph_of(layer) is None else graph_layers(layer)
+        found |= {id(part): part for part in parts}
+    return list(found.values())
+
+
+def nested_models(model):
+    """The models in the graph of `model`, and in those, that have a graph."""
+    for operation in operations(graph_of(model)):
+        if graph_of(operation) is not None:
+            yield operation
+            yield from nested_models(operation)
+
+
+def check_model(model):
+    """Returns `model`, a Keras model whose layers can be followed."""
+    if not isinstance(model, keras.Model):
+        raise invalid("model", "a `keras.Model`", model)
+    if isinstance(model, keras.Sequential) and graph_of(model) is None:
+        raise invalid(
+            "model",
+            "a model that has been built: give the Sequential model a "
+            "`keras.Input`, or call it once",
+            model,
+        )
+    if graph_of(model) is None:
+        raise invalid(
+            "model",
+            "a functional or sequential model, whose layers can be followed "
+            "from input to output; what a subclass does in `call` cannot",
+            model,
+        )
+    return model
+
+
+def new_inputs(graph):
+    """New inputs for `graph`, in its structure."""
+    return tree.map_structure(
+        lambda x: new_input_layer(origin(x)).output,
+        graph.input,
+    )
+
+
+def new_input_layer(layer):
+    """An `InputLayer` like `layer`."""
+    new = type(layer).from_config(layer.get_config())
+    new.trainable = layer.trainable  # which is not in its config
+    return new
+
+
+def run_through(graph, inputs, call):
+    """Runs `graph`, and those nested in it, with `call` for each layer.
+
+    Args:
+        graph: A functional model.
+        inputs: What to take for its inputs, in their structure. It need not
+            be tensors.
+        call: Function `(layer, *args, **kwargs)` that returns what to take for
+            the output of the layer.
+
+    Returns:
+        What stands for the outputs, in their structure.
+    """
+
+    def call_any(operation, *args, **kwargs):
+        nested = graph_of(operation)
+        if nested is None:
+            return call(operation, *args, **kwargs)
+        inner = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(inner, dict) and not isinstance(nested.input, dict):
+            inner = [inner[tensor.name] for tensor in nested.inputs]
+        return run_through(nested, inner, call)
+
+    outputs = run_through_graph(
+        graph, inputs, lambda operation: operation, call_any
+    )
+    # As a model does with a list of one output.
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        return outputs[0]
+    return outputs
+
+
+def inlined(model):
+    """The layers of `model` in one graph, with no model nested in it.
+
+    The layers are those of `model`, which are called once more, and renamed
+    where two have the same name: give it a copy.
+    """
+    names = Names()
+    seen = set()
+
+    def call(layer, *args, **kwargs):
+        if id(layer) not in seen:
+            layer.name = names.unique(layer.name)
+        seen.add(id(layer))
+        return layer(*args, **kwargs)
+
+    graph = graph_of(model)
+    inputs = new_inputs(graph)
+    for tensor in tree.flatten(inputs):
+        names.unique(tensor.name)
+    return keras.Model(inputs, run_through(graph, inputs, call))
+
+
+class Names:
+    """Names of layers, of which no two may be the same."""
+
+    def __init__(self):
+        self.taken = set()
+
+    def unique(self, name):
+        """`name`, or `name_1`, `name_2` ... if it has been given before."""
+        candidates = (f"{name}_{i}" for i in itertools.count(1))
+        found = name
+        while found in self.taken:
+            found = next(candidates)
+        self.taken.add(found)
+        return found

@@ -1,0 +1,182 @@
+"""Layers that are linear in their input, and what a constant adds to it."""
+
+import keras
+import numpy as np
+from keras import layers
+from keras import ops
+
+from .._checks import channel_axis
+from ..layers.locally_connected2d import LocallyConnected2D
+from ..layers.maxout_conv2d import MaxoutConv2D
+from ..layers.maxout_dense import MaxoutDense
+
+# Convolutions that do the same at every place, but where they pad.
+CONVOLUTIONS = (
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+)
+# Layers that are linear in their input, but for a bias and what is done to the
+# sum. They are matched as exact types; a subclass may override `call`.
+LINEAR = (
+    layers.Dense,
+    layers.EinsumDense,
+    LocallyConnected2D,
+    MaxoutConv2D,
+    MaxoutDense,
+    *CONVOLUTIONS,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+)
+
+
+def core_of(layer):
+    """The layer that has the kernel and the bias of `layer`."""
+    if isinstance(layer, MaxoutDense):
+        return layer.dense
+    return layer.conv if isinstance(layer, MaxoutConv2D) else layer
+
+
+def array(weight):
+    """A weight, or another tensor, in double precision."""
+    return ops.convert_to_numpy(weight).astype("float64")
+
+
+def as_bias(array, shape):
+    """An array of the shape of an output as a bias of `shape`.
+
+    The bias may have fewer axes. None if the array differs along an axis along
+    which the bias does not.
+    """
+    full = (1,) * (array.ndim - len(shape)) + tuple(shape)
+    if any(n not in (1, m) for n, m in zip(array.shape, full, strict=True)):
+        return None
+    return np.broadcast_to(array, full).reshape(shape)
+
+
+def finest_dtype():
+    """The dtype with the least rounding that the backend computes in.
+
+    It is float64, but on JAX, unless that has been told to allow it.
+    """
+    return keras.backend.standardize_dtype(
+        ops.convert_to_tensor(np.zeros(1)).dtype
+    )
+
+
+def evaluated(layer, shift, shape):
+    """What `layer` makes of a shift, broadcast to `shape`, without batch."""
+    x = np.broadcast_to(shift, shape).astype(layer.dtype)
+    return array(layer(x[None], training=False))[0]
+
+
+def without_bias(layer, **changes):
+    """A layer like `layer` with no bias and no activation function."""
+    config = {**layer.get_config(), "activation": None, **changes}
+    for lora in ("lora_rank", "lora_alpha"):
+        # The kernel of the layer has the low-rank update in it.
+        config.pop(lora, None)
+    if isinstance(layer, layers.EinsumDense):
+        config["bias_axes"] = None
+    else:
+        config["use_bias"] = False
+    return type(layer).from_config(config)
+
+
+def response_to(shift, layer, kernels, input_shape):
+    """What `layer` makes of a shift of its input, without its bias.
+
+    Args:
+        shift: Array of the shape of one example, with 1 on each axis along
+            which it is constant.
+        layer: A layer of one of the classes in `LINEAR`, with its own kernel.
+        kernels: Its weights but for the bias.
+        input_shape: The shape of its input, `(batch, ...)`.
+
+    Returns:
+        Array of the shape of one output in channels_last, with 1 on each axis
+        along which it is known to be constant. None if it depends on a size
+        that is not fixed.
+    """
+    shape = _probe_shape(layer, shift, input_shape)
+    if None in shape:
+        return None
+    shift, changes = np.broadcast_to(shift, shape), {"dtype": finest_dtype()}
+    if getattr(layer, "data_format", None) == "channels_first":
+        # TensorFlow has most convolutions in channels_last only on a CPU.
+        shift = np.moveaxis(shift, 0, -1)
+        input_shape = (input_shape[0], *input_shape[2:], input_shape[1])
+        changes["data_format"] = "channels_last"
+    twin = without_bias(layer, **changes)
+    twin.build(input_shape)
+    twin.set_weights(kernels)
+    return evaluated(twin, shift, shift.shape)
+
+
+def _probe_shape(layer, shift, input_shape):
+    """The shape of a shift, without batch, of which the response says all.
+
+    Along an axis on which the shift is constant and the layer treats every
+    place alike, one place will do: that of the window of a convolution.
+    """
+    shape = list(shift.shape)
+    for axis, n in enumerate(shape, start=1):
+        if n == 1:
+            window = _window(layer, axis, len(input_shape))
+            shape[axis - 1] = input_shape[axis] if window is None else window
+    return shape
+
+
+def with_bias(layer, bias):
+    """The settings with which `layer` has the bias, or None.
+
+    `bias` has the shape of an output in channels_last, with 1 where it is
+    constant.
+    """
+    if isinstance(layer, layers.EinsumDense):
+        output = layer.equation.split("->")[1]
+        labels = _labels(output, bias.ndim + 1)[1:]
+        axes = {x for x, n in zip(labels, bias.shape, strict=True) if n > 1}
+        axes |= set(layer.bias_axes or labels[-1])
+        if not axes <= set(output.replace("...", "")):
+            return None
+        return {"bias_axes": "".join(x for x in output if x in axes)}
+    if isinstance(layer, LocallyConnected2D) or bias.size == bias.shape[-1]:
+        return {"use_bias": True}
+    return None
+
+
+def _window(layer, axis, rank):
+    """How many places along `axis` one output of `layer` depends on.
+
+    None where it depends on where it is, or on all places.
+    """
+    if isinstance(layer, layers.Dense):
+        return None if axis == rank - 1 else 1
+    if isinstance(layer, layers.EinsumDense):
+        given, output = layer.equation.split("->")
+        given, kernel = given.split(",")
+        label = _labels(given, rank)[axis]
+        return None if label in kernel or label not in output else 1
+    if type(layer) not in CONVOLUTIONS:
+        return None
+    channels = channel_axis(layer.data_format, rank)
+    if axis == channels:
+        return None
+    place = axis - 1 if axis < channels else axis - 2
+    size = layer.kernel_size[place]
+    if layer.padding != "valid" and size > 1:
+        return None
+    return (size - 1) * layer.dilation_rate[place] + 1
+
+
+def _labels(subscripts, rank):
+    """The label of each axis; of those under an ellipsis it is "..."."""
+    before, dots, after = subscripts.partition("...")
+    missing = rank - len(before) - len(after)
+    return [*before, *[dots] * missing, *after]

@@ -1,0 +1,251 @@
+"""Tensors that differ by a constant, and the layers that pass it on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from .._checks import channel_axis
+from .._keras import get_keras_mask
+from .._masks import keep_probability
+from ..layers._shifted_dropout import ShiftedDropout
+from ..layers.invariant_dropout import InvariantDropout
+from ..layers.running_average_dropout import RunningAverageDropout
+from ..layers.shared_invariant_dropout import SharedInvariantDropout
+from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from ._linear_layers import array
+from ._linear_layers import evaluated
+from ._linear_layers import finest_dtype
+
+# All of these are matched as exact types; a subclass may override `call`.
+
+# Layers that do nothing at inference.
+VANISHING = (
+    layers.AlphaDropout,
+    layers.Dropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+)
+# Layers that add a shift at inference, and may multiply by a constant.
+SHIFTED = (
+    InvariantDropout,
+    RunningAverageDropout,
+    SharedInvariantDropout,
+    SpatialInvariantDropout,
+)
+# Layers that put elements into other places, repeat them or put zeros between.
+REARRANGING = (
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Cropping3D,
+    layers.Flatten,
+    layers.Permute,
+    layers.RepeatVector,
+    layers.Reshape,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
+)
+# Layers that take a mean over space, with weights that add up to 1 ...
+AVERAGING = (
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.AveragePooling3D,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.UpSampling3D,
+)
+# ... and those that take a maximum.
+MAXIMUM = (
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.MaxPooling3D,
+)
+MERGING = (layers.Add, layers.Average, layers.Concatenate, layers.Subtract)
+
+
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """Stands for a tensor of a model: it is `scale * tensor + shift`.
+
+    Attributes:
+        tensor: A tensor of another model, of the same shape.
+        shift: Array of the shape of one example, with 1 on each axis along
+            which it is constant; None for zero.
+        scale: Float.
+        sources: The dropout layers that shifted, from the input on.
+    """
+
+    tensor: Any
+    shift: np.ndarray | None = None
+    scale: float = 1.0
+    sources: tuple[ShiftedDropout, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        return self.shift is None and self.scale == 1
+
+    @property
+    def rank(self) -> int:
+        return len(self.tensor.shape)
+
+    @property
+    def masked(self) -> bool:
+        return get_keras_mask(self.tensor) is not None
+
+    def constant(self) -> np.ndarray:
+        """The shift as an array, zero where there is none."""
+        if self.shift is None:
+            return np.zeros((1,) * (self.rank - 1))
+        return self.shift
+
+
+def compact(shift):
+    """`shift` with 1 on each axis along which it is constant, None for 0."""
+    if shift is None or not np.any(shift):
+        return None
+    for axis in range(shift.ndim):
+        first = shift.take([0], axis)
+        if (shift == first).all():
+            shift = first
+    return shift
+
+
+def sources_of(values):
+    """The dropout layers that shifted any of the values, each once."""
+    return tuple(dict.fromkeys(x for value in values for x in value.sources))
+
+
+def kept_by(layer):
+    """The factor of a dropout layer in `SHIFTED` at inference."""
+    if isinstance(layer, InvariantDropout) and layer.scaling == "test":
+        return keep_probability(layer.rate)
+    return 1.0
+
+
+def carried(layer, values):
+    """The shift of the output of a layer that passes on those of its inputs.
+
+    Of inputs `s x + c`, with one scale `s`, the layer makes `s y + shift`,
+    where `y` is what it makes of `x`.
+
+    Args:
+        layer: A layer.
+        values: List of `Shifted`, its inputs, with the same scale.
+
+    Returns:
+        Array that `Shifted.shift` may be, or zeros of another shape. None if
+        the output is not of that form, or is not known to be.
+    """
+    kind = type(layer)
+    if kind in MERGING:
+        return _merged(layer, values)
+    if len(values) != 1:
+        return None
+    (value,) = values
+    if kind in VANISHING or is_linear_activation(layer):
+        return value.constant()
+    if kind is layers.BatchNormalization:
+        return _normalized(layer, value)
+    if kind in AVERAGING or kind in MAXIMUM:
+        return _pooled(layer, value)
+    return _rearranged(layer, value) if kind in REARRANGING else None
+
+
+def is_linear_activation(layer):
+    return (
+        type(layer) is layers.Activation
+        and layer.activation is keras.activations.linear
+    )
+
+
+def has_one_for_each_feature(shift, layer, rank):
+    """Whether a batch normalisation can take the shift into its mean."""
+    features = layer.axis % rank - 1
+    return all(n == 1 for i, n in enumerate(shift.shape) if i != features)
+
+
+def _rearranged(layer, value):
+    """A layer `L` that is linear: `L(s x + c) = s L(x) + L(c)`."""
+    if value.shift is None:
+        return np.zeros(1)
+    shape = value.tensor.shape[1:]
+    if None in shape:
+        return None
+    # Whatever its policy is: the shift is rounded once, in a weight.
+    config = {**layer.get_config(), "dtype": finest_dtype()}
+    return evaluated(type(layer).from_config(config), value.shift, shape)
+
+
+def _pooled(layer, value):
+    """A layer that maps what is constant over space to itself."""
+    channels = channel_axis(getattr(layer, "data_format", None), value.rank) - 1
+    shift = value.constant()
+    space = [axis for axis in range(shift.ndim) if axis != channels]
+    if all(shift.shape[axis] == 1 for axis in space):
+        keeps_rank = getattr(layer, "keepdims", True)
+        return shift if keeps_rank else shift.squeeze(tuple(space))
+    # A mask would make a mean depend on what is masked.
+    if type(layer) in AVERAGING and not value.masked:
+        return _rearranged(layer, value)
+    return None
+
+
+def _normalized(layer, value):
+    """Batch normalisation: `B(x) = gamma (x - mean) / deviation + beta`.
+
+    It is affine: `B(s x + c) = s B(x) + B(c) - s B(0)`.
+    """
+    shape = [1] * (value.rank - 1)
+    shape[layer.axis % value.rank - 1] = -1
+    mean, variance = (
+        array(x).reshape(shape)
+        for x in (layer.moving_mean, layer.moving_variance)
+    )
+    factor = 1 / np.sqrt(variance + layer.epsilon)
+    if layer.scale:
+        factor = factor * array(layer.gamma).reshape(shape)
+    rest = 1 - value.scale
+    shift = factor * (value.constant() - rest * mean)
+    if layer.center:
+        shift = shift + rest * array(layer.beta).reshape(shape)
+    return shift
+
+
+def _merged(layer, values):
+    """A layer that adds its inputs, or puts them side by side."""
+    if len({value.rank for value in values}) > 1:
+        return None
+    shifts = [value.constant() for value in values]
+    if type(layer) is layers.Concatenate:
+        axis = layer.axis % values[0].rank - 1
+        sizes = [value.tensor.shape[axis + 1] for value in values]
+        if axis < 0 or None in sizes:
+            return None
+        return _concatenated(shifts, axis, sizes)
+    if type(layer) is layers.Subtract:
+        return shifts[0] - shifts[1]
+    shift = sum(shifts)
+    return shift / len(shifts) if type(layer) is layers.Average else shift
+
+
+def _concatenated(shifts, axis, sizes):
+    """The shifts side by side along `axis`, on which they have `sizes`."""
+    others = [shift.take([0], axis).shape for shift in shifts]
+    shape = list(np.broadcast_shapes(*others))
+    parts = []
+    for shift, size in zip(shifts, sizes, strict=True):
+        shape[axis] = size
+        parts.append(np.broadcast_to(shift, shape))
+    return np.concatenate(parts, axis)

@@ -1,0 +1,83 @@
+"""Starts programs in processes of their own, without an import of Keras.
+
+They are forked off one process that has imported Keras and what the command
+needs, which takes seconds, and has not computed anything.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["keras_invdrop.experiments.command_line"])
+
+# Makes the process what `python PROGRAM ARGUMENTS` would be.
+BEGIN = """
+import atexit
+import os
+import runpy
+import sys
+
+for number, path in enumerate(outputs, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+os.environ.clear()
+os.environ.update(environment)
+os.chdir(folder)
+sys.argv[:] = arguments
+sys.path.insert(0, os.path.dirname(arguments[0]))
+try:
+    runpy.run_path(arguments[0], run_name="__main__")
+finally:
+    atexit._run_exitfuncs()  # Processes of multiprocessing leave them out.
+"""
+
+
+class Program:
+    """A Python program that is running, much as `subprocess.Popen` has it.
+
+    Args:
+        *arguments: The path of the program, and its arguments.
+        cwd: The folder in which it runs. Defaults to the present one.
+        **environment: Variables of its environment, besides the present ones.
+    """
+
+    def __init__(self, *arguments, cwd=None, **environment):
+        self._outputs = []
+        for _ in ("stdout", "stderr"):
+            number, path = tempfile.mkstemp()
+            os.close(number)
+            self._outputs.append(Path(path))
+        names = {
+            "arguments": [str(argument) for argument in arguments],
+            "environment": {**os.environ, **environment},
+            "folder": str(cwd or os.getcwd()),
+            "outputs": [str(path) for path in self._outputs],
+        }
+        self._process = CONTEXT.Process(target=exec, args=(BEGIN, names))
+        self._process.start()
+        self.kill = self._process.kill
+
+    @property
+    def returncode(self):
+        """As of `Popen`: negative is the signal that has ended it."""
+        return self._process.exitcode
+
+    def wait_for_lines(self, count):
+        """Waits until the program has printed so many lines, or has ended."""
+        printed = self._outputs[0]
+        while self.returncode is None:
+            if printed.read_text().count("\n") >= count:
+                break
+            time.sleep(0.02)
+
+    def communicate(self, timeout=None):
+        """Waits for the end, and gives what was written."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutError(f"The program runs after {timeout} s")
+        texts = [path.read_text() for path in self._outputs]
+        for path in self._outputs:
+            path.unlink()
+        return tuple(texts)
