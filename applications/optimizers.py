@@ -22,6 +22,13 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         schedule: The learning rate schedule.
         steps: Positive integer. Number of steps of the rise.
+
+    Example:
+
+    >>> decay = keras.optimizers.schedules.ExponentialDecay(0.1, 100, 1.0)
+    >>> rate = keras_invdrop.applications.WarmUp(decay, steps=4)
+    >>> [round(float(rate(step)), 3) for step in range(6)]
+    [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
     """
 
     def __init__(
@@ -74,6 +81,14 @@ class RampedSGD(keras.optimizers.SGD):
         ValueError: If an argument is not of the kind described, or, when
             training starts, if a name in `learning_rate_factors` is that of
             no trainable weight and of no layer with one.
+
+    Example:
+
+    >>> optimizer = keras_invdrop.applications.RampedSGD(
+    ...     0.1, momentum=0.9, momentum_start=0.5, ramp_steps=600
+    ... )
+    >>> round(float(optimizer.current_momentum()), 3)
+    0.5
 
     Reference:
 

@@ -20,6 +20,7 @@ import keras
 from keras_invdrop._checks import check_boolean
 from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_positive_integer
 from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
 
@@ -262,7 +263,8 @@ class Recipe:
             The uncompiled model.
 
         Raises:
-            ValueError: If an argument is not one that `build` takes.
+            ValueError: If a setting of the recipe, or an argument, is not
+                valid.
         """
         settings = {
             "input_rate": self.input_rate,
@@ -298,9 +300,9 @@ class Recipe:
                 the recipe's own, such as `loss` and `metrics`.
 
         Raises:
-            ValueError: If a setting of the recipe is not valid, or
-                `from_logits` is not given and the last layer is neither
-                linear nor a softmax.
+            ValueError: If an argument, or a setting of the recipe, is not
+                valid, or `from_logits` is not given and the last layer is
+                neither linear nor a softmax.
         """
         outputs = getattr(model, "outputs", None)
         if outputs is None or len(outputs) != 1:
@@ -349,7 +351,9 @@ class Recipe:
         """
         schedules = keras.optimizers.schedules
         schedule: keras.optimizers.schedules.LearningRateSchedule
-        steps = self.epochs * steps_per_epoch
+        steps = self.epochs * check_positive_integer(
+            "steps_per_epoch", steps_per_epoch
+        )
         check_choice(
             "learning_rate_fall",
             self.learning_rate_fall,

@@ -141,6 +141,11 @@ def set_initial_epoch(model, epoch):
     model._initial_epoch = epoch
 
 
+def initial_epoch(model):
+    """The epoch that `set_initial_epoch` has set, or 0."""
+    return model._initial_epoch or 0
+
+
 def compile_config(model):
     """What `model` was compiled with, by argument; None if it is unknown."""
     config = getattr(model, "_compile_config", None)

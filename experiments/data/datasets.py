@@ -127,7 +127,7 @@ class Stream:
         """A `tf.data.Dataset` of batches, in the order of each epoch."""
         import tensorflow as tf
 
-        # Whoever goes through them gets those of the epoch that is then.
+        # Each pass over them has the order of the epoch that began last.
         return tf.data.Dataset.from_generator(
             lambda: self.batches(
                 batch_size, reseed.order_seed

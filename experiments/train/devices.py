@@ -1,8 +1,8 @@
 """One training on many devices, of one process or of many, with JAX.
 
-The work is Keras' `keras.distribution` and JAX': weights are on every device,
-and a batch is divided. What stands here decides which device and which process
-takes which examples, so that an epoch has each of them once.
+`keras.distribution` and JAX do the work: they keep the weights on every device
+and divide each batch. This module decides which device of which process takes
+which examples, so that each example is seen once in an epoch.
 """
 
 import os
@@ -18,11 +18,13 @@ import numpy as np
 
 from keras_invdrop._averages import averaging
 from keras_invdrop._checks import invalid
+from keras_invdrop._keras import initial_epoch
+from keras_invdrop._keras import set_initial_epoch
 
 from ..data.datasets import Split
 
-# Seconds after which a process that is not heard of is given up. JAX' 100 are
-# longer than a person waits; a network that is gone for some seconds is borne.
+# Seconds of silence after which a process counts as lost. The 100 of JAX are
+# longer than a person waits; 30 still bridge a short failure of the network.
 HEARTBEAT = 30
 
 # What a loss or metric is called -> its value for all examples.
@@ -48,13 +50,13 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes that train together, until the end of the block.
 
-    What is None is taken from the environment, where a launcher that JAX knows
-    has set it (Slurm, Kubernetes, Open MPI). Without one, and without a
-    coordinator, this process is alone. It must be called before JAX computes
-    anything.
+    Arguments that are None are taken from the environment, where a launcher
+    that JAX knows (Slurm, Kubernetes, Open MPI) has set them. Without a
+    launcher and without a coordinator, this process trains alone. The block
+    must be entered before JAX computes anything.
 
-    If the block raises an error, this process says so and ends: the others
-    would wait for it, and so they see at once that it is gone.
+    If the block raises an error, this process prints it and ends at once:
+    otherwise the other processes would wait for it.
 
     Args:
         coordinator: `"HOST:PORT"` of the process 0.
@@ -63,7 +65,7 @@ def joined(
 
     Raises:
         ValueError: If only some of the three are known.
-        OSError: If the processes do not find together.
+        OSError: If the processes cannot connect to one another.
     """
     if not _found_together(coordinator, processes, process_id):
         yield
@@ -77,7 +79,7 @@ def joined(
 def _found_together(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> bool:
-    """Whether there are others; see `joined`."""
+    """Connects the processes; says whether there are others than this."""
     import jax
 
     try:
@@ -105,11 +107,11 @@ def _found_together(
 
 
 def _leave(error: BaseException) -> None:
-    """Ends this process, for good."""
+    """Prints why this process ends, and ends it."""
     import jax
 
     told = f"keras-invdrop: process {jax.process_index()}: "
-    # Where a process is gone, here it is only seen that a sum fails.
+    # If another process is lost, this one only sees that a sum fails.
     if "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"{told}what all processes compute together has failed. If one of "
@@ -119,7 +121,8 @@ def _leave(error: BaseException) -> None:
             file=sys.stderr,
             flush=True,
         )
-        # Until then JAX ends this process, with what the coordinator knows.
+        # Meanwhile JAX ends this process, and prints what the coordinator
+        # knows.
         time.sleep(HEARTBEAT + 15)
     else:
         print(f"{told}{error}", file=sys.stderr, flush=True)
@@ -127,7 +130,7 @@ def _leave(error: BaseException) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and tells the user."""
+    """Whether this process is the one that writes files and prints."""
     if keras.backend.backend() != "jax":
         return True
     import jax
@@ -136,7 +139,7 @@ def is_first() -> bool:
 
 
 def from_first(content: bytes) -> bytes:
-    """What the first process has, in every process."""
+    """Gives every process the content that the first one has."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     size = int(broadcast_one_to_all(np.array(len(content), "uint32")))
@@ -151,16 +154,16 @@ def from_first(content: bytes) -> bytes:
 class Devices:
     """The devices over which batches are divided.
 
-    Of every process as many as divide a batch without a rest. A batch that
-    does not divide, such as the last one of an epoch, is computed whole on
-    every device.
+    As many devices of every process are used as divide a batch without
+    remainder. A batch that does not divide, such as the last one of an epoch,
+    is computed whole on every device.
 
     Args:
         batch_size: Number of examples in a batch.
 
     Attributes:
-        number: Their number.
-        available: The number of those that the processes have.
+        number: The number of devices that are used.
+        available: The number of devices that the processes have.
         processes: The number of processes.
     """
 
@@ -220,16 +223,17 @@ class Devices:
             epochs=epochs,
             steps=-(-examples // batch_size),
         )
-        # Keras would put the averages of the weights in the place of the
-        # weights at the end of each call.
+        # At the end of each call Keras would replace the weights by their
+        # averages.
         if optimizer := averaging(model):
             optimizer.finalize_variable_values = lambda variables: None
         followed.on_train_begin()
-        # Where `ExactResume` goes on; each call begins at 0.
-        first, model._initial_epoch = model._initial_epoch or 0, None
+        # `ExactResume` has set where to go on; each call has one epoch, 0.
+        first = initial_epoch(model)
+        set_initial_epoch(model, None)
         for epoch in range(first, epochs):
-            # When Keras has done what it does before the first step, which
-            # may take random numbers.
+            # Inside the first call: what Keras does before its first step may
+            # take random numbers.
             begins = [
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda _, logs, epoch=epoch: (

@@ -28,8 +28,8 @@ class Diverged(ValueError):
 def evaluation_batch(split: Split) -> int:
     """How many examples to evaluate at once.
 
-    With more images the paper's convolutional networks take more memory than
-    in training, and are no faster; on JAX slower by far.
+    In larger batches of images, the paper's convolutional networks take more
+    memory than in training, and are no faster; on JAX they are far slower.
     """
     return 500 if len(split.x.shape) == 2 else 100
 

@@ -1,6 +1,7 @@
 """What a training does with a network: builds, fits and measures it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,15 @@ class Trainer:
         )
 
     def model(self) -> keras.Model:
-        """A network to train, which returns logits, with initial weights.
+        """Builds the network to train, which returns logits.
 
-        Layers draw in turn, so that those of one method would get other
-        weights than those of another: all take them from one network.
-        The shifts alone differ where the recipe has them calibrated: on the
-        training examples.
+        The networks of all methods get their initial weights from one of
+        them: layers draw in turn, and each method has other layers. If the
+        recipe says so, the shifts are calibrated on the training examples.
 
         Raises:
-            ValueError: If the recipe has shifts calibrated, and the method
-                has none.
+            ValueError: If the recipe calibrates shifts, and the method has
+                none.
         """
         calibrated = self.row.recipe.calibrated
         if calibrated and not has_shift(self.row.method):
@@ -126,79 +126,68 @@ class Trainer:
     ) -> Fitted:
         """Compiles `model` and fits it by the recipe; see `fitting.fit`.
 
-        With several devices that is a copy of it.
+        With several devices it fits a copy of `model`, which is on all of
+        them.
         """
-        if not self.trial.data_parallel:
-            return self._fit(
-                model, examples, epochs, evaluated, backup, on_epoch
-            )
-        devices = Devices(self.row.recipe.batch_size)
-        # Every process would draw other weights, which devices must agree on.
-        keras.utils.set_random_seed(self.trial.seed)
-        with devices.scope():
-            copy = type(model).from_config(model.get_config())
-            copy.set_weights(model.get_weights())
-            return self._fit(
-                copy, examples, epochs, evaluated, backup, on_epoch, devices
-            )
-
-    def _fit(
-        self,
-        model: keras.Model,
-        examples: Split | Stream,
-        epochs: int,
-        evaluated: dict[str, Split] | None,
-        backup: Path | None,
-        on_epoch: Callable[[Fitted], None],
-        devices: Devices | None = None,
-    ) -> Fitted:
         recipe = self.row.recipe
-        metric = self.metric(from_logits=True)
-        recipe.compile(
-            model,
-            steps_per_epoch=-(-len(examples) // recipe.batch_size),
-            metrics=[metric],
-            steps_per_execution=self.trial.steps_per_execution,
+        devices = (
+            Devices(recipe.batch_size) if self.trial.data_parallel else None
         )
-        scans = self.trial.steps_per_execution > 1 and devices is None
-        if scans and keras.backend.backend() == "jax":
-            from .scanning import scan_steps
+        with nullcontext() if devices is None else devices.scope():
+            metric = self.metric(from_logits=True)
+            if devices is not None:
+                # Every process would draw other weights, on which the devices
+                # must agree.
+                keras.utils.set_random_seed(self.trial.seed)
+                weights = model.get_weights()
+                model = type(model).from_config(model.get_config())
+                model.set_weights(weights)
+            recipe.compile(
+                model,
+                steps_per_epoch=-(-len(examples) // recipe.batch_size),
+                metrics=[metric],
+                steps_per_execution=self.trial.steps_per_execution,
+            )
+            scans = self.trial.steps_per_execution > 1 and devices is None
+            if scans and keras.backend.backend() == "jax":
+                from .scanning import scan_steps
 
-            scan_steps(model)
-        return fit(
-            model,
-            examples,
-            recipe.batch_size,
-            epochs,
-            self.trial.seed,
-            metric.name,
-            {k: each for k, each in (evaluated or {}).items() if len(each)},
-            backup,
-            on_epoch,
-            devices,
-        )
+                scan_steps(model)
+            return fit(
+                model,
+                examples,
+                recipe.batch_size,
+                epochs,
+                self.trial.seed,
+                metric.name,
+                {k: each for k, each in (evaluated or {}).items() if len(each)},
+                backup,
+                on_epoch,
+                devices,
+            )
 
     def figures(self, values: list[float]) -> np.ndarray:
-        """What a metric gave for each epoch, in the unit of the row."""
+        """Converts the values of a metric to the unit of the row."""
         if self.row.unit == "bits":
             return np.asarray(values)
         # Accuracies are float32: 0.982 is 0.98199999332.
         return np.round(100 * (1 - np.asarray(values)), 4)
 
     def validation(self, fitted: Fitted, epoch: int) -> float | None:
-        """The figure of the validation examples after an epoch, from 1 on.
+        """The figure of the validation examples after an epoch.
 
-        None where there are none.
+        Epochs count from 1. Without validation examples it is None.
         """
         if not fitted.validation:
             return None
         return float(self.figures([fitted.validation[epoch - 1]])[0])
 
     def test(self, network: keras.Model) -> tuple[float, np.ndarray | None]:
-        """The figure of the test set, in the unit of the row.
+        """Measures a network on the test set.
 
-        And which examples the network gets wrong, None where it predicts
-        distributions.
+        Returns:
+            The figure, in the unit of the row, and which examples the network
+            gets wrong: None where it predicts distributions.
         """
         test = self.dataset.test
         batches = test.batches(evaluation_batch(test))
@@ -214,8 +203,9 @@ class Trainer:
 def _drawn_from(seed: int, model: keras.Model) -> keras.Model:
     """The same network, with initial weights that depend on `seed` alone.
 
-    Keras' own come from Python's generator, from which other threads of the
-    process take numbers as well: those of a Dask worker do.
+    Keras takes the seeds of initializers from Python's generator, from which
+    other threads of the process, such as those of a Dask worker, take numbers
+    as well.
     """
     rng = np.random.default_rng(seed)
 

@@ -37,13 +37,14 @@ from .fitting import evaluation_batch
 from .trainer import Trainer
 from .trial import Trial
 
-# Examples over which the mean activities are taken that beta is compared with.
+# The number of examples over which activities are averaged, to be compared
+# with beta.
 OBSERVED = 1000
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves.
+    """The outcome of a training.
 
     Attributes:
         model: The network at the selected epoch, or trained anew for so many
@@ -61,8 +62,8 @@ class Trained:
     result: Result
 
 
-# Called after each epoch with the number of those done, and the figure of the
-# examples for validation, or None where there are none.
+# Called after each epoch with the number of epochs done and the figure of the
+# validation examples, None without such.
 OnEpoch = Callable[[int, float | None], None]
 
 
@@ -111,14 +112,14 @@ def train(
         dataset = trial.dataset()
     anew = row.recipe.retrain and len(dataset.validation) > 0
     if anew and isinstance(dataset.train, Stream):
-        # Better said now than after the first of two trainings.
+        # Refuse now rather than after the first of two trainings.
         raise invalid(
             "retrain",
             "False for training examples that are read while they are used, "
             "to which those for validation cannot be added",
             True,
         )
-    code = this_code()  # before the files of it change
+    code = this_code()  # before its files change
     trainer = Trainer(trial, dataset)
     evaluated = {"val": dataset.validation}
     if test_curve:
@@ -144,7 +145,7 @@ def train(
         tested.seconds += fitted.seconds
     network = trainer.network("softmax")
     network.set_weights(tested.selected)
-    # Everything is chosen: from here on the test set may be seen.
+    # Everything is selected: from here on the test set may be used.
     figure, wrong = trainer.test(network)
     result = Result(
         row=row.id,
@@ -226,8 +227,8 @@ def _correlations(
 ) -> dict[str, float | None]:
     """Of beta with the mean activity, by layer (Figure 2).
 
-    None where all shifts are equal, or all means. Nothing is said where no
-    examples are in memory.
+    A layer whose shifts, or means, are all equal has None. Without examples
+    in memory the dictionary is empty.
     """
     examples = dataset.train
     if not isinstance(examples, Split):
@@ -254,8 +255,8 @@ def _correlations(
 def save(trained: Trained, directory: Path, name: str) -> None:
     """Writes model (`.keras`), history (`.csv`) and result (`.json`).
 
-    Each takes its place when it is whole; where the result is, the others
-    are.
+    Each file appears when it is whole, and the result last: where it is, the
+    others are, too.
     """
     with replacing(directory / f"{name}.keras") as temporary:
         trained.model.save(temporary)
@@ -265,9 +266,9 @@ def save(trained: Trained, directory: Path, name: str) -> None:
 
 
 def remove_backups(backup: Path) -> None:
-    """Deletes what a training that has ended has left to go on from.
+    """Deletes the backups of a training that has ended.
 
-    That is its backups, and what was being written when it was killed.
+    Files that were being written when it was killed go as well.
     """
     for path in (backup, _anew(backup)):
         path.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import keras
@@ -73,6 +74,6 @@ class BestEpoch(keras.callbacks.Callback):
         return float(logs[self.monitor])
 
     def _better(self, value: float | None) -> bool:
-        if value is None or self.best is None:
+        if value is None or self.best is None or math.isnan(self.best):
             return True
         return value < self.best if self.mode == "min" else value > self.best

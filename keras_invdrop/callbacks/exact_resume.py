@@ -26,11 +26,11 @@ class ExactResume(Reseed):
     be it Ctrl-C, `kill -9` or a power cut: the file is whole, or that of the
     epoch before.
 
-    `keras.callbacks.BackupAndRestore` goes on as well, but with other masks
-    and another order of the examples, and with an empty `History`. Here
-    weights, optimizer, learning rate, `History` and the given `callbacks`
-    continue, and what is random in an epoch depends on the seed and the number
-    of the epoch alone; see `Reseed`.
+    `keras.callbacks.BackupAndRestore` goes on as well, but promises neither
+    the same masks nor the same order of the examples, and `History` begins
+    anew. Here weights, optimizer, learning rate, `History` and the given
+    `callbacks` continue, and what is random in an epoch depends on the seed
+    and the number of the epoch alone; see `Reseed`.
 
     On JAX and PyTorch `model.fit` may be given arrays, with `shuffle=True`,
     too. On TensorFlow Keras shuffles them by a generator that nobody can set:
@@ -62,12 +62,16 @@ class ExactResume(Reseed):
 
     Example:
 
-    ```python
-    model.compile("adam", "sparse_categorical_crossentropy")
-    resume = keras_invdrop.ExactResume("backup.npz", seed=0)
-    batches = resume.shuffled(x, y, batch_size=100)
-    model.fit(batches, epochs=60, shuffle=False, callbacks=[resume])
-    ```
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> resume = keras_invdrop.ExactResume("backup.npz", seed=0)
+    >>> batches = resume.shuffled(x, y, batch_size=4)
+    >>> history = model.fit(
+    ...     batches, epochs=6, shuffle=False, verbose=0, callbacks=[resume]
+    ... )
+    >>> len(history.history["loss"])  # of all epochs, also after a kill
+    6
     """
 
     def __init__(

@@ -204,6 +204,8 @@ def test_where_the_model_does_not_tell_the_caller_has_to():
         assert not model.loss.get_config()["from_logits"]
     with pytest.raises(ValueError, match="`from_logits`. Expected a bool"):
         Recipe().compile(model, 1, from_logits="no")
+    with pytest.raises(ValueError, match="`steps_per_epoch`. Expected a pos"):
+        Recipe().compile(model, 0, from_logits=False)
     two = keras.Model(inputs, [inputs, inputs])
     with pytest.raises(ValueError, match="`model`. Expected a functional"):
         Recipe().compile(two, 1)

@@ -272,6 +272,7 @@ def test_a_training_begins_with_another_epoch(room, model):
     class From2(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             room.set_initial_epoch(self.model, 2)
+            assert room.initial_epoch(self.model) == 2
 
     model.compile(loss="mse")
     epochs = model.fit(

@@ -313,6 +313,7 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
     found = model.fit(
         reseed.shuffled(blobs.train.x, blobs.train.y, recipe.batch_size),
         epochs=recipe.epochs,
+        shuffle=False,
         callbacks=[reseed],
         verbose=0,
     ).history

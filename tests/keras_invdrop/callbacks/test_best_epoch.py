@@ -36,6 +36,7 @@ def followed(callback, figures, model=None):
         ("min", [3.0, 1.0, 2.0, 1.0], 1),
         ("max", [1.0, 3.0, 3.0, 2.0], 1),
         ("min", [2.0, float("nan"), 1.0], 2),
+        ("max", [float("nan"), 1.0, 0.5], 1),
     ],
 )
 def test_the_first_of_the_best_epochs(mode, figures, epoch):
