@@ -1,1 +1,1 @@
-"""The paper: the rows of its tables."""
+"""The paper: the rows of its tables, and its claims."""

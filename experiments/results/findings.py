@@ -1,4 +1,4 @@
-"""What the paper claims, and whether it holds for what was measured."""
+"""Whether what the paper claims holds for what was measured."""
 
 import functools
 import json
@@ -12,6 +12,9 @@ import numpy as np
 import pandas as pd
 from keras_invdrop.applications.recipes import Selection
 
+from ..paper.claims import CALIBRATED
+from ..paper.claims import CLAIMS
+from ..paper.claims import Claim
 from ..paper.tables import ROWS
 from .inference import Inference
 from .inference import above_zero
@@ -44,29 +47,6 @@ SELECTED = (
     "weight_decay",
     "ema_momentum",
 )
-
-# Where beta starts calibrated, which is ours and not the paper's.
-CALIBRATED = "+calibrated"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence about rows of the tables.
-
-    Attributes:
-        text: The sentence.
-        source: Where the paper says so, or that it is ours.
-        kind: `"better"` if the first row of each pair has the better figure,
-            `"same"` if both have the same one, `"negative"` if beta and the
-            mean activity of a layer of the first row correlate negatively.
-        pairs: Ids of rows, with `+calibrated` where beta starts calibrated;
-            or the id of a row and the name of a layer.
-    """
-
-    text: str
-    source: str
-    kind: Literal["better", "same", "negative"]
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -161,105 +141,6 @@ class Finding:
             ", ".join(f"{name} {recipe[name]}" for name in names)
             for recipe in recipes
         ]
-
-
-def _table_2(encoding: str) -> tuple[Claim, ...]:
-    row = f"table2/{encoding}/"
-    return (
-        Claim(
-            "Invariant dropout makes fewer errors than standard dropout, "
-            f"{encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}standard"),),
-        ),
-        Claim(
-            f"... than the running average, {encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}running_average"),),
-        ),
-        Claim(
-            f"... than with beta on the input only, {encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}invariant_input"),),
-        ),
-        Claim(
-            "... than with beta on the hidden layers only, "
-            f"{encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}invariant_hidden"),),
-        ),
-        Claim(
-            "Calibrated, it makes fewer errors than standard dropout, "
-            f"{encoding} encoding",
-            "ours",
-            "better",
-            ((f"{row}invariant{CALIBRATED}", f"{row}standard"),),
-        ),
-        *(
-            Claim(
-                f"Beta correlates negatively with the mean activity, "
-                f"{layer.replace('_', ' ')}, {encoding} encoding",
-                "Figure 2",
-                "negative",
-                ((f"{row}invariant", f"{layer}_dropout"),),
-            )
-            for layer in ("input", "hidden_1", "hidden_2")
-        ),
-    )
-
-
-def _invariant(text: str, source: str, row: str) -> Claim:
-    return Claim(
-        f"Invariant dropout makes fewer errors than standard dropout, {text}",
-        source,
-        "better",
-        ((f"{row}/invariant", f"{row}/standard"),),
-    )
-
-
-# That it makes, calibrated, as many errors on both encodings is no claim: one
-# training is the other one's mirror (tests/applications/test_mirror.py).
-CLAIMS: tuple[Claim, ...] = (
-    *_table_2("original"),
-    *_table_2("inverted"),
-    Claim(
-        "Standard dropout makes more errors on the inverted encoding",
-        "Table 2",
-        "better",
-        (("table2/original/standard", "table2/inverted/standard"),),
-    ),
-    Claim(
-        "Invariant dropout makes as many errors on both encodings",
-        "Table 2",
-        "same",
-        (("table2/original/invariant", "table2/inverted/invariant"),),
-    ),
-    _invariant("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
-    _invariant("SVHN, ReLU network", "Table 4", "table4/relu"),
-    Claim(
-        "Standard dropout has more code quality than none",
-        "Table 5",
-        "better",
-        tuple(
-            (f"table5/{i}/standard", f"table5/{i}/none") for i in range(1, 7)
-        ),
-    ),
-    Claim(
-        "Invariant dropout has more code quality than standard dropout",
-        "Table 5",
-        "better",
-        tuple(
-            (f"table5/{i}/invariant", f"table5/{i}/standard")
-            for i in range(1, 7)
-        ),
-    ),
-    _invariant("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
-    _invariant("SVHN, maxout network", "Table 6", "table6/svhn"),
-)
 
 
 def findings(results: Iterable[Result]) -> list[Finding]:

@@ -2,9 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from keras_invdrop.experiments.paper.claims import CLAIMS
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.results.claims import CLAIMS
-from keras_invdrop.experiments.results.claims import findings
+from keras_invdrop.experiments.results.findings import findings
 from keras_invdrop.experiments.results.records import packed
 
 BETTER = (
