@@ -25,7 +25,7 @@ def when_interrupted(ending: Callable[[], str | None]) -> Iterator[None]:
 
     Args:
         ending: It is called in another thread, the last one given first, and
-            may return how the sentence goes on that the user is told.
+            may return the rest of the sentence that the user is told.
     """
     _endings.append(ending)
     try:

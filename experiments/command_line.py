@@ -182,7 +182,7 @@ def reproduce(
 
     Each row with each seed is a training of its own, and leaves a model
     (.keras), its history (.csv) and its result (.json). A finished training is
-    not repeated. One that was stopped goes on from the last finished epoch,
+    not repeated. One that was stopped resumes after its last finished epoch,
     and ends with the weights that it would have had. All methods of a table
     start from the same initial weights.
     """
@@ -225,7 +225,7 @@ def tune(
 
     Several rows get the same settings, those with the best mean figure. Each
     trial is written to trials-*.csv when it has ended, and the same command
-    goes on where it was stopped.
+    resumes where it stopped.
     """
     names = settings.split(",")
     for name in names:
@@ -254,7 +254,7 @@ def tune(
     with (
         when_interrupted(
             lambda: (
-                "the same command goes on from the trials that have ended, "
+                "the same command resumes after the trials that have ended, "
                 f"which are kept in {out}/"
             )
         ),

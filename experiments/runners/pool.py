@@ -32,7 +32,7 @@ from ..train.trial import Trial
 TOPIC = "keras-invdrop"
 
 # How often a training is begun again on this machine after the process that did
-# it was killed. It goes on from its backup each time.
+# it was killed. It resumes from its backup each time.
 RETRIES = 10
 
 # By which a function tells, from whatever process it is in, what it does.
@@ -94,7 +94,7 @@ def train_all(
 
     Divergence skips one training. Any other error ends them all, as it would
     come again. On a cluster, the training of a worker that dies moves to
-    another one, and goes on from its backup.
+    another one, and resumes from its backup.
 
     Args:
         trials: The trainings.
@@ -168,8 +168,8 @@ def outcomes(
             for future in as_completed(futures):
                 if future.cancelled():
                     raise OSError(
-                        "The Dask scheduler is gone. The same command goes on "
-                        "where the trainings were stopped"
+                        "The Dask scheduler is gone. The same command resumes "
+                        "the trainings where they stopped"
                     )
                 yield futures[future], future
         finally:  # Those that have not begun, if the caller has had enough.

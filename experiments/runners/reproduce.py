@@ -193,7 +193,7 @@ def _kept(trials: Sequence[Trial], out: Path) -> str:
     )
     if any(file.exists() for file in files):
         return (
-            "the same command goes on from the last epoch that was finished, "
+            "the same command resumes after the last finished epoch, "
             f"which is kept in {out}/"
         )
     return "no epoch was finished, so the same command begins anew"

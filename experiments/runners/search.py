@@ -121,8 +121,8 @@ def tune(
     The figure of a trial is the mean, over the trainings, of that of the
     selected epoch on the validation examples; the test set is not looked at. A
     trial that is worse than most after as many epochs of the first training is
-    given up. All are kept in `directory` as they come: called again, the
-    search goes on.
+    given up. All are kept in `directory` as they come; a second call
+    resumes the search.
 
     Args:
         trainings: What the settings serve, of one unit.
@@ -158,7 +158,7 @@ def tune(
     # A trial that was stopped does not count, one that was given up does.
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     ended = len(study.get_trials(states=states))
-    # Where a search goes on, it does not draw what it began with again.
+    # A search that resumes does not draw its first trials again.
     sequence = np.random.SeedSequence((trainings[0].seed, len(study.trials)))
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
     make = functools.partial(_make_trial, trainings, settings, journal, name)

@@ -117,7 +117,7 @@ def _leave(error: BaseException) -> None:
             f"{told}what all processes compute together has failed. If one of "
             f"them is gone, it is said within {HEARTBEAT} s which: its number, "
             "or that it is the leader, which is process 0. The same command, "
-            f"given in every process, goes on from the last epoch. ({error})",
+            f"given in every process, resumes after the last epoch. ({error})",
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Fits a model by one `model.fit`, and goes on where it was stopped."""
+"""Fits a model by one `model.fit`, and resumes where it stopped."""
 
 import time
 from collections.abc import Callable
@@ -162,7 +162,7 @@ def fit(
         evaluated: Examples on which to evaluate the model after each epoch;
             those called `"val"` select.
         backup: File that holds, after each epoch, what the next one depends
-            on. If it is there, the fit goes on from it. The caller deletes it.
+            on. If it exists, the fit resumes from it. The caller deletes it.
         on_epoch: Called after each epoch.
         devices: Over which the batches are divided, and on which the model
             is; None for one. The first process alone reads and writes

@@ -91,7 +91,7 @@ def train(
         dataset: The examples; by default those that the trial loads.
         test_curve: Whether to measure the test set after every epoch, too.
         backup: File (`.npz`) to write to after each epoch, from which a
-            training that was stopped goes on, to the same weights. It and
+            training that was stopped resumes, to the same weights. It and
             that of training anew, `-anew.npz`, are left: see
             `remove_backups`.
         on_epoch: Called after each epoch with the number of epochs done and
@@ -310,7 +310,7 @@ def run(
     Writes to `directory` the model (`.keras`), the history (`.csv`) and the
     result (`.json`), called by the trial's name, and until then a backup after
     each epoch. A trial that is finished is not repeated, and one that was
-    stopped goes on from its last backup, to the same result. Of several
+    stopped resumes from its last backup, to the same result. Of several
     processes that train together, all call this; the first one alone reads
     and writes files.
 

@@ -178,7 +178,7 @@ class BetaMonitor(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch % self.freq:
             return
-        # It is the loss that tells of a training that diverges.
+        # Divergence shows in the loss.
         with np.errstate(invalid="ignore", over="ignore"):
             measured = dict(self._measure())
         for layer, figures in measured.items():

@@ -94,7 +94,7 @@ def test_while_it_trains(workers, begun, tmp_path):
     )
     assert not (tmp_path / "out").exists()
     goes_on = (
-        "; the same command goes on from the last epoch that was finished, "
+        "; the same command resumes after the last finished epoch, "
         "which is kept in out/"
     )
     code, text = interrupted(

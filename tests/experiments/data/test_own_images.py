@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras_invdrop.experiments.data.own_images import load_images
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.train.trial import Trial
 from keras_invdrop.experiments.train.training import run
+from keras_invdrop.experiments.train.trial import Trial
 
 
 @pytest.fixture
