@@ -340,7 +340,7 @@ def plot_variance_report(
         or not report
         or not all(isinstance(row, InjectedVariance) for row in report)
     ):
-        raise invalid("report", "what `variance_report` returns", report)
+        raise invalid("report", "the result of `variance_report`", report)
     if ax is None:
         width = max(6.4, 1.5 + 1.8 * len(report))
         ax = plt.subplots(figsize=(width, 4.8), layout="constrained")[1]

@@ -112,7 +112,7 @@ class ExactResume(Reseed):
             ) as error:
                 raise ValueError(
                     f"{self.filepath} is not the backup of this training: "
-                    f"{error}. Delete it to begin anew."
+                    f"{error}. Delete it to start over."
                 ) from error
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -178,7 +178,9 @@ class ExactResume(Reseed):
                 state["training"], self._training(), strict=True
             ):
                 if began != now:
-                    raise ValueError(f"{began} began it; this is {now}")
+                    raise ValueError(
+                        f"the file has {began}, this training has {now}"
+                    )
             optimizer = self.model.optimizer
             if not optimizer.built:
                 optimizer.build(self.model.trainable_variables)
@@ -186,7 +188,7 @@ class ExactResume(Reseed):
             values = _numbered(file, "variable")
             shapes = [tuple(variable.shape) for variable in variables]
             if [value.shape for value in values] != shapes:
-                raise ValueError("the model or the optimizer is another one")
+                raise ValueError("the file has another model or optimizer")
             kept = _numbered(file, "array")
         for variable, value in zip(variables, values, strict=True):
             if value.dtype.kind == "V":  # NumPy does not know bfloat16

@@ -119,7 +119,7 @@ class _Shuffled(keras.utils.PyDataset):
         if len(sizes) != 1 or 0 in sizes:
             raise invalid(
                 "x, y, sample_weight",
-                "arrays of equally many examples, at least one",
+                "arrays with the same number of examples, at least one",
                 sorted(sizes),
             )
         (self.examples,) = sizes

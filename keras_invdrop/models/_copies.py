@@ -101,10 +101,10 @@ def copied(
             cls = type(part).__name__
             raise ValueError(
                 f"Model '{part.name}' is a `{cls}`, which has a constructor of "
-                "its own and cannot be made of new layers. Without its class, "
-                f"its own {_listed(lost)} would be lost. Give `{cls}` the "
-                "constructor of its base class, or take a functional model of "
-                "its layers: `keras.Model(model.inputs, model.outputs)`."
+                "its own and cannot be rebuilt from new layers. Without its "
+                f"class, its own {_listed(lost)} would be lost. Give `{cls}` "
+                "the constructor of its base class, or use a functional model "
+                "of its layers: `keras.Model(model.inputs, model.outputs)`."
             )
     copies = Copies(replace, classes)
     result = copies.of(model)
@@ -112,8 +112,8 @@ def copied(
         if lost := id(model) in classes and _methods_of(model, OF_TRAINER):
             warnings.warn(
                 f"Model '{model.name}' is a `{type(model).__name__}`, the new "
-                f"one a functional `keras.Model`: its own {_listed(lost)} "
-                "are those of `keras.Model` there.",
+                "one a functional `keras.Model`, which loses the original's "
+                f"own {_listed(lost)}.",
                 stacklevel=3,
             )
         compile_like(result, model, copies)
@@ -158,7 +158,7 @@ def compile_like(
             config["optimizer"] = _new_optimizer(optimizer, copies)
     except Exception as error:  # such as one from an optimizer's config
         warnings.warn(
-            f"The new model '{new.name}' is not compiled, since this one "
+            f"The new model '{new.name}' is not compiled, since the original "
             f"cannot be compiled again ({type(error).__name__}: {error}): "
             "call its `compile`.",
             stacklevel=4,

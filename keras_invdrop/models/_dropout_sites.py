@@ -198,7 +198,7 @@ def warn_of_hidden_dropout(model, seen=DROPOUT):
             hidden.append(f"'{layer.name}' ({', '.join(reasons)})")
     if hidden:
         warnings.warn(
-            "Dropout inside other layers is not seen, and stays as it is: "
+            "Dropout inside other layers is ignored and stays as it is: "
             + "; ".join(hidden),
             stacklevel=3,
         )

@@ -161,7 +161,7 @@ def export(
                 # A NaN fails the comparison.
                 if not difference <= tolerance:
                     raise RuntimeError(
-                        "The file computes something else than `predict`: in "
+                        "The file does not agree with `predict`: in "
                         f"{ENGINES[format]} the largest difference is "
                         f"{difference:.2g} of the largest output, more than "
                         f"the tolerance of {tolerance:.2g}."
@@ -225,8 +225,8 @@ def _check_path(path, format):
         if format != "tf_saved_model" or not of_tensorflow:
             raise invalid(
                 "path",
-                "the path of a file, or of a SavedModel for another one; no "
-                "other folder is replaced",
+                "the path of a file, or of a SavedModel that a new one may "
+                "replace; no other folder is replaced",
                 path,
             )
     elif found.exists() and format == "tf_saved_model":

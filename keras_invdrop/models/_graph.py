@@ -63,7 +63,7 @@ def check_model(model):
         raise invalid(
             "model",
             "a functional or sequential model, whose layers can be followed "
-            "from input to output; what a subclass does in `call` cannot",
+            "from input to output; a subclass' own `call` cannot be followed",
             model,
         )
     return model

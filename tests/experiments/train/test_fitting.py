@@ -241,8 +241,9 @@ def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "this_code", lambda: other)
     with pytest.raises(
         ValueError,
-        match="backup.npz is not the backup of this training: version .* began "
-        "it; this is version 0.1.0, commit abc. Delete it to begin anew",
+        match="backup.npz is not the backup of this training: the file has "
+        "version .*, this training has version 0.1.0, commit abc. Delete it to "
+        "start over",
     ):
         fitted(trainer, backup)
 

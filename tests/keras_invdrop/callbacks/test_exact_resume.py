@@ -189,14 +189,16 @@ def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=sentence + match):
             fitted(path, **({"identity": "mine"} | options))
 
-    refused("mine began it; this is yours. Delete it", identity="yours")
-    refused("seed 0 began it; this is seed 1", seed=1)
+    refused(
+        "the file has mine, this training has yours. Delete", identity="yours"
+    )
+    refused("the file has seed 0, this training has seed 1", seed=1)
     other = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     other.compile("sgd", "mse")
-    refused("the model or the optimizer is another one", model=other)
+    refused("the file has another model or optimizer", model=other)
     refused("zip", before=[BestEpoch("loss")])
     monkeypatch.setattr(keras, "__version__", "9.0")
-    refused("Keras 3.* began it; this is Keras 9.0 on")
+    refused("the file has Keras 3.*, this training has Keras 9.0 on")
     assert path.read_bytes() == before
     path.write_bytes(b"no backup")
     refused("")

@@ -112,5 +112,5 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="`batch_size`. Expected a positive"):
         Reseed().shuffled(np.ones(3), batch_size=0)
     for x, y in ((np.ones(3), np.ones(2)), (np.ones(0), None)):
-        with pytest.raises(ValueError, match="arrays of equally many examples"):
+        with pytest.raises(ValueError, match="the same number of examples"):
             Reseed().shuffled(x, y)

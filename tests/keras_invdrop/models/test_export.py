@@ -221,7 +221,7 @@ def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
     monkeypatch.setitem(_export.LOAD, DIRECT, wrong)
     # From TensorFlow it would be as wrong, but later.
     monkeypatch.setattr(_export, "_backends", lambda *_: [BACKEND])
-    with pytest.raises(RuntimeError, match="something else than `predict`"):
+    with pytest.raises(RuntimeError, match="does not agree with `predict`"):
         export(dense_network(units=3), path, DIRECT)
     assert content(tmp_path) == before
     if not np.isnan(error):
