@@ -1,11 +1,11 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
-# make test   set up .venv, run everything that must pass
+# make test   set up .venv, run every check that must pass
 # make test-all   the same with every case, which takes about 40 minutes
 # make test-keras-versions  set up .venv, test the library on other versions of Keras
 # make docs   set up .venv, build the documentation: build/site/index.html
-# make bench  set up .venv, measure: adds to runs/bench.jsonl
-# make notebooks  set up .venv, run the notebooks: what they show is kept in them
-# make clean  remove .venv and what is built
+# make bench  set up .venv, run the benchmarks: adds to runs/bench.jsonl
+# make notebooks  set up .venv, run the notebooks, which keep their outputs
+# make clean  remove .venv and all built files
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ BENCHMARKS := training_step plain_pytorch growth peak_memory image_data_format \
 	maxout locally_connected2d export_latency beta_monitor
 export KERAS_BACKEND ?= jax
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-# What is no warning of the build, but news of the theme's successor.
+# The theme's note about its successor is not a warning of the build.
 export NO_MKDOCS_2_WARNING ?= 1
 
 install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
@@ -26,7 +26,7 @@ demo: .venv/$(KERAS_BACKEND)
 
 test: .venv/dev check $(BACKENDS:%=test-%)
 
-# The cases that are marked `thorough`, too, and XLA as users have it.
+# Adds the cases marked `thorough`, and uses the default settings of XLA.
 test-all: .venv/dev
 	$(MAKE) test TESTS=--thorough XLA_FLAGS=
 
@@ -38,21 +38,21 @@ check: .venv/dev
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict
 
-# The tests, on one backend: make test-jax. On JAX run those, too, that say the
-# same on every backend. Some wait for other processes or for the clock, so
-# that a third process finds time on two cores.
+# The tests on one backend: make test-jax. JAX also runs the tests that do not depend
+# on the backend. Some of these wait for other processes or for the clock, so that a
+# third worker finds time on two cores.
 test-jax: WORKERS := 3
-# Half of the time of compilation, for programs that run but a few times.
+# This halves the compile time of programs that run only a few times.
 test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false
 test-%: WORKERS ?= 2
 test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)
 
-# The oldest Keras that is allowed, one between and the newest that there is.
+# The oldest supported Keras, one between and the newest release.
 test-keras-versions: test-keras-3.10.0 test-keras-3.13.2 test-keras-newest
 
-# The library on one version: all of it on JAX, the layers on the others. Only
-# Keras differs from .venv.
+# The library on one version of Keras: all its tests on JAX, the layers' tests on
+# the other backends. Only Keras differs from .venv.
 test-keras-%: .venv/dev
 	rm -rf build/keras-$*
 	$(BIN)/pip install --quiet --no-deps --target build/keras-$* keras$(if $(filter newest,$*),,==$*)
@@ -71,11 +71,11 @@ bench-%: .venv/dev
 		KERAS_BACKEND=$* $(BIN)/python benchmarks/$$name.py --out runs/bench.jsonl || exit; \
 	done
 
-# At their full size; the tests run them small.
+# At full size; the tests run smaller notebooks.
 notebooks: .venv/dev
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
-# The environment, with what a backend's name (or dev: all of them) stands for.
+# The environment with the packages of one backend, or of all backends (dev).
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(install) ".[dev,docs,experiments,export,jax,tensorflow,torch]"

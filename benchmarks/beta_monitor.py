@@ -1,11 +1,11 @@
-"""What `BetaMonitor` takes, against an epoch of training.
+"""The time of `BetaMonitor`, compared with an epoch of training.
 
-The network is that of Table 2 with invariant dropout, 784-1000-1000-10. An
-epoch is one of `model.fit` on 5,000 images, as many as `--data digits` has, in
-batches of 100; the monitor is what the callback does at the end of it with its
-default settings, CSV file and TensorBoard included. The figure is the ratio of
-the times, taken within each round of turns. An epoch of the 50,000 training
-images of MNIST has ten times as many steps.
+The network is that of Table 2 with invariant dropout, 784-1000-1000-10. "epoch"
+is an epoch of `model.fit` on 5,000 images, the number in `--data digits`, in
+batches of 100. "monitor" is the callback's work at the end of an epoch, with
+its default settings, including the CSV file and TensorBoard. The result is the
+ratio of the times within each round. An epoch of the 50,000 training images of
+MNIST has ten times as many steps.
 
     KERAS_BACKEND=jax python benchmarks/beta_monitor.py
 """
@@ -26,7 +26,7 @@ BATCH = 100
 
 
 def calls(steps, width, directory):
-    """An epoch of `steps` steps, and the callback at the end of it."""
+    """An epoch of `steps` steps, and the callback at its end."""
     model = mnist_mlp("invariant", width=width)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),

@@ -1,11 +1,11 @@
-"""How long a trained network takes, folded, and in the engines.
+"""The time that a trained network takes, folded and in each engine.
 
-The ReLU network of Table 3, of width `--width`: with invariant dropout, folded,
-built without dropout, and exported to each engine. The first three run compiled
-by Keras, as `predict_on_batch`; all run in one process and by turns, with the
-threads that each takes by default. The figure is the ratio of the times to that
-of the network without dropout, taken within each round of turns: below 1, it is
-the faster.
+The ReLU network of Table 3, of width `--width`, runs in these forms: with
+invariant dropout, folded, built without dropout, and exported to each engine.
+The first three run as `predict_on_batch`, compiled by Keras. All forms take
+turns in one process, with their default number of threads. The result is the
+ratio of each time to the time of the network without dropout, within each
+round; a form with a ratio below 1 is faster.
 
     KERAS_BACKEND=jax python benchmarks/export_latency.py
 """
@@ -46,7 +46,7 @@ def main():
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, InvariantDropout):
-            # As after training: from 0 there would be nothing to fold.
+            # Stands for training: with a beta of 0 `fold` has no work to do.
             layer.beta.assign(rng.normal(scale=0.1, size=layer.beta.shape))
     folded = fold(model)
     calls = {
@@ -73,7 +73,7 @@ def main():
 def check_and_time(calls, x, arguments):
     expected = calls["folded"](x)
     for name, call in calls.items():
-        if name != "without dropout":  # whose weights are others
+        if name != "without dropout":  # which has other weights
             np.testing.assert_allclose(call(x), expected, atol=1e-4)
     bound = {name: partial(call, x) for name, call in calls.items()}
     what = f"{NAME}, width {arguments.width:g}, batch {len(x)}"

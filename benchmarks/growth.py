@@ -1,7 +1,7 @@
-"""Does invariant dropout cost more, the larger the network?
+"""Does invariant dropout cost more in a larger network?
 
-A training step of the MNIST network, as in `training_step.py`: of batches from
-16 to 1024, of widths from 1/4 to 2, and with 2 to 8 layers of hidden units.
+Times a training step of the MNIST network, as in `training_step.py`: with
+batches of 16 to 1024 examples, widths of 1/4 to 2, and 2 to 8 hidden layers.
 
     KERAS_BACKEND=jax python benchmarks/growth.py --out runs/growth.jsonl
     python benchmarks/plot.py runs/growth.jsonl growth.png

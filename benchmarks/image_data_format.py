@@ -1,7 +1,7 @@
 """A training step of the CIFAR-10 network, with channels first and last.
 
-The ReLU network of Table 3, a step of `--batch` images. TensorFlow has no
-gradient of convolutions with channels first on a CPU.
+The network is the ReLU network of Table 3, and a step takes `--batch` images.
+On a CPU TensorFlow has no gradient for convolutions with channels first.
 
     KERAS_BACKEND=torch python benchmarks/image_data_format.py
 """

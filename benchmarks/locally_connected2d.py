@@ -1,9 +1,9 @@
-"""`LocallyConnected2D` against `extract_patches` and `einsum`.
+"""`LocallyConnected2D`, compared with `extract_patches` and `einsum`.
 
-Both compute the same thing, from the same input, in one process and by turns:
-a training step (forward, backward, and SGD) of the layer of Table 3 ("16lc",
-windows of 3 x 3 over 4 x 4 x 64) and of a larger one. The figure is the ratio
-of the times: below 1, ours is the faster.
+Both layers compute the same outputs from the same input and take turns in one
+process. The benchmark times a training step (forward, backward, and SGD) of the
+layer of Table 3 ("16lc", windows of 3 x 3 over 4 x 4 x 64) and of a larger one.
+The result is the ratio of the times: below 1, `LocallyConnected2D` is faster.
 
     KERAS_BACKEND=jax python benchmarks/locally_connected2d.py
 """
@@ -23,7 +23,7 @@ BATCH = 128
 
 
 class PatchesAndEinsum(keras.Layer):
-    """A locally connected layer as one writes it with `keras.ops`."""
+    """A locally connected layer, written directly with `keras.ops`."""
 
     def __init__(self, filters, kernel_size):
         super().__init__()
@@ -53,7 +53,7 @@ def model_of(layer, shape):
 
 
 def check_same(models, x):
-    """Raises unless the models compute the same from the same weights."""
+    """Raises an error if equal weights do not give equal outputs."""
     kernel, bias = models["einsum"].get_weights()
     ours = models["ours"].layers[0].kernel.shape
     models["ours"].set_weights([kernel.reshape(ours), bias])

@@ -1,8 +1,9 @@
-"""`MaxoutDense` and `MaxoutConv2D` against `Dense` and `Conv2D`.
+"""`MaxoutDense` and `MaxoutConv2D`, compared with `Dense` and `Conv2D`.
 
-Both compute the same thing, from the same input, in one process and by turns:
-a training step (forward, backward, and SGD) of one layer of the size of those
-of Table 6. The rival is Keras' layer, a reshape and a maximum.
+Both networks compute the same outputs from the same input and take turns in one
+process. The benchmark times a training step (forward, backward, and SGD) of one
+layer, of the size of the layers of Table 6. The rival consists of Keras' layer,
+a reshape and a maximum.
 
     KERAS_BACKEND=jax python benchmarks/maxout.py
 """
@@ -21,7 +22,7 @@ from keras_invdrop import MaxoutDense
 
 
 class ReshapeAndMax(keras.Layer):
-    """The maximum of each `pieces` neighbours, as one writes it."""
+    """The maximum of each `pieces` neighbours, written directly."""
 
     def __init__(self, pieces):
         super().__init__()
@@ -32,7 +33,7 @@ class ReshapeAndMax(keras.Layer):
         return ops.max(ops.reshape(x, shape), axis=-1)
 
 
-# The layers of Table 6, of each half the width.
+# Layers of Table 6 at half their width.
 LAYERS = {
     "MaxoutDense(250, 5)": (
         (2048,),

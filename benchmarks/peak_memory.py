@@ -1,8 +1,8 @@
 """Peak memory of a training step, with invariant dropout and with Dropout.
 
-The networks of `training_step.py`, each in a process of its own: the most that
-was resident in `--steps` steps after the first ones, beyond what was resident
-before the network was built, as Linux tells it.
+Each network of `training_step.py` runs in a process of its own. The result is
+the peak of the resident memory in `--steps` steps after the first steps, minus
+the resident memory before the network was built, as Linux reports them.
 
     KERAS_BACKEND=jax python benchmarks/peak_memory.py
 """
@@ -25,14 +25,14 @@ KINDS = ["Dropout", "none", "invariant", "frozen"]
 
 
 def resident(field, process="self"):
-    """Bytes: `VmRSS`, of now, or `VmHWM`, the most since it was reset."""
+    """Bytes of `VmRSS`, the present, or `VmHWM`, the peak since a reset."""
     status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
 
 
 def peak(network, mode, kind, batch, width, steps):
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
-    keras.ops.zeros(1)  # what the backend takes in any case
+    keras.ops.zeros(1)  # loads the backend, whose memory does not count
     before = resident("VmRSS")
     call = step(network, kind, batch, MODES[mode], width=width)
     for _ in range(3):

@@ -1,17 +1,16 @@
-"""A training step with invariant dropout, against a loop in plain PyTorch.
+"""A training step with invariant dropout, compared with plain PyTorch.
 
-The networks of Tables 2 and 3, in batches of `--batch`:
+The networks of Tables 2 and 3 train in batches of `--batch`, in these forms:
 
-- PyTorch: modules of `torch.nn` with `nn.Dropout`, trained as its tutorials do;
-  the convolutional network with channels last,
-- compiled: the same after `torch.compile`, where that works,
-- invariant: the Keras network with `InvariantDropout`, on the backend that
-  Keras is set to,
-- frozen: the same, with the input's beta not trainable,
-- sgemm: one product of two square float32 matrices by NumPy's BLAS, of as many
-  multiplications as the dense layers and convolutions of `frozen` take. The
-  ratio of its time to that of `frozen` is how much of the machine's measured
-  floating-point rate the step has.
+- PyTorch: modules of `torch.nn` with `nn.Dropout`, trained as in PyTorch's
+  tutorials; the convolutional network with channels last,
+- compiled: the same modules after `torch.compile`, if that works,
+- invariant: the Keras network with `InvariantDropout`, on the present backend,
+- frozen: the same network, with the input's beta not trainable,
+- sgemm: one product of two square float32 matrices by NumPy's BLAS, with as
+  many multiplications as the dense layers and convolutions of `frozen`. The
+  ratio of its time to the time of `frozen` is the fraction of the machine's
+  measured floating-point rate that the step reaches.
 
     KERAS_BACKEND=jax python benchmarks/plain_pytorch.py
 """
@@ -90,12 +89,12 @@ def plain_step(network, batch, width, compiled=False):
         optimizer.step()
         return loss.item()
 
-    train()  # what cannot be compiled fails here
+    train()  # a model that cannot be compiled fails here
     return train
 
 
 def multiplications(network, batch, width):
-    """Those of a step, forward and backward, but for the input's gradient."""
+    """The multiplications of a step, except for the input's gradient."""
     model = NETWORKS[network](dropout="none", width=width)
     layers = [layer for layer in model.layers if layer.weights]
     # Each weight is used at each position of the output.
@@ -107,7 +106,7 @@ def multiplications(network, batch, width):
 
 
 def product(number):
-    """A call that multiplies matrices with about that many multiplications."""
+    """A call that multiplies matrices in about `number` multiplications."""
     size = round(number ** (1 / 3))
     rng = np.random.default_rng(0)
     left, right = rng.random((2, size, size), dtype="float32")
@@ -126,7 +125,7 @@ def main():
         calls = {"PyTorch": plain_step(network, batch, width)}
         try:
             calls["compiled"] = plain_step(network, batch, width, True)
-        except Exception as error:  # no C++ compiler, for one
+        except Exception as error:  # such as a missing C++ compiler
             print(f"torch.compile: {error}", file=sys.stderr)
         for kind in ("invariant", "frozen"):
             calls[kind] = step(network, kind, batch, MODES[NAME], width=width)

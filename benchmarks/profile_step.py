@@ -1,8 +1,8 @@
-"""Where the time of a training step goes, operation by operation.
+"""The time of each operation in a training step.
 
-The networks of `training_step.py`, each traced by the profiler of its backend.
-A line is an operation (on TensorFlow a kind of them; with XLA what it made of
-several): the milliseconds of a step that it runs, all threads added up.
+The backend's profiler traces each network of `training_step.py`. A line is an
+operation (on TensorFlow a kind of operations; with XLA a fusion of several),
+with its milliseconds per step, summed over all threads.
 
     KERAS_BACKEND=jax python benchmarks/profile_step.py --network cifar10
 """
@@ -24,7 +24,7 @@ from turns import NAME
 
 
 def milliseconds(call, steps):
-    """Name of an operation -> what it takes in a step."""
+    """Dict from the name of an operation to its milliseconds per step."""
     if BACKEND == "torch":
         return _of_torch(call, steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def _of_torch(call, steps):
 
 
 def _of_xplane(data, steps):
-    """Of the operations of XLA, and of TensorFlow by their kinds."""
+    """The times of XLA's operations, and of TensorFlow's by their kind."""
     times = collections.Counter()
     for plane in data.planes:
         for line in plane.lines:

@@ -1,15 +1,16 @@
-"""What data-parallel training exchanges, against what it computes.
+"""The communication of data-parallel training, and its arithmetic.
 
-For the paper's networks: their parameters, the arithmetic of a training step as
-XLA counts it, and, for so many accelerators, the bytes that each of them sends
-in a step. In a ring each sends 2 (N - 1) / N times the gradients: every part
-goes around once to be summed up and once to be given out.
+For each of the paper's networks the table gives its parameters, the operations
+of a training step as XLA counts them, and, for several numbers of accelerators,
+the bytes that each accelerator sends in a step. In a ring each of N
+accelerators sends 2 (N - 1) / N times the gradients: every part goes around
+once to be summed and once to be distributed.
 
     KERAS_BACKEND=jax python benchmarks/scaling.py
     KERAS_BACKEND=jax python benchmarks/scaling.py --measure 1 2 4
 
-The second trains the network of Table 2 in so many processes on this machine,
-batches divided, and counts what goes through its loopback device.
+The second command trains the network of Table 2 in 1, 2 and 4 processes on this
+machine, with split batches, and counts the bytes through the loopback device.
 """
 
 import argparse
@@ -36,7 +37,7 @@ ACCELERATORS = [8, 32, 128, 1024]
 
 
 def sent(parameters, accelerators):
-    """Bytes that each accelerator sends in a step, of gradients of float32."""
+    """Bytes of float32 gradients that each accelerator sends in a step."""
     return 4 * parameters * 2 * (accelerators - 1) / accelerators
 
 
@@ -106,7 +107,7 @@ def loopback():
 
 
 def train(batch, width, steps, process=(None, None, None)):
-    """Trains in this process, and prints what it has measured."""
+    """Trains in this process, and prints its measurements."""
     with joined(*process):
         devices = Devices(batch)
         keras.utils.set_random_seed(0)
@@ -137,7 +138,10 @@ def train(batch, width, steps, process=(None, None, None)):
 
 def measure(numbers, options):
     """Prints a row for each number of processes."""
-    print("| processes | CPU ms a step, of all | MB a step | computed |")
+    print(
+        "| processes | CPU ms per step, all processes | MB per step "
+        "| computed MB |"
+    )
     print("|---|---|---|---|")
     for number in numbers:
         with socket.socket() as free:

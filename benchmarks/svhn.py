@@ -1,14 +1,14 @@
-"""SVHN at its full size: what reading it takes, in time and in memory.
+"""The time and memory that reading SVHN at its full size takes.
 
-Its 630,420 images are generated, in the files in which tensorflow-datasets
-keeps the real ones, of 32 x 32 x 3 and about 2.2 kB each, in `--data`, unless
-they are there.
+Unless `--data` has them, the benchmark generates the 630,420 images of SVHN
+there, in the files of tensorflow-datasets. Each image has the shape
+(32, 32, 3) and takes about 2.2 kB.
 
-First a batch read from the files, normalised, against a training step of each
-of the paper's networks, by turns. Then the peak of what is resident of
-`keras-invdrop train`, a process of its own, in one epoch of the ReLU network:
-so narrow that an epoch ends, with a hundredth of the training images and with
-all; and at its own width.
+First it compares the time to read and normalise a batch with a training step of
+each of the paper's networks, by turns. Then it measures the peak resident
+memory of `keras-invdrop train` in one epoch of the ReLU network: in a narrow
+version, whose epochs end soon, with a hundredth of the training images and with
+all of them, and at its full width.
 
     KERAS_BACKEND=jax python benchmarks/svhn.py
 """
@@ -42,7 +42,7 @@ BATCH = 128
 
 
 def images(number):
-    """Different images, as bytes of PNG: smooth, with a little noise."""
+    """Distinct smooth images with a little noise, as bytes of PNG files."""
     rng = np.random.default_rng(0)
     for _ in range(number):
         few = rng.integers(40, 216, (4, 4, 3), "uint8")
@@ -54,8 +54,8 @@ def images(number):
 
 
 def generate(directory, part):
-    """Writes the data set, each split a `part` of its real size."""
-    import tensorflow_datasets as tfds  # which reads TFDS_DATA_DIR only here
+    """Writes the data set, each split at `part` of its real size."""
+    import tensorflow_datasets as tfds  # reads TFDS_DATA_DIR on import
 
     builder = tfds.builder("svhn_cropped", data_dir=directory)
     different = list(images(10_000))
@@ -75,7 +75,7 @@ def generate(directory, part):
 
 
 def time(arguments):
-    """Times reading against the steps."""
+    """Compares the time of reading with the time of the steps."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
     train = datasets.load("svhn_cropped", validation=arguments.validation).train
 
@@ -96,17 +96,17 @@ def time(arguments):
 
 
 def peak(row, *options):
-    """Bytes that were resident, at the most, of a training of one epoch."""
+    """The peak of the resident bytes in a training of one epoch."""
     with tempfile.TemporaryDirectory() as out:
         command = "-m", "keras_invdrop.experiments", "train", row
         process = subprocess.Popen(
             [sys.executable, *command, "--epochs=1", f"--out={out}", *options],
             stdout=subprocess.DEVNULL,
         )
-        # Not `ru_maxrss`: there Linux counts this process, its parent, too.
+        # On Linux `ru_maxrss` would include the parent, this process.
         most = 0
         while process.poll() is None:
-            with suppress(OSError, TypeError):  # It has just ended.
+            with suppress(OSError, TypeError):  # if the process just ended
                 most = resident("VmHWM", process.pid)
             sleep(0.1)
     if process.returncode:
@@ -115,7 +115,7 @@ def peak(row, *options):
 
 
 def weigh(arguments):
-    """Measures what the trainings keep in memory."""
+    """Measures the resident memory of the trainings."""
     held_out = f"--validation={arguments.validation}"
     some = f"--limit-train={int(sum(SIZES.values()) * arguments.part) // 100}"
     small, full = f"--width={arguments.small}", f"--width={arguments.width}"

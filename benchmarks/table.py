@@ -1,6 +1,6 @@
 """Prints the results of benchmarks as tables in Markdown.
 
-Those of `growth.py` are left to `plot.py`.
+`plot.py` shows the results of `growth.py`.
 
 python benchmarks/table.py benchmarks/results.jsonl
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def tables(lines):
-    """The tables, one for each set of calls that took turns."""
+    """The tables, one for each set of calls that ran by turns."""
     results = [json.loads(line) for line in lines]
     results = [result for result in results if "grows" not in result]
-    # The newest of each stays in the place of the first.
+    # The newest result of each call takes the place of the first.
     newest = {(x["what"], x["against"], x["name"]): x for x in results}
     rows = {}
     for (what, against, _), result in newest.items():

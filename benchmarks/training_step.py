@@ -1,6 +1,6 @@
-"""A training step with invariant dropout, against `keras.layers.Dropout`.
+"""A training step with invariant dropout, compared with Keras' `Dropout`.
 
-The networks are those of the paper, and differ in their dropout alone:
+The networks come from the paper and differ only in their dropout:
 
 - Dropout: Keras' own layer,
 - none: no dropout at all,
@@ -9,10 +9,10 @@ The networks are those of the paper, and differ in their dropout alone:
 - hidden: `Dropout` on the input, `InvariantDropout` on the hidden layers,
 - frozen: `InvariantDropout`, with the input's beta not trainable.
 
-Images are in the data format with which the backend is fastest.
-A step is `train_on_batch`, of a batch that is in memory, with SGD and Nesterov
-momentum. The figure is the ratio of the times to that of `Dropout`, taken
-within each round of turns: below 1, it is the faster.
+Images have the data format with which the backend is fastest. A step is
+`train_on_batch` on a batch in memory, with SGD and Nesterov momentum. The
+result is the ratio of each time to the time of `Dropout`, within each round; a
+network with a ratio below 1 is faster.
 
     KERAS_BACKEND=jax python benchmarks/training_step.py
 """
@@ -29,7 +29,7 @@ from turns import parser
 
 from keras_invdrop import InvariantDropout
 
-# How a backend can run the step, and what `jit_compile` is for it.
+# The ways in which the backend can run a step, with their `jit_compile`.
 MODES = {NAME: BACKEND == "jax"}
 if BACKEND == "tensorflow":
     MODES["TensorFlow with XLA"] = True
@@ -37,7 +37,7 @@ NETWORKS = {"mnist": mnist_mlp, "cifar10": relu_cnn}
 
 
 class ComposedDropout(keras.Layer):
-    """Invariant dropout of Keras' own parts."""
+    """Invariant dropout, composed of Keras' own parts."""
 
     def __init__(self, rate, shape, name):
         super().__init__(name=name)
@@ -71,7 +71,7 @@ REPLACED = {"composed": composed, "hidden": hidden}
 
 
 def step(network, kind, batch, jit_compile, **options):
-    """A call that trains one step, of images in Keras' data format."""
+    """A call that trains one step, on images in Keras' data format."""
     methods = {"Dropout": "standard", "none": "none"}
     method = methods.get(kind, "invariant")
     model = NETWORKS[network](dropout=method, **options)
@@ -83,7 +83,7 @@ def step(network, kind, batch, jit_compile, **options):
 
 
 def training(model, batch, jit_compile):
-    """A call that trains a model one step, of a batch that is in memory."""
+    """A call that trains a model for one step, on a batch in memory."""
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
         "sparse_categorical_crossentropy",

@@ -14,7 +14,7 @@ BACKEND = keras.backend.backend()
 
 
 def gpu():
-    """What the GPU is called on which the backend computes, or None."""
+    """The name of the GPU on which the backend computes, or None."""
     if BACKEND == "jax":
         import jax
 
@@ -54,8 +54,8 @@ def parser(description):
 def by_turns(calls, rounds, seconds):
     """The seconds that each call takes, one number for each round.
 
-    The calls run in another order in each round, each as often in its turn as
-    fits into `seconds`. Before, its compilation and one turn are not timed.
+    The calls run in another order in each round. In its turn a call is repeated
+    as often as fits into `seconds`. Compilation and a first call are not timed.
     """
     repeats = {}
     for name, call in calls.items():
@@ -70,8 +70,8 @@ def by_turns(calls, rounds, seconds):
     for _ in range(rounds):
         for name in rng.permutation(list(calls)):
             call = calls[name]
-            # Threads of the one before, which wait for more to do, go to sleep
-            # in the meantime.
+            # Meanwhile idle threads of the call before, which spin while they
+            # wait for work, go to sleep.
             time.sleep(min(0.1, seconds))
             call()
             start = time.perf_counter()
@@ -82,23 +82,24 @@ def by_turns(calls, rounds, seconds):
 
 
 def compare(what, calls, against, arguments, **notes):
-    """Times calls by turns and reports, as the options of `parser` say."""
+    """Times calls by turns and reports, with the options of `parser`."""
     times = by_turns(calls, arguments.rounds, arguments.seconds)
     report(what, times, against, arguments.out, **notes)
 
 
 def report(what, figures, against, out=None, unit="ms", **notes):
-    """Prints each call's figure in units of that of the call `against`.
+    """Prints the ratio of each call's figure to that of the call `against`.
 
-    The ratio is taken within each round; its median and quartiles are given.
+    The ratio is computed within each round; its median and quartiles are
+    printed.
 
     Args:
-        what: What was measured, in words.
-        figures: Name of a call -> its figures, one for each round.
-        against: Name of the call that is the unit.
+        what: Text that names the measurement.
+        figures: Dict from the name of a call to its figures, one per round.
+        against: Name of the call to compare with.
         out: File to which a line of JSON is added for each call, or None.
         unit: `"ms"` for figures in seconds, `"MB"` for figures in bytes.
-        **notes: What else to keep in the lines.
+        **notes: Further items for the lines of JSON.
     """
     scale = {"ms": 1000, "MB": 1e-6}[unit]
     for name, each in figures.items():
@@ -129,7 +130,7 @@ def report(what, figures, against, out=None, unit="ms", **notes):
 
 
 def machine():
-    """What a figure depends on."""
+    """The backend, versions and threads that a figure depends on."""
     return {
         "backend": BACKEND,
         "versions": {name: version(name) for name in ("keras", BACKEND)},

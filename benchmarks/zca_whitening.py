@@ -1,12 +1,13 @@
-"""`ZCAWhitening.adapt` against scikit-learn, on an array of CIFAR-10's size.
+"""`ZCAWhitening.adapt`, compared with scikit-learn, at the size of CIFAR-10.
 
-Both learn from the same 50,000 examples of 3,072 numbers, generated, in one
-process, one after the other, each `--rounds` times. scikit-learn's `PCA` with
-`svd_solver="covariance_eigh"` decomposes the same covariance, in float32; `with
-the matrix` adds what makes its result a whitening matrix, as `adapt` does. With
-`svd_solver="full"` it decomposes the examples themselves; this is timed once.
-The memory is what the process took at its highest during `adapt`, with the
-interpreter, the backend and the examples (614 MB) in it, as Linux tells it.
+Both learn from the same 50,000 generated examples of 3,072 numbers, in one
+process, one after the other, `--rounds` times each. scikit-learn's `PCA` with
+`svd_solver="covariance_eigh"` decomposes the same covariance, in float32; "with
+the matrix" also computes a whitening matrix from the result, as `adapt` does.
+With `svd_solver="full"`, which is timed once, `PCA` decomposes the examples
+themselves. The memory is the peak resident memory of the process after `adapt`,
+including the interpreter, the backend and the examples (614 MB), as Linux
+reports it.
 
     KERAS_BACKEND=jax python benchmarks/zca_whitening.py
 """
@@ -55,7 +56,7 @@ def main():
         scale = 1 / np.sqrt(fitted.explained_variance_ + EPSILON)
         return (fitted.components_.T * scale) @ fitted.components_
 
-    ours()  # what is loaded on first use is not timed
+    ours()  # The first call, which loads libraries, is not timed.
     peak = peak_gigabytes()
     times = {"ours": [], "PCA": [], "PCA with the matrix": []}
     for _ in range(arguments.rounds):

@@ -1,4 +1,4 @@
-"""Batches of examples from what `model.predict` takes as data."""
+"""Batches of examples from data that `model.predict` takes."""
 
 import itertools
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ class Examples:
     """Examples in arrays of the kinds that `model.predict` takes.
 
     Args:
-        argument: Name of the argument that they are given as.
-        x: Array, or structure of arrays, of shape `(examples, ...)`: those of
-            NumPy, SciPy, pandas and the backends.
-        least: Integer. How many examples there have to be.
+        argument: Name of the argument that holds the examples.
+        x: Array, or structure of arrays, of shape `(examples, ...)`, from
+            NumPy, SciPy, pandas or a backend.
+        least: Integer. The smallest allowed number of examples.
 
     Raises:
-        ValueError: If they are no arrays, have not as many examples each, or
-            too few.
+        ValueError: If `x` does not consist of arrays, or the arrays differ in
+            their number of examples or have too few.
     """
 
     def __init__(self, argument, x, least=1):
@@ -51,7 +51,7 @@ class Examples:
         return self._size
 
     def __getitem__(self, rows):
-        """The examples with these numbers, in NumPy arrays."""
+        """The examples with the numbers `rows`, as NumPy arrays."""
         rows = np.asarray(rows)
         return _mapped(
             lambda array: np.asarray(array.convert_to_numpy(array[rows])),
@@ -59,12 +59,12 @@ class Examples:
         )
 
     def parts(self, size):
-        """Batches of `size` examples, the last one of the rest."""
+        """Batches of `size` examples; the last batch has the rest."""
         for start in range(0, len(self), size):
             yield self[range(start, min(start + size, len(self)))]
 
     def check(self, graph):
-        """Raises if `graph` does not take the examples."""
+        """Raises an error if `graph` does not take the examples."""
         standardized(graph, self[[0]], self.argument, self.shapes)
 
 
@@ -72,20 +72,19 @@ def batches(data, batch_size, inputs=1):
     """The batches of a data set, without targets and sample weights.
 
     Args:
-        data: Array, or list, tuple or dict of `inputs` arrays, of which
-            `batch_size` examples make a batch; or a `PyDataset`, a
-            `tf.data.Dataset` or another iterable of batches, each either the
-            examples or a tuple `(examples, targets)` or `(examples, targets,
-            sample_weights)`.
-        batch_size: Positive integer.
-        inputs: Positive integer. How many arrays there are for a batch.
+        data: Array, or list, tuple or dict of `inputs` arrays, which are cut
+            into batches; or a `PyDataset`, a `tf.data.Dataset` or another
+            iterable of batches. Each batch is the examples, or a tuple
+            `(examples, targets)` or `(examples, targets, sample_weights)`.
+        batch_size: Positive integer. Number of examples in a batch.
+        inputs: Positive integer. Number of arrays in a batch.
 
     Yields:
         An array of shape `(batch, ...)`, or a structure of arrays.
     """
     found: Iterator
     if isinstance(data, keras.utils.PyDataset):
-        # It need not end an iteration by itself.
+        # Iterating over a `PyDataset` need not end.
         size = data.num_batches
         numbers = itertools.count() if size is None else range(size)
         found = map(data.__getitem__, numbers)
@@ -105,28 +104,28 @@ def batches(data, batch_size, inputs=1):
 
 
 def standardized(graph, x, argument, shapes=None):
-    """A batch as `model.predict` gives it to the inputs of a model.
+    """A batch as `model.predict` passes it to the inputs of a model.
 
-    A dict may have more keys than there are inputs. A last axis of size 1 is
-    added or taken away, and each array gets the dtype of its input.
+    A dict may have more keys than the model has inputs. Where needed, a last
+    axis of size 1 is added or removed. Each array gets the dtype of its input.
 
     Args:
         graph: A functional model.
         x: Array, or structure of arrays, of shape `(batch, ...)`.
         argument: Name of the argument that `x` comes from.
-        shapes: The shapes that an error shows, in the structure of `x`; by
-            default those of `x`.
+        shapes: The shapes to show in an error, in the structure of `x`; by
+            default the shapes of `x`.
 
     Returns:
         Tensors in the structure of the inputs of `graph`.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If `x` does not fit the inputs.
     """
     given, cause = x, None
     try:
         if isinstance(x, dict):
-            # By name: Keras takes the first ones where there are more.
+            # Select by name: of too many arrays Keras takes the first.
             named = isinstance(graph.input, dict)
             names = graph.input if named else [i.name for i in graph.inputs]
             given = {name: x[name] for name in names}
@@ -149,7 +148,7 @@ def standardized(graph, x, argument, shapes=None):
 
 
 def _fits(shape, wanted):
-    # The size of a batch is that of the argument `batch_size`.
+    # Ignore the batch axis: its size comes from `batch_size`.
     return len(shape) == len(wanted) and all(
         size in (None, found)
         for found, size in zip(shape[1:], wanted[1:], strict=True)
@@ -159,7 +158,7 @@ def _fits(shape, wanted):
 def _is_arrays(data, count):
     if data is None or not can_convert_arrays(data):
         return False
-    # A list of another length is one of batches.
+    # A list of another length is a list of batches.
     batches = isinstance(data, (list, tuple))
     return not batches or len(tree.flatten(data)) == count
 
@@ -169,7 +168,7 @@ def _shapes(x):
 
 
 def _mapped(function, x):
-    """The structure `x` with what `function` makes of each array."""
+    """The structure `x` with `function` applied to each array."""
     return tree.map_structure(
         lambda array: None if array is None else function(array), x
     )

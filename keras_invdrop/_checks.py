@@ -1,4 +1,4 @@
-"""Checks of arguments, and the wording of what is wrong with them."""
+"""Checks of arguments, and the wording of their errors."""
 
 import math
 import numbers
@@ -21,7 +21,7 @@ def is_integer(value):
 
 
 def is_number(value):
-    """Whether `value` is a real number; a bool, a string, a tensor is not."""
+    """Whether `value` is a real number, not a bool, a string or a tensor."""
     return isinstance(value, numbers.Real) and not isinstance(
         value, (bool, np.bool_)
     )
@@ -72,7 +72,7 @@ def check_choice(argument, value, choices):
 
 
 def check_data_format(data_format):
-    """Returns `data_format`, or Keras' own where it is None."""
+    """Returns `data_format`, or Keras' default if it is None."""
     if data_format is None:
         data_format = keras.config.image_data_format()
     return check_choice(
@@ -81,10 +81,10 @@ def check_data_format(data_format):
 
 
 def resolve_data_format(data_format, rank):
-    """Returns `data_format`, or that of inputs of this rank where it is None.
+    """Returns `data_format`, or the default for inputs of rank `rank`.
 
-    Of images and volumes it is that of the Keras configuration. Sequences
-    have their features on the last axis, as for `SpatialDropout1D`.
+    For images and volumes the default is that of the Keras configuration.
+    Sequences have their features on the last axis, as in `SpatialDropout1D`.
     """
     if data_format is None and rank > 3:
         return keras.config.image_data_format()
@@ -92,7 +92,7 @@ def resolve_data_format(data_format, rank):
 
 
 def channel_axis(data_format, rank):
-    """Returns the axis of the feature maps of inputs of this rank."""
+    """Returns the axis of the feature maps in inputs of rank `rank`."""
     first = resolve_data_format(data_format, rank) == "channels_first"
     return 1 if first else rank - 1
 
@@ -100,7 +100,7 @@ def channel_axis(data_format, rank):
 def check_shared_axes(shared_axes):
     """Returns `shared_axes` as a list of ints, or None.
 
-    The rank of the input is not known yet: `resolve_axes` does the rest.
+    `resolve_axes` checks the axes against the input's rank once it is known.
     """
     if shared_axes is None:
         return None
@@ -167,7 +167,7 @@ def check_noise_shape(noise_shape):
 
 
 def check_broadcast(noise_shape, input_shape):
-    """Raises if a mask of `noise_shape` cannot cover `input_shape`."""
+    """Raises an error if `noise_shape` does not broadcast to `input_shape`."""
     if noise_shape is None:
         return
     fits = len(noise_shape) == len(input_shape) and all(
@@ -183,7 +183,7 @@ def check_broadcast(noise_shape, input_shape):
         )
 
 
-# What an argument of Keras' layers stands for, by the end of its name.
+# The module of `keras` for an argument, by the last word of its name.
 KINDS = {
     "activation": "activations",
     "constraint": "constraints",
@@ -194,16 +194,16 @@ KINDS = {
 
 
 def check_keras_object(argument, value):
-    """Raises if `value` is no initializer, say, where the argument wants one.
+    """Raises an error if `value` is not, say, the initializer it should be.
 
-    Keras' own error does not say which argument it is about.
+    Keras' own error does not name the argument.
     """
     kind = KINDS.get(argument.rpartition("_")[2])
     if kind is None:
         return
     try:
         getattr(keras, kind).get(value)
-    except Exception as error:  # of the constructor of the object, too
+    except Exception as error:  # the object's constructor raises anything
         expected = f"what `keras.{kind}.get` takes"
         raise ValueError(
             f"{invalid(argument, expected, value)}. {error}"
@@ -211,12 +211,12 @@ def check_keras_object(argument, value):
 
 
 class StrictConfig:
-    """Makes `from_config` name what is wrong with a config.
+    """Makes `from_config` name the argument that is wrong in a config.
 
-    Keras reports it as a `TypeError` and hides the reason. Here what is of
-    the wrong kind, unknown, or missing without a default is a `ValueError`,
-    the one that the constructor raises. An argument that is missing has its
-    default: the file may be older than the argument.
+    Keras raises a `TypeError` that hides the reason. This class raises the
+    constructor's `ValueError` if an argument is of the wrong kind, unknown, or
+    missing without a default. Any other missing argument takes its default:
+    the file may be older than the argument.
     """
 
     @classmethod
@@ -224,10 +224,10 @@ class StrictConfig:
         for argument, value in config.items():
             check_keras_object(argument, value)
         try:
-            # Of the Keras class beside which this one is inherited.
+            # This is the method of the Keras layer, the other base class.
             return super().from_config(config)  # type: ignore[misc]
         except TypeError as error:
-            # Keras raises its TypeError while it handles the constructor's.
+            # Keras raises its error while it handles the constructor's.
             cause = error.__context__ or error
             if isinstance(cause, ValueError):
                 raise cause from None

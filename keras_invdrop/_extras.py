@@ -1,4 +1,4 @@
-"""What to install where a package is missing, in the same words everywhere."""
+"""Errors for missing packages, which say how to install them."""
 
 from importlib.util import find_spec
 
@@ -6,28 +6,28 @@ from importlib.util import find_spec
 def install(*extras: str) -> str:
     """The command that installs extras of this package.
 
-    No index has the package yet. When one has it, the command is
-    `pip install 'keras-invdrop[...]'`, and this is the place to say so.
+    No package index has keras-invdrop yet. Once one does, change the command
+    here to `pip install 'keras-invdrop[...]'`.
     """
     names = ",".join(extras)
-    # In quotes, for zsh takes brackets for a pattern of file names.
+    # The quotes keep zsh from reading the brackets as a file pattern.
     return f"run `pip install '.[{names}]'` in a clone of keras-invdrop"
 
 
 def missing(
     what: str, package: str | None, *extras: str
 ) -> ModuleNotFoundError:
-    """The error where a package of an extra is not installed.
+    """The error for a package of an extra that is not installed.
 
     Args:
-        what: What needs the package, to begin a sentence with: "The format
-            'onnx'".
-        package: The package, by the name that is imported, or that an error
-            of the import has.
+        what: Subject of the sentence "... needs the package", such as "The
+            format 'onnx'".
+        package: Name by which the package is imported, such as the `name` of
+            an `ImportError`.
         extras: The extras to install.
 
     Returns:
-        The error, to be raised.
+        The error, for the caller to raise.
     """
     return ModuleNotFoundError(
         f"{what} needs `{package}`, which is not installed: "
@@ -37,7 +37,7 @@ def missing(
 
 
 def require(what: str, packages: list[str], *extras: str) -> None:
-    """Raises that error for the first of `packages` that is not installed."""
+    """Raises the error of `missing` for the first package not installed."""
     for package in packages:
         if find_spec(package) is None:
             raise missing(what, package, *extras)

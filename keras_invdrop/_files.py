@@ -1,4 +1,4 @@
-"""Files that are whole, or what they were before."""
+"""Writes files as a whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `path` at the end.
+    """Yields a temporary path to write to, which replaces `path` at the end.
 
-    If the block fails, `path` is what it was before. After the block the file
-    is on the disk, so that a power cut loses nothing. The path that is given
-    has the same suffix, and is no other process's, on any machine.
+    If the block fails, `path` stays as it was. After the block the file is on
+    the disk, so that a power cut loses nothing. The temporary path has the same
+    suffix and is unique among all processes on all machines.
 
     Raises:
-        OSError: If the block raises one; it says what could not be written.
+        OSError: If the block raises one; the message names `path`.
     """
     temporary = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
     folders = [path.parent, *path.parent.parents]
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        # A name is on the disk when the folder is that holds it.
+        # Flush the folders as well: they hold the names.
         for named in (path, *new):
             _flush(named.parent)
     except OSError as error:
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _flush(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders, and needs none flushed.
+        return  # Windows cannot open folders and need not flush them.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""What the library uses of Keras that Keras does not promise.
+"""The parts of Keras that the library uses although Keras may change them.
 
-A release of Keras may change what stands in `keras.src`, and the attributes of
-Keras' objects that begin with an underscore. No other file uses any of them.
-For each name here `tests/keras_invdrop/test_keras.py` has a test, which says in
-a sentence what a release has changed.
+Any release of Keras may change `keras.src` and the attributes of Keras' objects
+that begin with an underscore. No other file of the library uses them. For each
+name here `tests/keras_invdrop/test_keras.py` has a test, which says in one
+sentence what a new release has changed.
 """
 
 import keras
@@ -26,11 +26,11 @@ from keras.src.trainers.data_adapters.array_slicing import (
 from keras.src.utils import tracking
 from keras.src.utils.backend_utils import DynamicBackend as DynamicBackend
 
-# The class of the preprocessing layers, which work in `tf.data`, too. Keras
-# exports only classes that are derived from it. Up to 3.11 it is `TFDataLayer`.
+# The base class of preprocessing layers, which also run in `tf.data`. Keras
+# exports its subclasses only. Up to 3.11 its name is `TFDataLayer`.
 DataLayer = keras.layers.Rescaling.__base__
 
-# Keras' collections that track what is put into them, as plain ones.
+# The plain type of each of Keras' collections that track their elements.
 COLLECTIONS = {
     getattr(tracking, name): kind
     for name, kind in {
@@ -42,15 +42,16 @@ COLLECTIONS = {
     if hasattr(tracking, name)  # TrackedOrderedDict is new in 3.14
 }
 
-# What the copy of a layer starts without: its calls in a graph and the losses
-# of its last call ...
+# Attributes that start empty in the copy of a layer: its calls in a graph and
+# the losses of its last call.
 EMPTY = {
     "_inbound_nodes": list,
     "_outbound_nodes": list,
     "_losses": list,
     "_loss_ids": set,
 }
-# ... what PyTorch lists anew, and what compiling and training have set.
+# The attribute that Keras lists again for PyTorch, and the attributes that
+# compiling and training set: a copy starts without them.
 OF_PYTORCH = "_torch_params"
 OF_TRAINING = (
     "_compile_config",
@@ -73,7 +74,7 @@ OF_TRAINING = (
 
 
 def build_at_init(layer):
-    """Builds a layer without weights, unless a subclass has its own `build`."""
+    """Builds a layer, unless a subclass overrides `build`."""
     layer._build_at_init()
 
 
@@ -84,7 +85,7 @@ def graph_of(model):
 
 
 def nodes(graph):
-    """The calls of layers in `graph`, from the input on."""
+    """The calls of layers in `graph`, from the inputs to the outputs."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from graph._nodes_by_depth[depth]
 
@@ -100,13 +101,13 @@ def origin(tensor):
 
 
 def run_through_graph(graph, inputs, operation_fn, call_fn=None):
-    """What `graph` makes of `inputs`, tensors or not.
+    """The outputs of `graph` for `inputs`, which need not be tensors.
 
     Args:
         graph: A functional model.
-        inputs: What to take for its inputs, in their structure.
-        operation_fn: Function from a layer to what is called in its place.
-        call_fn: Function `(layer, *args, **kwargs)` that calls it.
+        inputs: Values for its inputs, in their structure.
+        operation_fn: Function from a layer to the function called in its place.
+        call_fn: Function `(layer, *args, **kwargs)` that makes the call.
     """
     return graph._run_through_graph(
         inputs, operation_fn=operation_fn, call_fn=call_fn
@@ -114,12 +115,12 @@ def run_through_graph(graph, inputs, operation_fn, call_fn=None):
 
 
 def standardize_inputs(graph, inputs):
-    """A list of the inputs as the layers of a functional model take them."""
+    """The inputs as a list, as the layers of a functional model take them."""
     return graph._standardize_inputs(inputs)
 
 
 def in_inference(layer):
-    """A function that calls `layer` with `training=False` where it has that."""
+    """A function that calls `layer`, with `training=False` if it takes that."""
     return operation_fn(layer, training=False)
 
 
@@ -129,14 +130,14 @@ def layers_in(layer, include_self=True):
 
 
 def seed_generators(layer):
-    """The generators of a layer, without those of the layers inside it."""
+    """The seed generators of a layer, without those of its inner layers."""
     return layer._seed_generators
 
 
 def set_initial_epoch(model, epoch):
-    """Sets the epoch with which the next `model.fit` begins; None for 0.
+    """Sets the epoch at which the next `model.fit` begins; None for 0.
 
-    As `keras.callbacks.BackupAndRestore` does.
+    `keras.callbacks.BackupAndRestore` sets it in the same way.
     """
     model._initial_epoch = epoch
 
@@ -147,21 +148,21 @@ def initial_epoch(model):
 
 
 def compile_config(model):
-    """What `model` was compiled with, by argument; None if it is unknown."""
+    """The arguments that `model` was compiled with; None if unknown."""
     config = getattr(model, "_compile_config", None)
     return None if config is None else dict(config.config)
 
 
 def not_decayed(optimizer, variables):
-    """The arguments of `exclude_from_weight_decay` that an optimizer was given.
+    """The arguments that an optimizer's `exclude_from_weight_decay` got.
 
     Args:
         optimizer: A Keras optimizer.
-        variables: Those of the model that it trains.
+        variables: The variables of the model that it trains.
 
     Returns:
-        Which of `variables` do not decay, and a list of patterns of names, or
-        None.
+        The list of those `variables` that do not decay, and a list of patterns
+        of names, or None.
     """
     excluded = getattr(optimizer, "_exclude_from_weight_decay", ())
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
@@ -172,7 +173,7 @@ def not_decayed(optimizer, variables):
 
 
 def initial_state(old):
-    """The attributes of a Keras object, as a copy of it starts with them."""
+    """The attributes of a Keras object with which its copy starts."""
     state = dict(vars(old))
     if isinstance(old, keras.Operation):
         state |= {k: kind() for k, kind in EMPTY.items() if k in state}
@@ -187,12 +188,12 @@ def initial_state(old):
 
 
 def tracker_of(layer):
-    """What lists the variables and layers that are set on a layer, or None."""
+    """The tracker that lists a layer's variables and layers, or None."""
     return vars(layer).get("_tracker")
 
 
 def renew(tracker):
-    """Makes a tracker that was copied know what its lists hold."""
+    """Makes a copied tracker recognise the elements of its lists."""
     tracker.stored_ids = {
         name: {id(value) for value in store}
         for name, (_, store) in tracker.config.items()
@@ -200,10 +201,10 @@ def renew(tracker):
 
 
 def set_own_trainable(layer, trainable):
-    """Sets `trainable` of a layer alone, and of no layer inside it."""
+    """Sets `trainable` of a layer, but not of the layers inside it."""
     layer._trainable = trainable
 
 
 def own_trainable(layer):
-    """What was set as `trainable` of a layer itself."""
+    """The value of `trainable` that was set on the layer itself."""
     return layer._trainable

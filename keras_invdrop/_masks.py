@@ -1,8 +1,8 @@
 """Dropout masks and their scale. The only file that may name a backend.
 
-`Backend` has what every backend computes in the same way. A subclass for each
-of them draws the random numbers, and overrides what that backend does faster
-in a way of its own. The functions at the end are those of the present one.
+`Backend` holds the computations that all backends share. Its subclass for each
+backend draws the random numbers and overrides the computations that run faster
+there in another way. The functions at the end belong to the present backend.
 """
 
 import math
@@ -17,7 +17,7 @@ from keras import ops
 def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
     """The shape of the mask for activities of shape `shape`.
 
-    It is `noise_shape`, with the size of the activities where that is None.
+    It is `noise_shape`, with the activities' size in the place of each None.
     """
     if noise_shape is None:
         return shape
@@ -30,9 +30,9 @@ def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
 def keep_probability(rate: float) -> float:
     """The probability with which `dropout_mask` keeps an activity.
 
-    It is `1 - rate`, exactly where `rate` is a multiple of 1/256, such as 0.5
-    and 0.25, and else to within 2^-16. No rate but 0 and 1 is rounded to
-    certainty.
+    It is exactly `1 - rate` where `rate` is a multiple of 1/256, such as 0.5
+    and 0.25, and within 2^-16 of `1 - rate` otherwise. Only the rates 0 and 1
+    give a probability of 1 or 0.
     """
     bits, dropped = _resolution(rate)
     return 1 - dropped / 2**bits
@@ -41,9 +41,10 @@ def keep_probability(rate: float) -> float:
 def _resolution(
     rate: float, widths: Sequence[int] = (8, 16)
 ) -> tuple[int, int]:
-    """The bits that decide on an activity, and how many values drop it.
+    """The number of bits per activity, and how many of their values drop it.
 
-    Of the `widths`, it is the first that has the rate exactly, or the last.
+    The number is the first of `widths` that expresses the rate exactly, or the
+    last of them.
     """
     for bits in widths:
         if (2**bits * rate).is_integer():
@@ -52,10 +53,10 @@ def _resolution(
 
 
 def seed_generator(seed: int | None) -> keras.random.SeedGenerator:
-    """A `keras.random.SeedGenerator` from any integer, or a new one.
+    """A `keras.random.SeedGenerator` from any integer, or from no seed.
 
-    Those of Keras take what the backend can hold: no negative seed on JAX,
-    none from 2^31 on PyTorch. Here such a seed is mixed down to 31 bits.
+    Keras takes only seeds that the backend can hold: no negative seed on JAX,
+    none from 2^31 upwards on PyTorch. This function mixes them to 31 bits.
     """
     if seed is not None and not 0 <= seed < 2**31:
         mixed = np.random.SeedSequence((abs(seed), int(seed < 0)))
@@ -64,11 +65,11 @@ def seed_generator(seed: int | None) -> keras.random.SeedGenerator:
 
 
 class Backend:
-    """What the layers compute, in the way that suits most backends."""
+    """The computations of the layers, as most backends do them."""
 
-    # Bits that are drawn at once.
+    # The number of bits in a random word.
     word = 32
-    # Bits that may decide on an activity, the fewest first.
+    # The numbers of bits that an activity may take, the fewest first.
     widths: tuple[int, ...] = (1, 8, 16)
 
     def dropout_mask(
@@ -80,25 +81,25 @@ class Backend:
     ) -> Any:
         """Samples which activities are kept.
 
-        An activity takes 8 bits of a random word where `rate` is a multiple
-        of 1/256, and 16 otherwise; one bit for 0.5, but on TensorFlow. One
-        word serves several activities of an example, never of two examples,
-        so that a batch can be split over devices.
+        An activity takes 8 bits of a random word if `rate` is a multiple of
+        1/256, and 16 bits otherwise. A rate of 0.5 takes a single bit, except
+        on TensorFlow. One word serves several activities of one example, never
+        of two examples, so that a batch can be split over devices.
 
         Args:
-            shape: Tuple of integers (or, for a dimension that is only known
-                when the step runs, scalar tensors). Shape of the mask, the
-                examples first.
-            rate: Float between 0 and 1, neither of them. Probability that an
-                element is `False`; see `keep_probability` for how exactly.
+            shape: Tuple of integers, or of scalar tensors for dimensions
+                known only when the step runs. Shape of the mask, the examples
+                first.
+            rate: Float above 0 and below 1. Probability that an element is
+                `False`; see `keep_probability` for its precision.
             seed: A `keras.random.SeedGenerator`, which is advanced by one
                 draw.
-            seeded: Whether the mask has to be that of `seed`. Where not,
-                PyTorch takes it from its global generator, as for
+            seeded: Whether `seed` has to determine the mask. If not, PyTorch
+                draws the mask from its global generator, as it does for
                 `keras.layers.Dropout`, and leaves `seed` as it is. Gradient
                 checkpointing restores that generator before it computes a
-                layer again; and a GPU draws the mask in one call, without
-                waiting for it to tell the seed.
+                layer again, and a GPU draws the mask in one call, without
+                the CPU waiting to read the seed from it.
 
         Returns:
             A boolean tensor of shape `shape`, `True` where the activity is
@@ -115,7 +116,7 @@ class Backend:
         if bits == 1:
             kept = self._bits((examples, words), key)
         else:
-            # As signed integers, which every backend can compare.
+            # Every backend can compare signed integers.
             fields = self._fields((examples, words), bits, key)
             kept = fields >= dropped - 2 ** (bits - 1)
         if not isinstance(size, int) or size % in_word:
@@ -123,11 +124,11 @@ class Backend:
         return ops.reshape(kept, shape)
 
     def _bits(self, shape, key):
-        """Random words of this shape as booleans, in any shape."""
+        """The bits of random words of shape `shape`, as booleans."""
         raise NotImplementedError
 
     def _fields(self, shape, bits, key):
-        """Random words of this shape as integers of so many bits."""
+        """Random words of shape `shape`, as integers of `bits` bits."""
         raise NotImplementedError
 
     def uniform(
@@ -136,23 +137,22 @@ class Backend:
         seed: keras.random.SeedGenerator,
         seeded: bool = True,
     ) -> Any:
-        """Float32s between 0 and 1; see `dropout_mask` for the seeds."""
+        """Float32 values in [0, 1); see `dropout_mask` for the seeds."""
         return keras.random.uniform(shape, dtype="float32", seed=seed)
 
     def check_first_pass(self, layer: keras.Layer, otherwise: str) -> None:
-        """Raises where PyTorch computes a layer again in the backward pass.
+        """Raises an error if PyTorch recomputes a layer for the backward pass.
 
-        There gradient checkpointing computes what it has not kept, and relies
-        on getting the same again.
+        Gradient checkpointing recomputes the activities that it did not keep,
+        and relies on the second pass giving the same values.
 
         Args:
-            layer: The layer, of which a second pass would give something
-                else.
-            otherwise: What that is, and the way out.
+            layer: A layer whose second pass would give other values.
+            otherwise: How the second pass differs, and how to avoid it.
         """
 
     def scaled_sum(self, x: Any, shift: Any, scale: float) -> Any:
-        """`scale * (x + shift)`, in one pass over `x` where possible.
+        """`scale * (x + shift)`, in one pass over `x` if possible.
 
         Args:
             x: Float tensor.
@@ -162,19 +162,19 @@ class Backend:
         Returns:
             A tensor of the shape of `x`.
         """
-        # Compilers make one pass of the two.
+        # Compilers fuse the two operations into one pass.
         return (x + shift) * scale
 
     def selected(self, mask: Any, x: Any) -> Any:
-        """`x` where `mask` is true, else 0, whatever `x` is there.
+        """`x` where `mask` is true, and 0 elsewhere, even if `x` is NaN there.
 
         Args:
             mask: Boolean tensor that broadcasts to `x`.
             x: Float tensor.
 
         Returns:
-            A tensor of the shape of `x`. Where the mask is false its gradient
-            is 0, too. The mask is all that is kept for the backward pass.
+            A tensor of the shape of `x`. Where the mask is false, the gradient
+            is 0, too. Only the mask is kept for the backward pass.
         """
         return ops.where(mask, x, 0)
 
@@ -202,16 +202,16 @@ elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     class TensorFlow(Backend):
-        # Where XLA draws words of 32 bits for TensorFlow and a mask is used
-        # twice, it computes the generator's rounds over and over.
+        # With words of 32 bits and a mask that is used twice, XLA computes the
+        # generator's rounds again and again.
         word = 64
-        # What drawing single bits saves, taking them apart would lose.
+        # Unpacking single bits would cost the time that drawing them saves.
         widths = (8, 16)
 
         def _fields(self, shape, bits, key):
             words = tf.random.stateless_uniform(
                 shape,
-                tf.cast(key, "int32"),  # XLA takes no other
+                tf.cast(key, "int32"),  # XLA takes no other type
                 minval=None,
                 maxval=None,
                 dtype="int64",
@@ -233,7 +233,7 @@ elif keras.backend.backend() == "torch":
             if not seeded and torch._C._functorch.is_functorch_wrapped_tensor(
                 key
             ):
-                # `torch.vmap` may ask for a mask for each element.
+                # `torch.vmap` may require a mask for each element.
                 return torch.rand(shape) < keep
             return self._mask(shape, rate, key)
 
@@ -243,14 +243,14 @@ elif keras.backend.backend() == "torch":
                 return seed.next()
             return torch.randint(2**32, (2,), device="cpu")
 
-        # TorchDynamo knows no generators.
+        # TorchDynamo cannot trace random generators.
         @torch._dynamo.disable
         def _bits(self, shape, key):
             if key.device.type == "cpu":
                 words = self._words_of_numpy(shape, key)
                 bits = np.unpackbits(words.view("uint8"))
                 return torch.from_numpy(bits).view(torch.bool)
-            # On a GPU taking words apart takes longer than drawing more.
+            # A GPU draws more words faster than it unpacks their bits.
             examples, words = shape
             return self._fields((examples, 8 * words), 8, key) < 0
 
@@ -265,22 +265,22 @@ elif keras.backend.backend() == "torch":
             words = torch.empty(shape, dtype=torch.int32, device=device)
             if device.type == "meta":
                 return words
-            # Of neighbouring seeds and draws, seeds that have nothing to do
-            # with each other.
+            # Mix the entropy, so that neighbouring seeds and draws start
+            # unrelated generators.
             mixed = np.random.SeedSequence(self._entropy(key)).generate_state(1)
             generator = torch.Generator(device).manual_seed(int(mixed[0]))
             return words.random_(-(2**31), 2**31, generator=generator)
 
         def _words_of_numpy(self, shape, key):
-            # A third of the time that torch's generator takes on a CPU.
+            # On a CPU this takes a third of the time of torch's generator.
             size = math.prod(shape)
             generator = np.random.SFC64(self._entropy(key))
             raw = generator.random_raw((size + 1) // 2)
             return raw.view("int32")[:size].reshape(shape)
 
         def _entropy(self, key):
-            # States of Keras' generators may be negative. Not `tolist`, which
-            # the tensors of `torch.func` do not have.
+            # The states of Keras' generators may be negative. Tensors of
+            # `torch.func` have no `tolist`.
             return [int(word) % 2**32 for word in key]
 
         def uniform(self, shape, seed, seeded=True):
@@ -300,8 +300,8 @@ elif keras.backend.backend() == "torch":
             return torch._C._current_graph_task_id() != -1
 
         def scaled_sum(self, x, shift, scale):
-            # In 16 bits the rounding of `shift * scale`, or its infinity,
-            # would show where the sum is small.
+            # In 16 bits a small sum would show the rounding of
+            # `shift * scale`, or its overflow to infinity.
             if x.element_size() <= 2:
                 return super().scaled_sum(x, shift, scale)
             shift = ops.convert_to_tensor(shift) * scale
@@ -314,11 +314,11 @@ elif keras.backend.backend() == "torch":
                 and not torch.compiler.is_compiling()
             ):
                 return _Selected.apply(x, mask)
-            # Keras would bring the zero to the GPU first.
+            # `ops.where` would first copy the zero to the GPU.
             return torch.where(mask, x, 0)
 
     class _Selected(torch.autograd.Function):
-        """`torch.where(mask, x, 0)`, which is slow on a CPU, made of bits."""
+        """`torch.where(mask, x, 0)` as a bitwise and, faster on a CPU."""
 
         generate_vmap_rule = True
 
@@ -326,10 +326,10 @@ elif keras.backend.backend() == "torch":
         def forward(x, mask):
             integer = getattr(torch, f"int{8 * x.element_size()}")
             try:
-                # All bits, or none.
+                # Turn each boolean into an integer of all ones or zeros.
                 ones = mask.view(torch.int8).neg().to(integer)
                 return ones.bitwise_and_(x.view(integer)).view(x.dtype)
-            except RuntimeError:  # Vectorised, tensors have no view as bits.
+            except RuntimeError:  # Tensors under vmap cannot be viewed as bits.
                 return torch.where(mask, x, 0)
 
         @staticmethod

@@ -1,4 +1,4 @@
-"""Figures over seeds and over units."""
+"""Statistics over seeds and over units."""
 
 import numpy as np
 
@@ -8,8 +8,7 @@ from ._extras import missing
 def mean_and_interval(values):
     """The mean, and half the width of its 95 % confidence interval.
 
-    Student's t over the values, which are taken as independent and normal.
-    Needs scipy.
+    The interval is Student's t, for independent and normal values. Needs scipy.
 
     Args:
         values: Array of shape `(values, ...)`.
@@ -33,10 +32,10 @@ def mean_and_interval(values):
 
 
 def correlation(one, other):
-    """The correlation coefficient of two arrays of one size.
+    """The correlation coefficient of two arrays of the same size.
 
     Returns:
-        A float; NaN where all values of one of them are equal.
+        A float; NaN if all values of one of the arrays are equal.
     """
     both = np.stack([np.ravel(one), np.ravel(other)]).astype("float64")
     if not np.ptp(both, axis=1).all():

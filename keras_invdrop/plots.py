@@ -1,10 +1,10 @@
 """Pictures of what invariant dropout learns.
 
-Each function draws into the axes `ax`, or into new ones, and returns them. No
-picture relies on colour alone, and the colours are ones that colour-blind
-readers can tell apart.
+Each function draws into the axes `ax`, or into new axes, and returns the axes.
+No picture relies on colour alone, and colour-blind readers can tell the colours
+apart.
 
-Needs matplotlib and scipy, which the extra `plots` installs.
+The extra `plots` installs matplotlib and scipy, which this module needs.
 """
 
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ __all__ = [
     "plot_variance_report",
 ]
 
-# Okabe and Ito's, without the yellow that is hard to see on white.
+# The palette of Okabe and Ito without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
-# From light to dark, for grey printers, and hatched.
+# The bars go from light to dark and are hatched, for printers without colour.
 BARS = {
     "shift at zero": {"color": "#F0E442", "hatch": "//"},
     "now": {"color": "#56B4E9", "hatch": ""},
@@ -69,20 +69,20 @@ def plot_image(
     title: str | None = None,
     symmetric: bool = False,
 ) -> Any:
-    """Draws a value for each pixel as an image, with its scale.
+    """Draws one value per pixel as an image, with a colour scale.
 
     Args:
         values: Array of shape `(height, width)`.
         ax: Axes to draw into.
         title: Title of the picture.
-        symmetric: Whether the colours are centred on zero, for values of both
+        symmetric: Whether to centre the colours on zero, for values of both
             signs.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If `values` has not two axes.
+        ValueError: If `values` does not have two axes.
     """
     values = np.asarray(values, dtype="float64")
     if values.ndim != 2 or not values.size:
@@ -91,7 +91,7 @@ def plot_image(
             f"of shape (height, width). Received: shape {values.shape}"
         )
     ax = ax or plt.subplots()[1]
-    # Zeros alone are in the middle of the scale, too.
+    # An image of zeros, too, gets the colour in the middle of the scale.
     limit = np.nanmax(np.abs(values), initial=0) or 1.0
     image = ax.imshow(
         values,
@@ -112,7 +112,7 @@ def plot_beta(
 ) -> Any:
     """Draws the beta of a layer as an image, red above zero and blue below.
 
-    Of several channels it is the mean.
+    For several channels the mean over the channels is drawn.
 
     Args:
         layer: A dropout layer of this library that has been built, with a beta
@@ -120,15 +120,15 @@ def plot_beta(
         ax: Axes to draw into.
         title: Title of the picture.
         shape: Tuple of integers, `(height, width)` or with the channels, such
-            as `(28, 28)`, for a layer whose input is flat. By default it is
-            that of the input.
+            as `(28, 28)`, for a layer with a flat input. By default the shape
+            of the input.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If `layer` is not such a layer, or `shape` does not hold as
-            many elements as beta.
+        ValueError: If `layer` is not such a layer, or `shape` has not as many
+            elements as beta.
     """
     return plot_image(_image_of(layer, shape), ax, title, symmetric=True)
 
@@ -172,12 +172,12 @@ def _image_of(layer, shape):
 def plot_errors(
     errors: dict[str, Any], ax: Any = None, title: str | None = None
 ) -> Any:
-    """Draws errors per epoch: the mean over seeds, and how sure it is.
+    """Draws errors per epoch: the mean over seeds and its interval.
 
-    The band is the 95 % confidence interval of the mean, Student's t over the
-    seeds, where there are two or more. What has the same label up to a comma,
-    as `"invariant, test"` and `"invariant, training"`, has the same colour,
-    and what has "training" in it is dashed.
+    With two or more seeds a band shows the 95 % confidence interval of the
+    mean, from Student's t over the seeds. Curves whose labels agree up to a
+    comma, such as `"invariant, test"` and `"invariant, training"`, have the
+    same colour. A curve with "training" in its label is dashed.
 
     Args:
         errors: Dict from a label to an array of shape `(seeds, epochs)`, in
@@ -200,12 +200,12 @@ def plot_errors(
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter("{x:g}")
-    # No more labels than have room over two decades.
+    # Over two decades the axis has no room for more labels.
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
-    # Small: with six curves it would cover some of them.
+    # The legend is small, or it would cover some of six curves.
     ax.legend(
         title="mean, 95 % interval" if ax.collections else None,
         fontsize="small",
@@ -216,7 +216,7 @@ def plot_errors(
 
 
 def _curves(errors):
-    """The mean over seeds and half the width of its interval, by label."""
+    """For each label the mean over seeds and half the width of its interval."""
     expected = "a dict from labels to arrays of shape (seeds, epochs)"
     if not isinstance(errors, dict) or not errors:
         raise invalid("errors", expected, errors)
@@ -224,7 +224,7 @@ def _curves(errors):
     for label, values in errors.items():
         try:
             array = np.atleast_2d(np.asarray(values, dtype="float64"))
-        except ValueError as error:  # seeds with different numbers of epochs
+        except ValueError as error:  # the seeds differ in their epochs
             raise invalid("errors", expected, errors) from error
         if array.ndim != 2 or not array.size:
             raise invalid("errors", expected, errors)
@@ -237,10 +237,10 @@ def _method(label):
 
 
 def _plot_curve(ax, label, mean, half_width, colour, marker):
-    """A curve, and a band about it where there is a `half_width`."""
+    """Draws a curve, with a band around it where `half_width` is known."""
     epochs = np.arange(1, len(mean) + 1)
     every = max(1, len(mean) // 8)
-    # Not where others have theirs, for two curves may be one.
+    # Each method's markers start elsewhere, for curves that coincide.
     first = MARKERS.index(marker) * every // 3 % every
     ax.plot(
         epochs,
@@ -264,7 +264,7 @@ def _plot_curve(ax, label, mean, half_width, colour, marker):
 
 
 def _limit_below(ax, *curves):
-    """Keeps a logarithmic axis from following a band that nears zero."""
+    """Keeps a band that nears zero from stretching a logarithmic axis."""
     means = np.concatenate([mean for mean, _ in curves])
     bands = np.concatenate([mean - half for mean, half in curves])
     lowest = np.min(means, where=means > 0, initial=np.inf)
@@ -280,11 +280,11 @@ def plot_mean_against_shift(
 ) -> Any:
     """Draws the mean activity of each unit against its shift (Figure 2).
 
-    The correlation coefficient is printed on it.
+    The picture shows the correlation coefficient.
 
     Args:
-        mean_activity: Array of shape `(units,)`, or of that of beta.
-        shift: Array of as many elements. The learned beta.
+        mean_activity: Array of shape `(units,)`, or of the shape of beta.
+        shift: Array with as many elements. The learned beta.
         ax: Axes to draw into.
         title: Title of the picture.
 
@@ -292,7 +292,7 @@ def plot_mean_against_shift(
         The axes.
 
     Raises:
-        ValueError: If they have not as many elements.
+        ValueError: If the two arrays differ in their number of elements.
     """
     mean_activity, shift = np.ravel(mean_activity), np.ravel(shift)
     if mean_activity.size != shift.size:
@@ -319,13 +319,13 @@ def plot_variance_report(
     ax: Any = None,
     title: str | None = None,
 ) -> Any:
-    """Draws how much variance each dropout layer injects, and could.
+    """Draws the variance that each dropout layer injects at three shifts.
 
-    Three bars for each line of the report: with the shift at zero, as it is
-    now, and at minus the mean activity, each with its figure.
+    Each line of the report gets three bars with their values: for the shift at
+    zero, for the present shift and for the shift at minus the mean activity.
 
     Args:
-        report: What `keras_invdrop.variance_report` returns.
+        report: The result of `keras_invdrop.variance_report`.
         ax: Axes to draw into.
         title: Title of the picture.
 
@@ -340,7 +340,7 @@ def plot_variance_report(
         or not report
         or not all(isinstance(row, InjectedVariance) for row in report)
     ):
-        raise invalid("report", "what `variance_report` returns", report)
+        raise invalid("report", "the result of `variance_report`", report)
     if ax is None:
         width = max(6.4, 1.5 + 1.8 * len(report))
         ax = plt.subplots(figsize=(width, 4.8), layout="constrained")[1]
@@ -382,16 +382,16 @@ def plot_mask(
     noise_shape: Sequence[int | None] | None = None,
     seed: int | None = 0,
 ) -> Any:
-    """Draws a sample of the mask that the layers draw, dark where it drops.
+    """Draws a sample of a layer's mask, dark where activities are dropped.
 
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop.
-        shape: Tuple of two integers, `(rows, columns)`: of an image, or the
-            examples and the units.
+        shape: Tuple of two integers, `(rows, columns)`: the height and width
+            of an image, or the numbers of examples and units.
         ax: Axes to draw into.
         title: Title of the picture.
         noise_shape: Tuple of two integers or `None`. Shape of the mask, as in
-            `InvariantDropout`: 1 uses one draw for the whole axis.
+            `InvariantDropout`: size 1 uses one draw for the whole axis.
         seed: Integer to use as random seed, or None.
 
     Returns:
@@ -409,7 +409,7 @@ def plot_mask(
 
 
 def _mask(rate, shape, noise_shape, seed):
-    """An array of shape `shape`, 1 where an activity is kept and else 0."""
+    """An array of shape `shape`: 1 where an activity is kept, 0 elsewhere."""
     if (
         not isinstance(shape, (list, tuple))
         or len(shape) != 2
@@ -419,7 +419,7 @@ def _mask(rate, shape, noise_shape, seed):
     noise_shape = check_noise_shape(noise_shape)
     check_broadcast(noise_shape, shape)
     seed = check_seed(seed)
-    if rate in (0, 1):  # which takes no draw
+    if rate in (0, 1):  # nothing is random
         return np.full(shape, 1.0 - rate)
     generator = seed_generator(seed)
     mask = dropout_mask(mask_shape(noise_shape, tuple(shape)), rate, generator)

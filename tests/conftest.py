@@ -9,8 +9,8 @@ import pytest
 # most of the optimizations of the machine code it compiles three times as
 # fast; what is computed, and how exactly, stays as it is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# A program that one test has compiled another one, of another process too,
-# need not compile again.
+# Tests share compiled programs, also between processes, so that each program is
+# compiled once.
 MADE_HERE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if MADE_HERE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
@@ -28,7 +28,7 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
-# Folders in which every test says the same on every backend.
+# Folders whose tests do not depend on the backend.
 FOLDERS = {"benchmarks", "data", "notebooks", "packaging", "results", "runners"}
 
 
@@ -41,7 +41,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects what another stage of `make test` or `make test-all` runs."""
+    """Deselects tests that another stage of `make test` or `test-all` runs."""
     import keras
 
     left_out = set()
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def eager():
-    """Has TensorFlow compute at once what it would trace, and run but once."""
+    """Makes TensorFlow run eagerly, without tracing what runs only once."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -77,13 +77,13 @@ def eager():
 
 @pytest.fixture(scope="session")
 def thorough(request):
-    """Whether as many random cases are wanted as `make test-all` runs."""
+    """Whether to run as many random cases as `make test-all`."""
     return request.config.getoption("thorough")
 
 
 @pytest.fixture
 def image_data_format():
-    """A function that sets Keras' image data format, for one test."""
+    """A function that sets Keras' image data format for one test."""
     import keras
 
     before = keras.config.image_data_format()
@@ -92,7 +92,7 @@ def image_data_format():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints what tests have recorded with `record_property`."""
+    """Prints the properties that tests recorded with `record_property`."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{name}: {value}")

@@ -12,23 +12,24 @@ from .._checks import invalid
 class BestEpoch(keras.callbacks.Callback):
     """Callback that keeps the weights of the best epoch.
 
-    Of several equally good epochs the first one counts. Where the optimizer
-    averages the weights (`use_ema`), their averages are kept.
+    Of several equally good epochs the first one counts. If the optimizer
+    averages the weights (`use_ema`), the callback keeps the averages.
 
     Args:
-        monitor: Name of the loss or metric that decides, such as
+        monitor: Name of the loss or metric to compare epochs by, such as
             `"val_accuracy"`. None to keep the last epoch.
-        mode: `"min"` or `"max"`: which values of `monitor` are better.
+        mode: `"min"` if smaller values of `monitor` are better, or `"max"`.
 
     Attributes:
         epoch: The number of the best epoch, counted from 0; None before the
             first one.
         best: The value of `monitor` in that epoch.
-        weights: The weights after that epoch, as of `model.get_weights()`.
+        weights: The weights after that epoch, in the form of
+            `model.get_weights()`.
 
     Raises:
-        ValueError: If `mode` is neither, or when an epoch ends, if no loss or
-            metric is called `monitor`.
+        ValueError: If `mode` is not `"min"` or `"max"`; when an epoch ends, if
+            no loss or metric has the name `monitor`.
 
     Example:
 

@@ -34,7 +34,7 @@ from ..models._variance_report import present_shift
 
 @dataclass(frozen=True)
 class BetaFigures:
-    """The figures of one layer; `BetaMonitor` explains them."""
+    """The figures of one layer; see `BetaMonitor` for their meaning."""
 
     beta_mean: float
     beta_std: float
@@ -48,8 +48,8 @@ class _Sites(NamedTuple):
 
     Attributes:
         sites: The sites.
-        linear: For each of them `linear_parts(site)`.
-        which: Their numbers among all of the model.
+        linear: The `linear_parts(site)` of each site.
+        which: The number of each site among all sites of the model.
     """
 
     sites: list[DropoutSite]
@@ -61,57 +61,58 @@ COLUMNS = ["epoch", "layer", *(field.name for field in fields(BetaFigures))]
 
 
 class BetaMonitor(keras.callbacks.Callback):
-    """Callback that follows each layer's beta, in CSV and TensorBoard.
+    """Callback that records each layer's beta, in CSV and TensorBoard.
 
     Does beta approach minus the mean activity, and how much variance does that
-    save? At the end of an epoch, for each dropout layer of this library:
+    save? At the end of an epoch the callback computes these figures for each
+    dropout layer of this library:
 
     - `beta_mean`, `beta_std`: mean and standard deviation of the elements of
       beta,
     - `beta_norm`: the Euclidean norm of beta,
-    - `correlation`: the correlation of beta with the mean activity, which the
-      paper finds to be negative (Figure 2); NaN where all elements are equal,
-      as in a beta of zeros,
+    - `correlation`: the correlation of beta with the mean activity, which is
+      negative in the paper (Figure 2); NaN if all elements are equal, as in a
+      beta of zeros,
     - `variance_saved`: the fraction of the injected variance (Eq. 10) that
-      beta saves, compared with a beta of zero; negative where the variance is
-      larger.
+      beta saves, compared with a beta of zero; negative if beta increases the
+      variance.
 
-    The figures are added to the `logs` of the epoch as `"layer/figure"`, for
-    `History`, the progress bar, and callbacks that come after this one in the
-    list, such as `EarlyStopping`. For `RunningAverageDropout` beta is minus the
-    average.
+    The callback adds the figures to the `logs` of the epoch as
+    `"layer/figure"`, for `History`, the progress bar, and callbacks that come
+    after this one in the list, such as `EarlyStopping`. For
+    `RunningAverageDropout` beta is minus the average.
 
-    Activities are measured at inference, on a sample of `x`. That takes a
-    forward pass of the sample and, for each layer, one of two or three
-    examples in the next layer. Only where activities share a mask, as in
+    Activities are measured at inference, on a sample of `x`. A measurement
+    takes one forward pass of the sample and, for each layer, a pass of two or
+    three examples through the next layer. Where activities share a mask, as in
     `SpatialInvariantDropout`, it takes a pass of the sample for each feature
     map: use few `examples` there, or a larger `freq`.
 
     Args:
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
-            them. Examples on which activities are measured, such as those of
-            training. Timesteps that are masked as padding are left out.
+            them. Examples on which activities are measured, such as training
+            examples. Timesteps that are masked as padding are left out.
         filename: Filename of a CSV file, with a row for each epoch and layer:
-            epochs count from 0, as in `keras.callbacks.CSVLogger`. It is
-            replaced as a whole after each epoch, so that it is never found
+            epochs count from 0, as in `keras.callbacks.CSVLogger`. The file is
+            replaced as a whole after each epoch, so that nobody reads it
             half-written. A training that resumes, with `initial_epoch` or
-            `keras.callbacks.BackupAndRestore`, keeps the rows of the epochs
-            before it. By default no file is written.
-        log_dir: The path of the directory for TensorBoard. It may be that of
-            `keras.callbacks.TensorBoard`. Needs the package tensorboardX, but
-            not TensorFlow. By default nothing is written.
-        freq: Positive integer. Frequency in epochs: the figures are those of
-            the epochs 0, `freq`, `2 * freq` and so on.
+            `keras.callbacks.BackupAndRestore`, keeps the rows of the earlier
+            epochs. By default no file is written.
+        log_dir: The path of the directory for TensorBoard, which may be the
+            one of `keras.callbacks.TensorBoard`. Needs the package
+            tensorboardX, but not TensorFlow. By default nothing is written.
+        freq: Positive integer. Frequency in epochs: activities are measured
+            after the epochs 0, `freq`, `2 * freq` and so on.
         examples: Positive integer. The largest number of examples of `x` to
-            use. They are drawn once, with a fixed seed.
+            use. The sample is drawn once, with a fixed seed.
         batch_size: Positive integer. Examples per forward pass.
 
     Raises:
         ImportError: If `log_dir` is given and tensorboardX is missing.
         ValueError: If `x` has no examples, another argument is not of the kind
             described, or `filename` is a file that this callback did not
-            write; and when training begins, if the model has no graph of
-            layers or no layer with beta, or does not take `x`.
+            write; when training begins, if the model has no graph of layers,
+            has no layer with a beta, or does not take `x`.
 
     Example:
 
@@ -158,8 +159,8 @@ class BetaMonitor(keras.callbacks.Callback):
         self._writer: Any = None
 
     def __getstate__(self):
-        # What is left out is made anew where it is needed. By way of the
-        # property, which brings the weights of a model in training up to date.
+        # `_sites` and `_writer` are made again when they are needed. On JAX
+        # the property `model` updates the weights of a model in training.
         return {
             **self.__dict__,
             "_model": self.model,
@@ -168,10 +169,10 @@ class BetaMonitor(keras.callbacks.Callback):
         }
 
     def on_train_begin(self, logs=None):
-        self._close()  # that of a training that failed
+        self._close()  # the writer of a training that failed
         self._sites = None
-        # On TensorFlow a Sequential model without `keras.Input` is built by
-        # the first batch.
+        # On TensorFlow the first batch builds a Sequential model without
+        # `keras.Input`.
         if self.model.built or not isinstance(self.model, keras.Sequential):
             self._find_sites()
 
@@ -199,9 +200,10 @@ class BetaMonitor(keras.callbacks.Callback):
             self._writer = None
 
     def _find_sites(self) -> _Sites:
-        """Finds the layers with a beta, and raises if there are none.
+        """Finds the layers with a beta, and raises an error if none exists.
 
-        Raises, too, if the model does not take `x`, before an epoch is lost.
+        Also raises an error if the model does not take `x`, before an epoch is
+        wasted.
         """
         sites = dropout_sites(self.model)
         which = [
@@ -223,7 +225,7 @@ class BetaMonitor(keras.callbacks.Callback):
         return self._sites
 
     def _measure(self) -> Iterator[tuple[str, BetaFigures]]:
-        """The figures of each layer, by its name."""
+        """Pairs of a layer's name and its figures."""
         sites, linear, which = self._sites or self._find_sites()
         arrived = []
         for part in Examples("x", self.x).parts(self.batch_size):
@@ -252,7 +254,7 @@ class BetaMonitor(keras.callbacks.Callback):
             )
 
     def _write_rows(self, epoch, measured):
-        """Adds rows to the file, in place of those from `epoch` on."""
+        """Adds rows to the file, replacing the rows from `epoch` on."""
         kept = [
             row
             for row in _read_rows(self.filename)
@@ -272,15 +274,15 @@ class BetaMonitor(keras.callbacks.Callback):
 
     def _write_events(self, epoch, measured):
         if self._writer is None:
-            # Here, for the package need not be there.
+            # Imported here, since tensorboardX is an optional dependency.
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(
                 str(self.log_dir),
-                # What an earlier training wrote from here on is not shown.
+                # Hides the events of an earlier training from here on.
                 purge_step=epoch,
-                # Two trainings may begin within a second, which is all that
-                # the name tells apart.
+                # Otherwise the names of two trainings that begin in the same
+                # second would be equal.
                 filename_suffix=f".{epoch}",
             )
         for layer, figures in measured.items():
@@ -290,7 +292,7 @@ class BetaMonitor(keras.callbacks.Callback):
 
 
 def _sample(examples, size):
-    """At most `size` examples, always the same."""
+    """At most `size` examples, the same ones in every call."""
     count = len(examples)
     if count <= size:
         return examples[range(count)]
@@ -308,7 +310,7 @@ def _check_path(argument, path):
 
 
 def _read_rows(path):
-    """The rows of a file that the callback wrote; none if there is no file."""
+    """The rows of a file that the callback wrote; none if no file exists."""
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)

@@ -17,48 +17,48 @@ from .reseed import Reseed
 
 
 class ExactResume(Reseed):
-    """Callback that resumes a training, bit for bit, where it was stopped.
+    """Callback that resumes a stopped training with the same bits.
 
-    At the end of each epoch it writes a file with all that the next epoch
-    depends on. If `model.fit` is called again with the same arguments, in
-    another process, it goes on after the last epoch that was completed, and
-    ends with the same weights, byte for byte, as if nothing had stopped it,
-    be it Ctrl-C, `kill -9` or a power cut: the file is whole, or that of the
-    epoch before.
+    At the end of each epoch the callback writes a file with all state that the
+    next epoch depends on. If `model.fit` is called again with the same
+    arguments, in another process, training resumes after the last completed
+    epoch. It ends with the same weights, byte for byte, as if Ctrl-C, `kill -9`
+    or a power cut had never stopped it. The file is always whole: it holds the
+    last epoch or the one before.
 
-    `keras.callbacks.BackupAndRestore` goes on as well, but promises neither
-    the same masks nor the same order of the examples, and `History` begins
-    anew. Here weights, optimizer, learning rate, `History` and the given
-    `callbacks` continue, and what is random in an epoch depends on the seed
-    and the number of the epoch alone; see `Reseed`.
+    `keras.callbacks.BackupAndRestore` resumes as well, but promises neither
+    the same masks nor the same order of the examples, and `History` starts
+    empty. With this callback weights, optimizer, learning rate, `History` and
+    the given `callbacks` continue, and all random numbers of an epoch depend
+    only on the seed and the number of the epoch; see `Reseed`.
 
-    On JAX and PyTorch `model.fit` may be given arrays, with `shuffle=True`,
-    too. On TensorFlow Keras shuffles them by a generator that nobody can set:
-    there `model.fit` has to be given `resume.shuffled(x, y, batch_size)` and
-    `shuffle=False`, as in the example, which works on every backend. The
-    batches of any other data set must not depend on how much of it was read
-    before. `steps_per_epoch` must not be given with arrays, as an epoch would
-    then begin where the one before has ended.
+    On JAX and PyTorch `model.fit` also takes arrays with `shuffle=True`. On
+    TensorFlow Keras shuffles arrays with a generator whose state cannot be
+    set: pass `resume.shuffled(x, y, batch_size)` and `shuffle=False` to
+    `model.fit`, as in the example, which works on every backend. The batches of
+    any other data set must not depend on how much of it was read before. Do not
+    pass `steps_per_epoch` with arrays: each epoch would then begin where the
+    epoch before ended.
 
     Args:
         filepath: Path of the file, `.npz`.
         seed: Non-negative integer. The seed of the training.
         callbacks: The callbacks of the training that have a state, such as
             `keras.callbacks.EarlyStopping`, `keras.callbacks.ReduceLROnPlateau`
-            or `BestEpoch`. Their attributes that are numbers, texts, arrays,
-            and lists and dictionaries of such, are kept. They have to come
-            before this callback in the list that `model.fit` is given.
-        identity: Text that tells this training from others, such as the
-            version of the code. The file of another one is refused.
+            or `BestEpoch`. Their attributes are kept if they are numbers,
+            strings, arrays, or lists and dicts of these. Put them before this
+            callback in the list that `model.fit` gets.
+        identity: String that distinguishes this training from others, such as
+            the version of the code. A file with another identity is refused.
         delete_checkpoint: Boolean. Whether to delete the file when
             `model.fit` has ended.
 
     Raises:
-        ValueError: If an argument is not of the kind described. When the
-            training begins, if the file is not that of this training: of
-            another model, optimizer, seed, number of steps, `identity`,
-            backend or version of Keras.
-        OSError: If the file cannot be written; it is then what it was.
+        ValueError: If an argument is not of the kind described; when the
+            training begins, if the file comes from a training with another
+            model, optimizer, seed, number of steps, `identity`, backend or
+            version of Keras.
+        OSError: If the file cannot be written; the old file then stays.
 
     Example:
 
@@ -70,7 +70,7 @@ class ExactResume(Reseed):
     >>> history = model.fit(
     ...     batches, epochs=6, shuffle=False, verbose=0, callbacks=[resume]
     ... )
-    >>> len(history.history["loss"])  # of all epochs, also after a kill
+    >>> len(history.history["loss"])  # all epochs, even after a kill
     6
     """
 
@@ -112,12 +112,12 @@ class ExactResume(Reseed):
             ) as error:
                 raise ValueError(
                     f"{self.filepath} is not the backup of this training: "
-                    f"{error}. Delete it to begin anew."
+                    f"{error}. Delete it to start over."
                 ) from error
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # `model.fit` has taken its first epoch, and shall take no other one
-        # when it is called again.
+        # `model.fit` has read its initial epoch; a later call must not read it
+        # again.
         set_initial_epoch(self.model, None)
         self._continue_history()
         super().on_epoch_begin(epoch, logs)
@@ -148,11 +148,11 @@ class ExactResume(Reseed):
             self.filepath.unlink(missing_ok=True)
 
     def read(self) -> bytes | None:
-        """The content of the file; None if there is none."""
+        """The content of the file; None if no file exists."""
         return self.filepath.read_bytes() if self.filepath.exists() else None
 
     def write(self, arrays: dict[str, Any]) -> None:
-        """Writes the file, in the place of the one before."""
+        """Writes the file, replacing the file of the epoch before."""
         with (
             replacing(self.filepath) as temporary,
             temporary.open("wb") as file,
@@ -160,7 +160,7 @@ class ExactResume(Reseed):
             np.savez(file, **arrays)
 
     def _training(self) -> list[str]:
-        """What an epoch depends on, beside what is restored."""
+        """What an epoch depends on, other than the restored state."""
         return [
             self.identity,
             f"seed {self.seed}",
@@ -178,7 +178,9 @@ class ExactResume(Reseed):
                 state["training"], self._training(), strict=True
             ):
                 if began != now:
-                    raise ValueError(f"{began} began it; this is {now}")
+                    raise ValueError(
+                        f"the file has {began}, this training has {now}"
+                    )
             optimizer = self.model.optimizer
             if not optimizer.built:
                 optimizer.build(self.model.trainable_variables)
@@ -186,10 +188,10 @@ class ExactResume(Reseed):
             values = _numbered(file, "variable")
             shapes = [tuple(variable.shape) for variable in variables]
             if [value.shape for value in values] != shapes:
-                raise ValueError("the model or the optimizer is another one")
+                raise ValueError("the file has another model or optimizer")
             kept = _numbered(file, "array")
         for variable, value in zip(variables, values, strict=True):
-            if value.dtype.kind == "V":  # bfloat16, which NumPy does not know
+            if value.dtype.kind == "V":  # NumPy does not know bfloat16
                 value = value.view(keras.ops.convert_to_numpy(variable).dtype)
             variable.assign(value)
         for callback, attributes in zip(
@@ -204,10 +206,10 @@ class ExactResume(Reseed):
         )
 
     def _continue_history(self) -> None:
-        """Gives `History` the epochs before.
+        """Adds the earlier epochs to `History`.
 
-        Keras appends it to the callbacks, and empties it when it begins: after
-        this callback.
+        Keras appends `History` to the callbacks. Its `on_train_begin` runs
+        after the one of this callback and empties it.
         """
         history = self.model.history
         if len(history.epoch) < len(self._epochs):
@@ -227,7 +229,7 @@ def _numbered(file: Any, name: str) -> list[np.ndarray]:
 def _state(
     callback: keras.callbacks.Callback, kept: list[np.ndarray]
 ) -> dict[str, Any]:
-    """The attributes of a callback that can be kept, as JSON has them."""
+    """The attributes of a callback that can be kept, in the form of JSON."""
     state = {}
     for name, value in vars(callback).items():
         if name not in ("params", "_model"):
@@ -235,13 +237,13 @@ def _state(
             try:
                 state[name] = _packed(value, arrays, len(kept))
             except TypeError:
-                continue  # It is no state: functions, data sets.
+                continue  # Functions and data sets are not state.
             kept += arrays
     return {"attributes": state}
 
 
 def _packed(value: Any, arrays: list[np.ndarray], before: int) -> Any:
-    """`value` as JSON has it, with a number in the place of each array."""
+    """`value` in the form of JSON, with a number for each array."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": before + len(arrays) - 1}
@@ -260,7 +262,7 @@ def _packed(value: Any, arrays: list[np.ndarray], before: int) -> Any:
 
 
 def _unpacked(packed: Any, kept: list[np.ndarray]) -> Any:
-    """What `_packed` was given."""
+    """The value that `_packed` packed."""
     if isinstance(packed, list):
         return [_unpacked(each, kept) for each in packed]
     if not isinstance(packed, dict):

@@ -10,24 +10,24 @@ from .._checks import is_integer
 
 
 class Reseed(keras.callbacks.Callback):
-    """Callback that makes what is random in an epoch depend on its number.
+    """Callback that derives all random numbers of an epoch from its number.
 
-    When an epoch begins, masks and the order of the examples are set from the
-    seed and the number of the epoch alone: `keras.utils.set_random_seed`, and
-    the state of each `keras.random.SeedGenerator` in the model. So an epoch
-    is the same whatever came before it, in this process or in another one. A
-    seed that a layer was given has no part in it.
+    When an epoch begins, the callback calls `keras.utils.set_random_seed` and
+    sets the state of each `keras.random.SeedGenerator` in the model, from the
+    seed and the number of the epoch alone. So masks and the order of the
+    examples do not depend on earlier epochs, in this process or in another
+    one. The seeds of the layers have no effect.
 
-    On JAX and PyTorch that is also the order in which Keras shuffles the
-    arrays that `model.fit` is given. On TensorFlow it is not: Keras takes that
-    order from a generator that nobody can set. `shuffled` gives batches whose
-    order is that of the epoch on every backend.
+    On JAX and PyTorch the callback also fixes the order in which Keras shuffles
+    the arrays that `model.fit` gets. On TensorFlow it cannot: Keras shuffles
+    them with a generator whose state cannot be set. `shuffled` returns batches
+    whose order depends on the seed and the epoch alone on every backend.
 
     Args:
         seed: Non-negative integer.
 
     Attributes:
-        order_seed: The seed of the order of the examples in this epoch.
+        order_seed: The seed for the order of the examples in this epoch.
 
     Raises:
         ValueError: If `seed` is not a non-negative integer.
@@ -59,16 +59,16 @@ class Reseed(keras.callbacks.Callback):
         generators = [
             variable
             for variable in self.model.non_trainable_variables
-            # Else it is the state of a `SeedGenerator`.
+            # Variables that are not weights: states of a `SeedGenerator`.
             if id(variable) not in weights and tuple(variable.shape) == (2,)
         ]
-        # Below 2^31, which every backend can hold.
+        # Every backend can hold integers below 2^31.
         drawn = np.random.SeedSequence((self.seed, epoch)).generate_state(
             2 + len(generators)
         ) >> np.uint32(1)
         self.order_seed, backend_seed, *states = map(int, drawn)
-        # The backend's own generator makes the masks of Keras' dropout on
-        # PyTorch, and numbers for which no generator was made.
+        # The backend's global generator draws the masks of Keras' dropout on
+        # PyTorch, and all numbers that are drawn without a generator.
         keras.utils.set_random_seed(backend_seed)
         for variable, state in zip(generators, states, strict=True):
             variable.assign(np.array([state, 0]))
@@ -80,7 +80,7 @@ class Reseed(keras.callbacks.Callback):
         batch_size: int = 32,
         sample_weight: Any = None,
     ) -> keras.utils.PyDataset:
-        """Gives all examples in batches, in each epoch in another order.
+        """Returns all examples in batches, in another order in each epoch.
 
         Args:
             x: Array, or a list, tuple or dict of arrays.
@@ -89,13 +89,13 @@ class Reseed(keras.callbacks.Callback):
             sample_weight: Weights of the examples; None for none.
 
         Returns:
-            A `keras.utils.PyDataset` for `model.fit`, which is to be given
-            this callback as well, and `shuffle=False`: else Keras shuffles the
+            A `keras.utils.PyDataset` for `model.fit`. Pass this callback to
+            `model.fit` as well, and `shuffle=False`, or Keras shuffles the
             batches once more.
 
         Raises:
-            ValueError: If there are no examples, or not as many in each array,
-                or `batch_size` is not a positive integer.
+            ValueError: If the arrays have no examples or different numbers of
+                examples, or `batch_size` is not a positive integer.
         """
         given: tuple = (x, y, sample_weight)
         while given[-1] is None:
@@ -119,11 +119,11 @@ class _Shuffled(keras.utils.PyDataset):
         if len(sizes) != 1 or 0 in sizes:
             raise invalid(
                 "x, y, sample_weight",
-                "arrays of equally many examples, at least one",
+                "arrays with the same number of examples, at least one",
                 sorted(sizes),
             )
         (self.examples,) = sizes
-        # In one attribute, as TensorFlow asks for batches in other threads.
+        # One attribute holds both: TensorFlow loads batches in other threads.
         self.drawn: tuple[Any, Any] = (None, None)
 
     def __len__(self):

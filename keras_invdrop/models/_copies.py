@@ -1,4 +1,4 @@
-"""Copies of layers, metrics and models as they are, not by their configs."""
+"""Copies layers, metrics and models as objects, not by their configs."""
 
 import contextlib
 import copy
@@ -39,8 +39,8 @@ from ._graph import nested_models
 from ._graph import new_input_layer
 from ._graph import new_inputs
 
-# Objects that a copy shares with the original: they have no state of their
-# own, or none that a layer changes.
+# Objects that a copy shares with the original, because they have no state, or
+# none that a layer changes.
 SHARED = (
     type,
     types.BuiltinFunctionType,
@@ -53,7 +53,7 @@ SHARED = (
     type(threading.RLock()),
     DynamicBackend,
 )
-# Methods by which a subclass changes what a model computes or learns.
+# Methods with which a subclass changes how a model computes or learns.
 OF_SUBCLASS = (
     "call",
     "compute_loss",
@@ -78,18 +78,18 @@ def copied(
         model: A functional or sequential model that has been built.
         replace: Function from a layer to the layer that takes its place, or
             None where the layer is copied.
-        compiled: Whether the copy is to be trained: compiled as `model` was,
-            with a new optimizer.
+        compiled: Whether to compile the copy as `model` was compiled, with a
+            new optimizer.
 
     Returns:
         A model of the same class; a functional `keras.Model` where the class
-        has a constructor of its own, by which Keras would load another model
-        than the copy from a file.
+        has a constructor of its own, because Keras would then load a model
+        other than the copy from a file.
 
     Raises:
         ValueError: If a layer cannot be copied, or if the class of the model
-            is lost and has methods that change what the model computes or
-            learns.
+            cannot be kept and has methods that change how the model computes
+            or learns.
     """
     classes: dict[int, type] = {}
     for part in [model, *nested_models(model)]:
@@ -101,10 +101,10 @@ def copied(
             cls = type(part).__name__
             raise ValueError(
                 f"Model '{part.name}' is a `{cls}`, which has a constructor of "
-                "its own and cannot be made of new layers. Without its class, "
-                f"its own {_listed(lost)} would be lost. Give `{cls}` the "
-                "constructor of its base class, or take a functional model of "
-                "its layers: `keras.Model(model.inputs, model.outputs)`."
+                "its own and cannot be rebuilt from new layers. Without its "
+                f"class, its own {_listed(lost)} would be lost. Give `{cls}` "
+                "the constructor of its base class, or use a functional model "
+                "of its layers: `keras.Model(model.inputs, model.outputs)`."
             )
     copies = Copies(replace, classes)
     result = copies.of(model)
@@ -112,8 +112,8 @@ def copied(
         if lost := id(model) in classes and _methods_of(model, OF_TRAINER):
             warnings.warn(
                 f"Model '{model.name}' is a `{type(model).__name__}`, the new "
-                f"one a functional `keras.Model`: its own {_listed(lost)} "
-                "are those of `keras.Model` there.",
+                "one a functional `keras.Model`, which loses the original's "
+                f"own {_listed(lost)}.",
                 stacklevel=3,
             )
         compile_like(result, model, copies)
@@ -128,26 +128,25 @@ def compile_like(
 ):
     """Compiles `new` as `model` was, with a new optimizer.
 
-    Losses, functions and strings are the same objects; metrics, which have a
+    Both models share losses, functions and strings; metrics, which have a
     state, are copied. If `new` cannot be compiled, a warning says so.
 
     Args:
-        new: A model of the copies of layers of `model`.
+        new: A model made of copies of the layers of `model`.
         model: The model.
         copies: The `Copies` that made the layers of `new`.
-        trained: Whether `new` is to be trained. If not, its optimizer is the
-            default one of Keras: that of `model` may name layers that are
-            gone, or be of a class that is unknown where `new` is loaded.
+        trained: Whether `new` is to be trained. If not, it gets Keras'
+            default optimizer: the optimizer of `model` may name layers that
+            are gone, or its class may be unknown where `new` is loaded.
     """
     if not model.compiled:
         return
-    # A class that is kept may have a `compile` with arguments of its own.
-    # Without the class, training and test steps of its own would be lost.
+    # If `new` keeps the class, the class' `compile` may take arguments of its
+    # own. If not, the class' training and test steps would be lost.
     kept = type(new) is type(model)
     own = _methods_of(model, ["compile"] if kept else OF_SUBCLASS)
     try:
-        # Not by way of `get_compile_config`, which wants every function to be
-        # registered.
+        # `get_compile_config` would require every function to be registered.
         config = compile_config(model)
         if own or config is None:
             raise TypeError(
@@ -157,9 +156,9 @@ def compile_like(
         optimizer = config.pop("optimizer")
         if trained:
             config["optimizer"] = _new_optimizer(optimizer, copies)
-    except Exception as error:  # of an optimizer's own `from_config`, too
+    except Exception as error:  # such as one from an optimizer's config
         warnings.warn(
-            f"The new model '{new.name}' is not compiled, since this one "
+            f"The new model '{new.name}' is not compiled, since the original "
             f"cannot be compiled again ({type(error).__name__}: {error}): "
             "call its `compile`.",
             stacklevel=4,
@@ -174,7 +173,7 @@ def compile_like(
 
 def _new_metric(metric, copies):
     if not isinstance(metric, keras.Metric):
-        return metric  # its name, or a function
+        return metric  # a name or a function
     new = copies.of(metric)
     new.reset_state()
     return new
@@ -182,9 +181,9 @@ def _new_metric(metric, copies):
 
 def _new_optimizer(optimizer, copies):
     if not isinstance(optimizer, keras.Optimizer):
-        return optimizer  # its name
+        return optimizer  # a name
     new = type(optimizer).from_config(optimizer.get_config())
-    # Not in the config: which weights do not decay.
+    # The config does not say which weights do not decay.
     variables, patterns = not_decayed(
         optimizer,
         [x for x, _ in copies.made.values() if isinstance(x, keras.Variable)],
@@ -202,7 +201,7 @@ def _plain_class(model):
 
 
 def _is_rebuilt_by_constructor(model):
-    """Whether the class of a model takes layers, or inputs and outputs."""
+    """Whether the constructor of a model takes what Keras' own takes."""
     if not isinstance(model, keras.Sequential):
         return functional_like_constructor(type(model))
     spec, of_keras = (
@@ -213,7 +212,7 @@ def _is_rebuilt_by_constructor(model):
 
 
 def _methods_of(model, names):
-    """Which of the methods the class of a model does not have from Keras."""
+    """The names in `names` of methods that the class of a model overrides."""
     base = _plain_class(model)
     return [
         name
@@ -230,11 +229,11 @@ class Copies:
     """Copies of Keras objects, each made once, so that sharing is kept.
 
     A layer is copied as an object, attribute by attribute, and not built again
-    from its config: a config need not say all that a layer holds (adapted
-    statistics, low-rank updates, quantized kernels, which variable is frozen),
-    and some cannot be read back. Keras objects and variables first become empty
-    shells, which are filled later, in turn, so that objects that refer to each
-    other need no recursion. All other objects are copied by pickling them.
+    from its config: a config may lack part of a layer's state (adapted
+    statistics, low-rank updates, quantized kernels, frozen variables), and
+    some configs cannot be read back. Keras objects and variables first become
+    empty shells, which are filled later one by one, so that objects that refer
+    to each other need no recursion. All other objects are copied by pickling.
 
     A functional or sequential model is copied by calling the copies of its
     layers in the order of its graph.
@@ -242,8 +241,8 @@ class Copies:
     Args:
         replace: Function from a layer to the layer that takes its place, or
             None where the layer is copied.
-        classes: From the id of a model to the class that its copy has, where
-            that is not its own.
+        classes: Dict from the id of a model to the class of its copy, for
+            models whose copies have another class.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class Copies:
     ):
         self.replace = replace
         self.classes = classes or {}
-        # Each entry holds the original, so that no other object gets its id.
+        # Each entry keeps the original alive, so that its id stays unique.
         self.made: dict[int, tuple[Any, Any]] = {}
         self.unfilled: list[tuple[Any, Any]] = []
         self.graphs: dict[int, tuple[Any, Any]] = {}
@@ -261,7 +260,7 @@ class Copies:
         self._start_stream()
 
     def of(self, value: Any) -> Any:
-        """The copy of a Keras object, with all that it holds."""
+        """The copy of a Keras object and of everything in it."""
         new = self.shell(value)
         self._fill()
         while self.graphs:
@@ -269,7 +268,7 @@ class Copies:
         return new
 
     def shell(self, value: Any) -> Any:
-        """What is, or will be, the copy of a Keras object or a tensor."""
+        """The copy of a Keras object or a tensor, perhaps not yet filled."""
         if id(value) not in self.made:
             self.made[id(value)] = value, self._shell(value)
         return self.made[id(value)][1]
@@ -304,7 +303,7 @@ class Copies:
                 continue
             try:
                 self._fill_object(old, new)
-            except Exception as error:  # whatever pickling an object may raise
+            except Exception as error:  # pickling may raise anything
                 self._start_stream()
                 self._fill_by_config(old, new, error)
         for tracker in self.trackers:
@@ -324,9 +323,10 @@ class Copies:
             self.trackers.append(tracker)
 
     def _fill_by_config(self, old, new, error):
-        """Fills a layer that holds what cannot be copied, such as a table.
+        """Fills a layer that holds an object without a copy, such as a table.
 
-        What its config does not say comes in the way in which Keras saves it.
+        The state that the config lacks is carried over as Keras saves and
+        loads it.
         """
         try:
             made = type(old).from_config(old.get_config())
@@ -353,7 +353,7 @@ class Copies:
         vars(new).update(state)
 
     def _complete(self, layer):
-        """Makes the graphs of a layer and of those inside it."""
+        """Makes the graphs of a layer and of the layers inside it."""
         for part in layers_in(layer):
             if id(part) in self.graphs:
                 self._complete_graph(*self.graphs.pop(id(part)))
@@ -372,12 +372,12 @@ class Copies:
             inputs = new_inputs(old)
             outputs = run_through_graph(old, inputs, self.shell)
             Functional.__init__(new, inputs, outputs, name=old.name)
-        # Not by the setter, which would set it in every layer.
+        # The setter would set `trainable` of every layer.
         set_own_trainable(new, own_trainable(old))
         new.dtype_policy = old.dtype_policy
         if type(new) is not type(old):
             return
-        # What the class of the model, or its user, has set on it.
+        # Copy the attributes that the model's class or its user has set.
         self.made[id(tracker_of(old))] = tracker_of(old), tracker_of(new)
         known = {*vars(new), *OF_TRAINING, OF_PYTORCH}
         state = {k: v for k, v in vars(old).items() if k not in known}
@@ -386,22 +386,22 @@ class Copies:
         self._fill()
 
     def _start_stream(self):
-        # One stream for all, so that what is no Keras object stays shared
-        # between layers, too.
+        # All copies use one stream, so that layers also share the copies of
+        # objects that are not Keras'.
         self._stream = io.BytesIO()
         self._referred: list[Any] = []
         self._pickler = _Pickler(self._stream, self._refer)
         self._unpickler = _Unpickler(self._stream, self._referred)
 
     def _plain(self, value):
-        """A copy of a plain object, with the shells of Keras objects in it."""
+        """A copy of a plain object, in which Keras objects are shells."""
         start = self._stream.seek(0, io.SEEK_END)
         self._pickler.dump(value)
         self._stream.seek(start)
         return self._unpickler.load()
 
     def _refer(self, value):
-        """The number of what stands for `value` in a copy; None to pickle."""
+        """The number of the object that replaces `value`; None to pickle it."""
         if isinstance(value, SHARED):
             found = value
         elif isinstance(value, types.FunctionType):
@@ -428,8 +428,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj):
         if kind := COLLECTIONS.get(type(obj)):
-            # As a plain collection: the methods of its own would track again
-            # what is in it.
+            # Fill it as a plain collection: its own methods would track its
+            # elements again.
             content = kind(obj), obj.tracker
             return _empty, (type(obj),), content, None, None, _set_collection
         return NotImplemented
@@ -455,7 +455,7 @@ def _set_collection(collection, content):
 
 
 def _carry_over(old, new):
-    """What Keras would write into the file of a layer, and read from it."""
+    """Carries over the state of a layer as Keras saves and loads it."""
     own: dict[str, Any] = {}
     old.save_own_variables(own)
     new.load_own_variables(own)
@@ -468,13 +468,13 @@ def _carry_over(old, new):
 def _is_own(layer, name):
     """Whether an attribute is a function that refers to its layer.
 
-    Keras gives each layer some when the object is made.
+    Keras sets such functions on each layer when it makes the object.
     """
     return isinstance(vars(layer).get(name), types.FunctionType)
 
 
 def _layers_in(model):
-    """The layers and operations in the graph of a model, but its inputs."""
+    """The layers and operations in a model's graph, without input layers."""
     return [
         operation
         for operation in operations(graph_of(model))
@@ -483,7 +483,7 @@ def _layers_in(model):
 
 
 def _cells(function):
-    """What the variables hold that a function takes from around it."""
+    """The values of the variables that a function closes over."""
     found = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell
@@ -492,7 +492,7 @@ def _cells(function):
 
 
 def _refers_to_keras(function, seen=()):
-    """Whether a function takes a layer or a variable from around it."""
+    """Whether a function closes over a layer or a variable."""
     if function in seen:
         return False
     for value in tree.flatten(_cells(function)):

@@ -1,4 +1,4 @@
-"""Where a model drops activities, what reaches there and what comes next."""
+"""Where a model drops activities, and the layers that come next."""
 
 import warnings
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ SPATIAL_DROPOUT = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
 )
-# SpatialDropout1D, 2D and 3D are Dropouts, too.
+# SpatialDropout1D, 2D and 3D are subclasses of Dropout.
 DROPOUT = (layers.Dropout, ShiftedDropout)
-# Layers that drop in a way of their own, to which a shift means nothing.
+# Layers that drop in another way, for which a shift has no meaning.
 OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
-# Where recurrent layers and attention keep the rate at which they drop.
+# The attributes in which recurrent layers and attention keep their rates.
 RATES = ("dropout", "recurrent_dropout")
 
-# Layers that put their input's elements into other places, and do no more.
+# Layers that only move the elements of their input to other places.
 REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)
 
 
@@ -47,9 +47,10 @@ class DropoutSite:
 
     Attributes:
         layer: The dropout layer.
-        next_layers: For each layer that takes the dropped activities, the
-            layers in between that only rearrange them, and the layer. Empty
-            where the dropped activities are the model's output.
+        next_layers: For each layer that takes the dropped activities, a pair:
+            the layers in between that only rearrange the activities, and the
+            layer itself. Empty where the dropped activities are the output
+            of the model.
     """
 
     layer: keras.Layer
@@ -60,8 +61,9 @@ class DropoutSite:
     def shift_axes(self, rank: int) -> tuple[int, ...]:
         """The axes, batch included, along which a shift is shared.
 
-        A layer of this library says it. For a layer of Keras it is one shift
-        per feature map where the input has axes of space or time.
+        For a layer of this library they are the axes along which its shift
+        has size 1. A layer of Keras gets one shift per feature map where the
+        input has axes of space or time.
         """
         if isinstance(self.layer, ShiftedDropout):
             shape = self.layer.shift.shape
@@ -86,13 +88,13 @@ class DropoutSite:
 
 
 class Activities(NamedTuple):
-    """What reaches a site in inference mode.
+    """The activities that reach a site in inference mode.
 
     Attributes:
         values: The activities, of shape `(batch, ...)`.
-        counts: Which of them count: an array of booleans that broadcasts to
-            `values`, False for timesteps that are masked as padding. None
-            where all of them do.
+        counts: Which activities count: an array of booleans that broadcasts
+            to `values`, False for timesteps that are masked as padding. None
+            where all activities count.
     """
 
     values: np.ndarray
@@ -101,7 +103,7 @@ class Activities(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Dropped:
-    """Stands for a tensor that holds what a site dropped, rearranged or not."""
+    """Stands for the output of a site, rearranged or as it was."""
 
     site: DropoutSite
     between: tuple[keras.Layer, ...] = ()
@@ -111,8 +113,8 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
     """Finds every call of a dropout layer, from the input on.
 
     Args:
-        model: A functional or sequential model that is built; the models
-            nested in it too. It is left as it is.
+        model: A functional or sequential model that is built. Calls in the
+            models nested in it are found, too. It is not changed.
 
     Returns:
         A list of `DropoutSite`.
@@ -144,14 +146,14 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
 
 
 def all_activities(model: keras.Model, x: Any) -> list[Activities]:
-    """The activities that reach each site, all from one pass.
+    """The activities that reach each site, from a single forward pass.
 
     Args:
         model: A model that `dropout_sites` takes.
         x: A batch of its input, as `model.predict` takes it.
 
     Returns:
-        For each of `dropout_sites(model)` what reaches it.
+        The `Activities` of each of `dropout_sites(model)`.
     """
     graph = graph_of(check_model(model))
     found = []
@@ -171,13 +173,13 @@ def _arriving(tensor):
     if mask is None:
         return Activities(values, None)
     mask = ops.convert_to_numpy(mask).astype("bool")
-    # One value for each timestep, whatever its features.
+    # The mask has one value for each timestep, whatever its features.
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     return Activities(values, mask)
 
 
 def warn_of_hidden_dropout(model, seen=DROPOUT):
-    """Warns of what drops in `model` and is no layer of its graph in `seen`."""
+    """Warns of dropout in `model` other than layers of the types in `seen`."""
     hidden = []
     for layer in graph_layers(model):
         reasons = []
@@ -191,12 +193,12 @@ def warn_of_hidden_dropout(model, seen=DROPOUT):
                 if is_number(rate) and rate > 0:
                     reasons.append(f"{name}={rate:g}")
         if reasons:
-            # A layer and its cell may both say so.
+            # A layer and its cell may both report the same rate.
             reasons = list(dict.fromkeys(reasons))
             hidden.append(f"'{layer.name}' ({', '.join(reasons)})")
     if hidden:
         warnings.warn(
-            "Dropout inside other layers is not seen, and stays as it is: "
+            "Dropout inside other layers is ignored and stays as it is: "
             + "; ".join(hidden),
             stacklevel=3,
         )

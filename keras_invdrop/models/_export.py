@@ -21,29 +21,29 @@ from ._fold import fold
 from ._linear_layers import array
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
-# The formats, and the package of the engine that runs each.
+# Each format, and the package of the engine that runs it.
 ENGINES = {
     "tf_saved_model": "tensorflow",
     "onnx": "onnxruntime",
     "litert": "ai_edge_litert",
     "openvino": "openvino",
 }
-# What Keras exports by itself. For the rest, and why not, see docs/export.md,
-# which a test holds against Keras.
+# The formats that Keras exports by itself from each backend. docs/export.md
+# says why it does not export the others; a test compares that page with Keras.
 DIRECT = {
     "tensorflow": ("tf_saved_model", "onnx", "litert", "openvino"),
     "jax": ("tf_saved_model",),
     "torch": ("onnx", "openvino"),
 }
-SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # that Keras insists on
-BATCH = 3  # not the 1 with which some exporters trace
-UNKNOWN_SIZE = 32  # enough for a few poolings
+SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # which Keras requires
+BATCH = 3  # unlike the batch of 1 with which some exporters trace
+UNKNOWN_SIZE = 32  # large enough for a few pooling layers
 ON_TENSORFLOW = """
 import sys
 import keras
 from keras_invdrop.models._export import convert
 saved, path, format = sys.argv[1:]
-# Written by the process that started this one.
+# The process that started this one wrote the file, so it can be trusted.
 model = keras.models.load_model(saved, compile=False, safe_mode=False)
 convert(model, path, format)
 """
@@ -51,14 +51,14 @@ convert(model, path, format)
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` has written.
+    """The result of `export`.
 
     Attributes:
         path: `Path` of the file, or of the folder of a SavedModel.
         format: The format.
         backend: The backend from which Keras exported.
-        difference: The largest difference between what the engine computed
-            and what `predict` did, in units of the largest output.
+        difference: The largest difference between the outputs of the engine
+            and those of `predict`, in units of the largest output.
     """
 
     path: Path
@@ -75,34 +75,34 @@ def export(
 ) -> Exported:
     """Writes a model, without its dropout, for an engine other than Keras.
 
-    The model is folded, which leaves Keras' own layers in the place of
-    dropout, and is exported with Keras' `model.export`. Then the engine runs
-    the file on random inputs, in batches of 3. Only if it says what
-    `model.predict` says does the file get to `path`; else nothing is there
-    that was not there before. Where the present backend cannot do it, the
-    network is saved, and loaded and exported by a process of its own on the
-    TensorFlow backend.
+    The model is folded, which puts Keras' own layers in the place of
+    dropout, and exported with Keras' `model.export`. Then the engine runs
+    the file on random inputs, in batches of 3. The file is moved to `path`
+    only if the engine's outputs agree with `model.predict`; otherwise
+    nothing at `path` changes. If the present backend cannot export the
+    network, a separate process on the TensorFlow backend loads a saved copy
+    and exports that.
 
-    The packages are those of the extra `export`.
+    The extra `export` installs the packages that this function needs.
 
     Args:
         model: A functional or sequential model that has been built. It is
-            left as it is. Layers that are neither Keras' nor this library's
-            cannot be loaded by another process. Inputs of integers are tried
-            with 0 and 1.
-        path: Where to write. A file that is there is replaced, as is a
-            SavedModel. OpenVINO's `.xml` has a `.bin` beside it.
+            not changed. Another process can load only layers of Keras and
+            of this library. Integer inputs are tested with zeros and ones.
+        path: Where to write. An existing file or SavedModel is replaced.
+            OpenVINO writes a `.bin` file beside the `.xml` file.
         format: One of
 
             - `"tf_saved_model"`: a folder for TensorFlow and its servers,
             - `"onnx"`: a file for ONNX Runtime,
             - `"litert"`: a file for LiteRT; `path` ends with `.tflite`,
             - `"openvino"`: two files for OpenVINO; `path` ends with `.xml`.
-        tolerance: Largest difference from `predict`, in units of the largest
-            output. Engines add in another order, which makes about 1e-6 in
-            float32. A wrong kernel, bias, axis or padding makes 1e-2 or
-            more. A network that computes in half precision, or `predict` on
-            a GPU that multiplies in TF32, needs about 1e-2.
+        tolerance: Largest allowed difference from `predict`, in units of the
+            largest output. Engines add in another order, which causes
+            differences of about 1e-6 in float32. A wrong kernel, bias, axis
+            or padding causes 1e-2 or more. A network that computes in half
+            precision, or `predict` on a GPU that multiplies in TF32, needs a
+            tolerance of about 1e-2.
 
     Returns:
         An `Exported`: the `path`, the `format`, the `backend` from which
@@ -110,11 +110,11 @@ def export(
 
     Raises:
         ImportError: If a package is missing.
-        RuntimeError: If the engine says something else than `predict`, or
-            an exporter or the engine fails.
-        ValueError: If `model` is none that `fold` takes, `format` or
-            `tolerance` not of the kind described, or if `path` has not the
-            suffix of the format, is in no folder that exists or is a folder
+        RuntimeError: If the engine's outputs differ from those of `predict`,
+            or an exporter or the engine fails.
+        ValueError: If `fold` does not take `model`, `format` or `tolerance`
+            is not of the kind described, or if `path` lacks the suffix of
+            the format, its parent folder does not exist, or it is a folder
             that is not a SavedModel.
 
     Example:
@@ -139,14 +139,15 @@ def export(
     check_choice("format", format, tuple(ENGINES))
     tolerance = check_positive_number("tolerance", tolerance)
     target = _check_path(path, format)
-    # Without what it was compiled with, which no file has to hold.
+    # The copy is not compiled: exported files need no loss or optimizer.
     network = copied(fold(model), _as_constants, compiled=False)
     inputs = _random_inputs(network)
     expected = model.predict(_packed(network, inputs), verbose=0)
     failures = []
     for backend in _backends(network, format):
         _check_packages(backend, format)
-        # Beside `path`, on the same file system, so that a rename suffices.
+        # The temporary folder is on the file system of `path`, so that a
+        # rename suffices.
         with tempfile.TemporaryDirectory(
             prefix=f".{target.name}.", dir=target.parent
         ) as folder:
@@ -160,12 +161,12 @@ def export(
                 # A NaN fails the comparison.
                 if not difference <= tolerance:
                     raise RuntimeError(
-                        "The file computes something else than `predict`: in "
+                        "The file does not agree with `predict`: in "
                         f"{ENGINES[format]} the largest difference is "
                         f"{difference:.2g} of the largest output, more than "
                         f"the tolerance of {tolerance:.2g}."
                     )
-            except Exception as error:  # of any exporter or engine
+            except Exception as error:  # exporters and engines raise anything
                 failures.append(f"On the {backend} backend: {error}")
                 continue
             _put_in_place(made, target, Path(folder, "old"))
@@ -177,10 +178,10 @@ def export(
 
 
 def _as_constants(layer):
-    """A `Rescaling` for an `EinsumDense` with which `fold` adds a map.
+    """A `Rescaling` for an `EinsumDense` by which `fold` adds a bias map.
 
-    In the network the map is a weight, which no copy loses. A file cannot
-    lose a constant either, and engines add one in half the time.
+    In a Keras model the map is a weight, so that no copy loses it. A file
+    keeps constants, too, and engines add a constant in half the time.
     """
     if (
         type(layer) is not keras.layers.EinsumDense
@@ -224,8 +225,8 @@ def _check_path(path, format):
         if format != "tf_saved_model" or not of_tensorflow:
             raise invalid(
                 "path",
-                "the path of a file, or of a SavedModel for another one; no "
-                "other folder is replaced",
+                "the path of a file, or of a SavedModel that a new one may "
+                "replace; no other folder is replaced",
                 path,
             )
     elif found.exists() and format == "tf_saved_model":
@@ -236,7 +237,7 @@ def _check_path(path, format):
 def _backends(network, format):
     """The backends to export from, until one succeeds."""
     backend = keras.backend.backend()
-    # PyTorch traces with 1 where a size is open, which may decide on paddings.
+    # PyTorch traces unknown sizes as 1, which may lead to a wrong padding.
     open_sizes = any(None in tensor.shape[1:] for tensor in network.inputs)
     if format in DIRECT.get(backend, ()) and not (
         backend == "torch" and open_sizes
@@ -274,11 +275,11 @@ def _packed(network, arrays):
 
 
 def convert(model, path, format):
-    """Exports with Keras, on the present backend, without a check."""
+    """Exports with Keras from the present backend, without comparing."""
     # Keras refuses to make an ONNX file of a model that was never called.
     model(model.input)
     with warnings.catch_warnings():
-        # What may go wrong in tracing shows in what the file computes.
+        # Comparing the outputs later finds what tracing got wrong.
         warnings.simplefilter("ignore")
         model.export(str(path), format=format, verbose=False)
 
@@ -295,9 +296,9 @@ def _convert_on(backend, network, path, format):
         env={
             **os.environ,
             "KERAS_BACKEND": "tensorflow",
-            # What can be imported here can be there.
+            # The other process can import what this one can.
             "PYTHONPATH": os.pathsep.join(sys.path),
-            # This process may have taken all memory of the GPU.
+            # This process may have reserved all memory of the GPU.
             "CUDA_VISIBLE_DEVICES": "-1",
         },
     )
@@ -350,7 +351,7 @@ def _load_litert(path, network):
 def _load_openvino(path, network):
     from openvino import Core
 
-    # Else some processors compute in bfloat16.
+    # Without this hint some processors compute in bfloat16.
     compiled = Core().compile_model(
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
@@ -363,8 +364,8 @@ def _load_openvino(path, network):
     return run
 
 
-# Each loads a file into its engine, and gives a function from the arrays of
-# the network's inputs to those of its outputs.
+# Each function loads a file into its engine and returns a function that takes
+# the network's inputs as arrays and returns its outputs as arrays.
 LOAD: dict[str, Any] = {
     "tf_saved_model": _load_saved_model,
     "onnx": _load_onnx,
@@ -374,7 +375,7 @@ LOAD: dict[str, Any] = {
 
 
 def _arranged(names, network, arrays):
-    """The arrays in an engine's order of inputs, if it knows their names."""
+    """The arrays in the order of an engine's inputs, if their names match."""
     given = {
         tensor.name: array
         for tensor, array in zip(network.inputs, arrays, strict=True)
@@ -385,7 +386,7 @@ def _arranged(names, network, arrays):
 
 
 def _difference(found, expected):
-    """The largest difference, in units of the largest number of its output."""
+    """The largest difference, relative to the largest value of an output."""
     if [x.shape for x in found] != [np.shape(x) for x in expected]:
         return float("inf")
     differences = []
@@ -397,11 +398,11 @@ def _difference(found, expected):
 
 
 def _put_in_place(made, path, old):
-    """Moves what was made to where it belongs, the file `path` last."""
+    """Moves the new files to the folder of `path`, the file `path` last."""
     for source in sorted(made.iterdir(), key=lambda x: x.name == path.name):
         target = path.with_name(source.name)
         if target.is_dir():
-            # A folder that is not empty cannot be replaced in one step.
+            # A rename cannot replace a folder that is not empty.
             os.replace(target, old)
         try:
             os.replace(source, target)

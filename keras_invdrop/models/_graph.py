@@ -31,7 +31,7 @@ def calls(graph):
 def graph_layers(model):
     """The layers of `model` and of the models nested in it, each once.
 
-    What is inside a layer that has no graph is not among them.
+    Layers inside a layer that has no graph are not included.
     """
     found: dict[int, keras.Layer] = {}
     for layer in model.layers:
@@ -41,7 +41,7 @@ def graph_layers(model):
 
 
 def nested_models(model):
-    """The models in the graph of `model`, and in those, that have a graph."""
+    """The models with a graph that are nested in `model`, at any depth."""
     for operation in operations(graph_of(model)):
         if graph_of(operation) is not None:
             yield operation
@@ -63,14 +63,14 @@ def check_model(model):
         raise invalid(
             "model",
             "a functional or sequential model, whose layers can be followed "
-            "from input to output; what a subclass does in `call` cannot",
+            "from input to output; a subclass' own `call` cannot be followed",
             model,
         )
     return model
 
 
 def new_inputs(graph):
-    """New inputs for `graph`, in its structure."""
+    """New inputs for `graph`, in the structure of its own."""
     return tree.map_structure(
         lambda x: new_input_layer(origin(x)).output,
         graph.input,
@@ -80,22 +80,22 @@ def new_inputs(graph):
 def new_input_layer(layer):
     """An `InputLayer` like `layer`."""
     new = type(layer).from_config(layer.get_config())
-    new.trainable = layer.trainable  # which is not in its config
+    new.trainable = layer.trainable  # the config does not have it
     return new
 
 
 def run_through(graph, inputs, call):
-    """Runs `graph`, and those nested in it, with `call` for each layer.
+    """Runs `graph`, and the graphs nested in it, with `call` for each layer.
 
     Args:
         graph: A functional model.
-        inputs: What to take for its inputs, in their structure. It need not
-            be tensors.
-        call: Function `(layer, *args, **kwargs)` that returns what to take for
+        inputs: Values for its inputs, in their structure; tensors or other
+            objects.
+        call: Function `(layer, *args, **kwargs)` that returns the value for
             the output of the layer.
 
     Returns:
-        What stands for the outputs, in their structure.
+        The values of the outputs, in their structure.
     """
 
     def call_any(operation, *args, **kwargs):
@@ -110,7 +110,7 @@ def run_through(graph, inputs, call):
     outputs = run_through_graph(
         graph, inputs, lambda operation: operation, call_any
     )
-    # As a model does with a list of one output.
+    # Keras models, too, return the only element of a list of one output.
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
         return outputs[0]
     return outputs
@@ -119,8 +119,8 @@ def run_through(graph, inputs, call):
 def inlined(model):
     """The layers of `model` in one graph, with no model nested in it.
 
-    The layers are those of `model`, which are called once more, and renamed
-    where two have the same name: give it a copy.
+    Pass a copy of a model: its layers are called once more, and renamed where
+    two of them have the same name.
     """
     names = Names()
     seen = set()
@@ -139,13 +139,13 @@ def inlined(model):
 
 
 class Names:
-    """Names of layers, of which no two may be the same."""
+    """Gives layers names that differ from one another."""
 
     def __init__(self):
         self.taken = set()
 
     def unique(self, name):
-        """`name`, or `name_1`, `name_2` ... if it has been given before."""
+        """`name`, or `name_1`, `name_2` ... if `name` is taken."""
         candidates = (f"{name}_{i}" for i in itertools.count(1))
         found = name
         while found in self.taken:

@@ -1,4 +1,4 @@
-"""Layers that are linear in their input, and what a constant adds to it."""
+"""Layers that are linear in their input, and their response to a shift."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from ..layers.locally_connected2d import LocallyConnected2D
 from ..layers.maxout_conv2d import MaxoutConv2D
 from ..layers.maxout_dense import MaxoutDense
 
-# Convolutions that do the same at every place, but where they pad.
+# Convolutions that treat every place alike, except where they pad.
 CONVOLUTIONS = (
     layers.Conv1D,
     layers.Conv2D,
@@ -20,8 +20,8 @@ CONVOLUTIONS = (
     layers.SeparableConv1D,
     layers.SeparableConv2D,
 )
-# Layers that are linear in their input, but for a bias and what is done to the
-# sum. They are matched as exact types; a subclass may override `call`.
+# Layers that are linear in their input, except for their bias and activation.
+# Match exact types; subclasses may override `call`.
 LINEAR = (
     layers.Dense,
     layers.EinsumDense,
@@ -36,7 +36,7 @@ LINEAR = (
 
 
 def core_of(layer):
-    """The layer that has the kernel and the bias of `layer`."""
+    """The layer that holds the kernel and the bias of `layer`."""
     if isinstance(layer, MaxoutDense):
         return layer.dense
     return layer.conv if isinstance(layer, MaxoutConv2D) else layer
@@ -48,10 +48,10 @@ def array(weight):
 
 
 def as_bias(array, shape):
-    """An array of the shape of an output as a bias of `shape`.
+    """Turns an array of the shape of an output into a bias of `shape`.
 
-    The bias may have fewer axes. None if the array differs along an axis along
-    which the bias does not.
+    The bias may have fewer axes. Returns None if the array varies along an
+    axis along which the bias is constant.
     """
     full = (1,) * (array.ndim - len(shape)) + tuple(shape)
     if any(n not in (1, m) for n, m in zip(array.shape, full, strict=True)):
@@ -62,7 +62,7 @@ def as_bias(array, shape):
 def finest_dtype():
     """The dtype with the least rounding that the backend computes in.
 
-    It is float64, but on JAX, unless that has been told to allow it.
+    This is float64, or float32 on JAX unless `jax_enable_x64` is set.
     """
     return keras.backend.standardize_dtype(
         ops.convert_to_tensor(np.zeros(1)).dtype
@@ -70,7 +70,7 @@ def finest_dtype():
 
 
 def evaluated(layer, shift, shape):
-    """What `layer` makes of a shift, broadcast to `shape`, without batch."""
+    """The output of `layer` for a shift, broadcast to `shape` without batch."""
     x = np.broadcast_to(shift, shape).astype(layer.dtype)
     return array(layer(x[None], training=False))[0]
 
@@ -79,7 +79,7 @@ def without_bias(layer, **changes):
     """A layer like `layer` with no bias and no activation function."""
     config = {**layer.get_config(), "activation": None, **changes}
     for lora in ("lora_rank", "lora_alpha"):
-        # The kernel of the layer has the low-rank update in it.
+        # `layer.kernel` already includes the low-rank update.
         config.pop(lora, None)
     if isinstance(layer, layers.EinsumDense):
         config["bias_axes"] = None
@@ -89,26 +89,26 @@ def without_bias(layer, **changes):
 
 
 def response_to(shift, layer, kernels, input_shape):
-    """What `layer` makes of a shift of its input, without its bias.
+    """The output of `layer`, without its bias, for a shift as its input.
 
     Args:
-        shift: Array of the shape of one example, with 1 on each axis along
-            which it is constant.
+        shift: Array of the shape of one example, with size 1 on each axis
+            along which the shift is constant.
         layer: A layer of one of the classes in `LINEAR`, with its own kernel.
-        kernels: Its weights but for the bias.
-        input_shape: The shape of its input, `(batch, ...)`.
+        kernels: The weights of the layer without the bias.
+        input_shape: The shape of the input of the layer, `(batch, ...)`.
 
     Returns:
-        Array of the shape of one output in channels_last, with 1 on each axis
-        along which it is known to be constant. None if it depends on a size
-        that is not fixed.
+        Array of the shape of one output in channels_last, with size 1 on each
+        axis along which the output is known to be constant. None if the
+        output depends on a size that is not fixed.
     """
     shape = _probe_shape(layer, shift, input_shape)
     if None in shape:
         return None
     shift, changes = np.broadcast_to(shift, shape), {"dtype": finest_dtype()}
     if getattr(layer, "data_format", None) == "channels_first":
-        # TensorFlow has most convolutions in channels_last only on a CPU.
+        # On a CPU TensorFlow computes most convolutions in channels_last only.
         shift = np.moveaxis(shift, 0, -1)
         input_shape = (input_shape[0], *input_shape[2:], input_shape[1])
         changes["data_format"] = "channels_last"
@@ -119,10 +119,10 @@ def response_to(shift, layer, kernels, input_shape):
 
 
 def _probe_shape(layer, shift, input_shape):
-    """The shape of a shift, without batch, of which the response says all.
+    """The smallest shape of a shift, without batch, that shows its response.
 
-    Along an axis on which the shift is constant and the layer treats every
-    place alike, one place will do: that of the window of a convolution.
+    Where the shift is constant along an axis and the layer treats every place
+    alike, one place is enough; for a convolution it is as large as its window.
     """
     shape = list(shift.shape)
     for axis, n in enumerate(shape, start=1):
@@ -133,10 +133,10 @@ def _probe_shape(layer, shift, input_shape):
 
 
 def with_bias(layer, bias):
-    """The settings with which `layer` has the bias, or None.
+    """The settings that let `layer` hold `bias`; None if no settings do.
 
-    `bias` has the shape of an output in channels_last, with 1 where it is
-    constant.
+    `bias` has the shape of an output in channels_last, with size 1 where it
+    is constant.
     """
     if isinstance(layer, layers.EinsumDense):
         output = layer.equation.split("->")[1]
@@ -152,9 +152,9 @@ def with_bias(layer, bias):
 
 
 def _window(layer, axis, rank):
-    """How many places along `axis` one output of `layer` depends on.
+    """The number of places along `axis` that one output of `layer` depends on.
 
-    None where it depends on where it is, or on all places.
+    None where the output depends on its own position, or on all places.
     """
     if isinstance(layer, layers.Dense):
         return None if axis == rank - 1 else 1
@@ -176,7 +176,7 @@ def _window(layer, axis, rank):
 
 
 def _labels(subscripts, rank):
-    """The label of each axis; of those under an ellipsis it is "..."."""
+    """The label of each axis; axes under an ellipsis get the label "..."."""
     before, dots, after = subscripts.partition("...")
     missing = rank - len(before) - len(after)
     return [*before, *[dots] * missing, *after]

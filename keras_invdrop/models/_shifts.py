@@ -1,4 +1,4 @@
-"""Tensors that differ by a constant, and the layers that pass it on."""
+"""Tensors that differ by a shift, and the layers that pass the shift on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from ._linear_layers import array
 from ._linear_layers import evaluated
 from ._linear_layers import finest_dtype
 
-# All of these are matched as exact types; a subclass may override `call`.
+# Match exact types; subclasses may override `call`.
 
 # Layers that do nothing at inference.
 VANISHING = (
@@ -31,14 +31,14 @@ VANISHING = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
 )
-# Layers that add a shift at inference, and may multiply by a constant.
+# Layers that add a shift at inference and may multiply by a constant.
 SHIFTED = (
     InvariantDropout,
     RunningAverageDropout,
     SharedInvariantDropout,
     SpatialInvariantDropout,
 )
-# Layers that put elements into other places, repeat them or put zeros between.
+# Layers that move or repeat elements, or put zeros around them.
 REARRANGING = (
     layers.Cropping1D,
     layers.Cropping2D,
@@ -51,7 +51,7 @@ REARRANGING = (
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
 )
-# Layers that take a mean over space, with weights that add up to 1 ...
+# Layers that take a mean over space, with weights that add up to 1.
 AVERAGING = (
     layers.AveragePooling1D,
     layers.AveragePooling2D,
@@ -63,7 +63,7 @@ AVERAGING = (
     layers.UpSampling2D,
     layers.UpSampling3D,
 )
-# ... and those that take a maximum.
+# Layers that take a maximum over space.
 MAXIMUM = (
     layers.GlobalMaxPooling1D,
     layers.GlobalMaxPooling2D,
@@ -77,14 +77,14 @@ MERGING = (layers.Add, layers.Average, layers.Concatenate, layers.Subtract)
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """Stands for a tensor of a model: it is `scale * tensor + shift`.
+    """Stands for a tensor of a model that equals `scale * tensor + shift`.
 
     Attributes:
         tensor: A tensor of another model, of the same shape.
-        shift: Array of the shape of one example, with 1 on each axis along
-            which it is constant; None for zero.
+        shift: Array of the shape of one example, with size 1 on each axis
+            along which the shift is constant; None for zero.
         scale: Float.
-        sources: The dropout layers that shifted, from the input on.
+        sources: The dropout layers that added to the shift, first to last.
     """
 
     tensor: Any
@@ -105,14 +105,14 @@ class Shifted:
         return get_keras_mask(self.tensor) is not None
 
     def constant(self) -> np.ndarray:
-        """The shift as an array, zero where there is none."""
+        """The shift as an array; zeros if `shift` is None."""
         if self.shift is None:
             return np.zeros((1,) * (self.rank - 1))
         return self.shift
 
 
 def compact(shift):
-    """`shift` with 1 on each axis along which it is constant, None for 0."""
+    """`shift` with size 1 on each constant axis; None for zeros."""
     if shift is None or not np.any(shift):
         return None
     for axis in range(shift.ndim):
@@ -128,25 +128,25 @@ def sources_of(values):
 
 
 def kept_by(layer):
-    """The factor of a dropout layer in `SHIFTED` at inference."""
+    """The factor by which a layer in `SHIFTED` multiplies at inference."""
     if isinstance(layer, InvariantDropout) and layer.scaling == "test":
         return keep_probability(layer.rate)
     return 1.0
 
 
 def carried(layer, values):
-    """The shift of the output of a layer that passes on those of its inputs.
+    """The shift of the output of a layer that passes on its inputs' shifts.
 
-    Of inputs `s x + c`, with one scale `s`, the layer makes `s y + shift`,
-    where `y` is what it makes of `x`.
+    If the layer maps the inputs `x` to `y`, it maps the inputs `s x + c`, with
+    one scale `s`, to `s y + shift`.
 
     Args:
         layer: A layer.
-        values: List of `Shifted`, its inputs, with the same scale.
+        values: List of `Shifted`, the layer's inputs, with the same scale.
 
     Returns:
-        Array that `Shifted.shift` may be, or zeros of another shape. None if
-        the output is not of that form, or is not known to be.
+        Array for `Shifted.shift`, or zeros of another shape. None if the
+        output does not have that form, or may not have it.
     """
     kind = type(layer)
     if kind in MERGING:
@@ -171,41 +171,41 @@ def is_linear_activation(layer):
 
 
 def has_one_for_each_feature(shift, layer, rank):
-    """Whether a batch normalisation can take the shift into its mean."""
+    """Whether batch normalisation can include the shift in its mean."""
     features = layer.axis % rank - 1
     return all(n == 1 for i, n in enumerate(shift.shape) if i != features)
 
 
 def _rearranged(layer, value):
-    """A layer `L` that is linear: `L(s x + c) = s L(x) + L(c)`."""
+    """The shift after a linear layer `L`: `L(s x + c) = s L(x) + L(c)`."""
     if value.shift is None:
         return np.zeros(1)
     shape = value.tensor.shape[1:]
     if None in shape:
         return None
-    # Whatever its policy is: the shift is rounded once, in a weight.
+    # Whatever the layer's dtype policy: only the weight rounds the shift.
     config = {**layer.get_config(), "dtype": finest_dtype()}
     return evaluated(type(layer).from_config(config), value.shift, shape)
 
 
 def _pooled(layer, value):
-    """A layer that maps what is constant over space to itself."""
+    """The shift after pooling, which keeps constants over space as they are."""
     channels = channel_axis(getattr(layer, "data_format", None), value.rank) - 1
     shift = value.constant()
     space = [axis for axis in range(shift.ndim) if axis != channels]
     if all(shift.shape[axis] == 1 for axis in space):
         keeps_rank = getattr(layer, "keepdims", True)
         return shift if keeps_rank else shift.squeeze(tuple(space))
-    # A mask would make a mean depend on what is masked.
+    # With a mask the mean would depend on which timesteps are masked.
     if type(layer) in AVERAGING and not value.masked:
         return _rearranged(layer, value)
     return None
 
 
 def _normalized(layer, value):
-    """Batch normalisation: `B(x) = gamma (x - mean) / deviation + beta`.
+    """The shift after `B(x) = gamma (x - mean) / deviation + beta`.
 
-    It is affine: `B(s x + c) = s B(x) + B(c) - s B(0)`.
+    Batch normalisation is affine: `B(s x + c) = s B(x) + B(c) - s B(0)`.
     """
     shape = [1] * (value.rank - 1)
     shape[layer.axis % value.rank - 1] = -1
@@ -224,7 +224,7 @@ def _normalized(layer, value):
 
 
 def _merged(layer, values):
-    """A layer that adds its inputs, or puts them side by side."""
+    """The shift after a layer that adds or concatenates its inputs."""
     if len({value.rank for value in values}) > 1:
         return None
     shifts = [value.constant() for value in values]
@@ -241,7 +241,7 @@ def _merged(layer, values):
 
 
 def _concatenated(shifts, axis, sizes):
-    """The shifts side by side along `axis`, on which they have `sizes`."""
+    """The shifts concatenated along `axis`, each with its size of `sizes`."""
     others = [shift.take([0], axis).shape for shift in shifts]
     shape = list(np.broadcast_shapes(*others))
     parts = []

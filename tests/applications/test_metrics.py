@@ -25,7 +25,7 @@ def code_quality(naive_guess, targets, predictions, sample_weight=None):
 
 
 def bits(expected):
-    """What is the same but for the rounding of logarithms to float32."""
+    """Equality up to the rounding of logarithms to float32."""
     return pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_by_hand():
 
 
 def test_tissues_by_hand():
-    # The same three, as one example with three tissues.
+    # The same three predictions, as one example with three tissues.
     assert code_quality([NAIVE] * 3, [TARGETS], [PREDICTIONS]) == bits(-1 / 2)
 
 
@@ -101,7 +101,7 @@ def test_weights_of_examples():
 def test_weights_where_there_are_tissues():
     arrays = [NAIVE] * 3, [TARGETS] * 2, [PREDICTIONS] * 2
     assert code_quality(*arrays, np.array([3, 1])) == bits(4 * -1 / 2)
-    # The second tissue of the first example alone.
+    # Only the second tissue of the first example.
     weights = np.array([[0, 1, 0], [0, 0, 0]])
     assert code_quality(*arrays, weights) == bits(1)
 
@@ -111,7 +111,7 @@ def test_an_outcome_that_training_never_saw():
     most = -math.log2(keras.config.epsilon())
     assert code_quality(naive, unseen, [naive]) == bits(0)
     assert code_quality(naive, unseen, unseen) == bits(most)
-    # A prediction that rules out what happens costs as much.
+    # A prediction that rules out the actual outcome costs as much.
     assert code_quality([0, 0, 1], unseen, [naive]) == bits(-most)
 
 
@@ -119,7 +119,7 @@ def test_logits(tissues):
     targets, predictions = tissues
     naive = targets.mean(axis=0)
     metric = CodeQuality(naive, from_logits=True)
-    # Logits are known but for a constant.
+    # Logits are known up to a constant.
     metric.update_state(targets, np.log(predictions) + 3)
     assert float(metric.result()) == bits(
         code_quality(naive, targets, predictions)
@@ -183,7 +183,7 @@ def test_while_training():
     ).history
     assert logs["code_quality"] == bits([sum(BITS)] * 2)
     assert logs["val_code_quality"] == bits([sum(BITS[:2])] * 2)
-    # Without being told, callbacks know that more is better.
+    # By default callbacks know that larger values are better.
     assert stopping.monitor_op(2.0, 1.0)
 
 

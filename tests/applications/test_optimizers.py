@@ -60,8 +60,8 @@ def test_the_ramp_runs_inside_one_compiled_step():
     model.fit(x, x[:, :1], batch_size=4, epochs=5, verbose=0)
     momentum = float(model.optimizer.current_momentum())
     assert momentum == pytest.approx(0.5 + 0.49 * 12 / 50)
-    if keras.backend.backend() != "torch":  # which runs each step in Python
-        # One more for the line above.
+    if keras.backend.backend() != "torch":  # PyTorch runs steps in Python
+        # The line above adds one step.
         assert len(traces) == after_first_epoch + 1
 
 
@@ -87,7 +87,7 @@ def test_config_round_trip():
 
 
 def two_layers(optimizer):
-    """How the weights of two layers move in one step."""
+    """The changes of the weights of two layers in one step."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -139,11 +139,11 @@ def test_a_weight_has_a_learning_rate_of_its_own():
 def test_the_learning_rate_rises_first():
     falling = keras.optimizers.schedules.PolynomialDecay(0.8, 8, 0.0)
     rate = WarmUp(falling, 4)
-    # 0.8, 0.7, 0.6 ..., of which the first four are multiplied.
+    # The product of the first four of 0.8, 0.7, 0.6 ...
     expected = [0.8 / 4, 0.7 * 2 / 4, 0.6 * 3 / 4, 0.5, 0.4, 0.3]
     found = [float(rate(step)) for step in range(6)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # In training it is computed from the optimiser's own counter.
+    # In training the optimiser computes it from its own counter.
     optimizer = RampedSGD(rate, momentum=0.5)
     weights = weights_of(optimizer, [[1.0, 0.0]])
     # w - (mu + 1) * 0.2 * gradient, with Nesterov momentum

@@ -52,7 +52,7 @@ def test_what_is_published_of_the_maxout_networks():
         assert factors == {f"convolution_{i}": 0.05 for i in (1, 2, 3)}
         assert recipe.max_norm == (0.9, 1.9365, 1.9365, 1.9, 1.9365)
         assert recipe.momentum == 0.6
-    # The published run for CIFAR-10 is trained anew on all images.
+    # The published run for CIFAR-10 trains again on all images.
     assert cifar10.retrain
     assert not svhn.retrain
 
@@ -158,7 +158,7 @@ def test_the_network_of_a_recipe_has_its_rates_norms_and_priors():
     assert layer("hidden_1").kernel_initializer.stddev == 0.1
     assert layer("hidden_1").kernel_regularizer.l2 == pytest.approx(5e-4)
     assert not keras.ops.convert_to_numpy(layer("classifier").kernel).any()
-    # An argument takes the place of a setting.
+    # An argument overrides a setting.
     other = recipe.network(mnist_mlp, hidden_rate=0.5, width=0.01)
     assert other.get_layer("hidden_1_dropout").rate == 0.5
 

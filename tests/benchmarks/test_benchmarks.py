@@ -65,7 +65,7 @@ def test_profile_step():
         *times, total = [float(line.split()[0]) for line in lines]
         assert len(times) > 10
         assert times == sorted(times, reverse=True)
-        # Each is printed to a hundredth.
+        # Each time is printed to a hundredth.
         assert sum(times) == pytest.approx(total, abs=0.005 * len(times) + 0.01)
 
 
@@ -85,7 +85,7 @@ def test_scaling():
     rows = [line.strip("| ").split(" | ") for line in lines if "Table" in line]
     assert len(rows) == 4
     for _, parameters, _, on_8, *_ in rows:
-        # Of float32, seven eighths there and seven eighths back.
+        # Float32 gradients: 7/8 to sum them up and 7/8 to distribute the sum.
         sent = 4 * 2 * 7 / 8 * int(parameters.replace(",", "")) / 1e6
         assert on_8.startswith(f"{sent:.1f} MB, ")
 
@@ -95,7 +95,7 @@ def test_what_two_processes_exchange():
     small = "--width", "0.1", "--batch", "4", "--steps", "5"
     row = run("scaling", "--measure", "2", *small).splitlines()[-1]
     measured, computed = map(float, row.strip("| ").split(" | ")[2:])
-    # Others may use the loopback device as well.
+    # Other programs may use the loopback device as well.
     assert measured >= 0.9 * computed > 0
 
 

@@ -27,7 +27,7 @@ def blobs():
 
 @pytest.fixture
 def result():
-    """A result of one training, of one of several seeds."""
+    """The result of one training with one of several seeds."""
     return Result(
         row="table2/inverted/invariant",
         dataset="digits",

@@ -1,10 +1,11 @@
-"""Does some small trainings; `test_kills.py` kills it.
+"""Runs some small trainings; `test_kills.py` kills the process.
 
     python killed_training.py DIRECTORY [SPOT SUFFIX COUNT]
 
-It kills itself, as `kill -9` does, at the `COUNT`th file with the suffix that
-it writes, counted from 1: `begin`, when the file is half-written; `rename`,
-when it is written and has not yet taken its place; `renamed`, when it just has.
+The process kills itself, as `kill -9` does, at the `COUNT`th file with the
+suffix that it writes, counted from 1: `begin`, when the file is half-written;
+`rename`, when the file is written but not yet renamed; `renamed`, just after
+the file is renamed.
 """
 
 import dataclasses
@@ -50,7 +51,7 @@ TRIALS = (trial("standard", retrain=True), trial("invariant", calibrated=True))
 
 
 def die_at(spot, suffix, count):
-    """Wraps what writes files, so that the process dies in the midst of it."""
+    """Wraps the functions that write files, so that the process dies there."""
     left = int(count)
     whole = results.replacing
 

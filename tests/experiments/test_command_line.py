@@ -122,7 +122,7 @@ def test_train_and_train_again(command, tmp_path):
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
     assert "1 epoch, width" in " ".join(process.stdout.split())
-    # What is trained, that it has begun, each epoch, and the end.
+    # The row, the start, each epoch and the end.
     title = "table2/inverted/running_average, seed 3"
     first, begun, epoch, done = process.stderr.splitlines()
     assert first.startswith(
@@ -148,7 +148,7 @@ def test_train_and_train_again(command, tmp_path):
     assert results[0].parameters == (
         784 * 50 + 50 + 50 * 50 + 50 + 50 * 10 + 10 + 784 + 50 + 50
     )
-    # The command repeats the run, wherever it is pasted.
+    # The printed command repeats the run in any directory.
     assert results[0].command == (
         f"KERAS_BACKEND={BACKEND} keras-invdrop {' '.join(arguments)} --seed=3"
     )
@@ -179,7 +179,7 @@ def test_train_calibrated(command, tmp_path):
     process = command(*arguments, "--calibrate")
     assert process.returncode == 0, process.stderr
     assert "beta calibrated" in " ".join(process.stdout.split())
-    # The one does not take the place of the other.
+    # The second result does not replace the first.
     results = read_results(tmp_path / "runs")
     assert {
         each.recipe["calibrated"]: each.command.endswith(" --calibrate")
@@ -229,7 +229,7 @@ def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
     (result,) = read_results(tmp_path / "runs")
     for name, value in settings.items():
         assert result.recipe[name] == value
-    # None of them is the recipe's own.
+    # None of these settings is the recipe's own.
     own = dataclasses.asdict(ROWS[DIGITS].recipe)
     assert not any(own[name] == value for name, value in settings.items())
     for option, message in {
@@ -320,7 +320,7 @@ def test_demo(command, tmp_path, monkeypatch):
     for figure in ("figure1.png", "figure2.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob(".*"))
-    # Figure 1 has the curves of each method, of all seeds.
+    # Figure 1 has the curves of each method over all seeds.
     (histories,) = curves
     assert {method: len(runs) for method, runs in histories.items()} == {
         "standard": 2,
@@ -433,7 +433,7 @@ def test_reproduce(command, tmp_path):
         assert each.recipe["max_norm"] == 3
         assert each.recipe["epochs"] == each.epochs == 2
 
-    # What is finished is not repeated; what has lost its result is.
+    # Finished trainings are not repeated, unless their result is lost.
     files = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()
     }
@@ -498,7 +498,7 @@ def test_training_on_all_examples(command, tmp_path):
     assert result.training_examples == 4000
     assert result.validation_examples == 0
     assert result.validation is None
-    # Another number of examples is another training.
+    # A different number of examples makes a different training.
     process = command(*arguments, *small, "--validation=100")
     results = read_results(tmp_path / "runs")
     assert sorted(r.training_examples for r in results) == [3900, 4000]

@@ -1,6 +1,6 @@
-"""A disk that is full or read-only costs one line, and nothing that was there.
+"""A full or read-only disk causes one line of error and no loss of files.
 
-The disks are real: tmpfs, mounted where no other process sees it.
+The disks are real: tmpfs mounts that no other process sees.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ COMMAND = (
 
 @pytest.fixture
 def shell(tmp_path):
-    """Runs a script of the shell that may mount file systems."""
+    """Runs a shell script that may mount file systems."""
     (tmp_path / "disk").mkdir()
 
     def run(script):
@@ -42,7 +42,7 @@ def shell(tmp_path):
 
 
 def said(process):
-    """What the command itself said, once per call."""
+    """The command's own message, once per call."""
     return [
         line
         for line in process.stderr.splitlines()
@@ -51,7 +51,7 @@ def said(process):
 
 
 def test_full_then_larger(shell, tmp_path):
-    # A backup has half a megabyte: there is room for one, not for the next.
+    # A backup takes half a megabyte: the disk has room for only one.
     process = shell(
         "mount -t tmpfs -o size=800k tmpfs disk;"
         f"{COMMAND}; echo ended with $?; ls -A disk; cp disk/*.npz .;"
@@ -64,11 +64,11 @@ def test_full_then_larger(shell, tmp_path):
     assert first == ""
     listing, again = again.split("\n", 1)
     assert listing.endswith(".npz")
-    # What was there is whole.
+    # The old file is whole.
     with np.load(tmp_path / listing) as backup:
         assert all(np.isfinite(backup[name]).all() for name in backup
                    if name != "state")  # fmt: skip
-    # The same command, with more room, goes on.
+    # With more room the same command continues.
     _, listing = again.split("ended with 0\n")
     assert sorted(name.rpartition(".")[2] for name in listing.split()) == [
         "csv",

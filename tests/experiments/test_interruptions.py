@@ -17,14 +17,14 @@ TRAINING = (
     "reproduce", "table2/original/invariant", "--data=digits", "--width=0.02",
     "--epochs=100000", "--out=out",
 )  # fmt: skip
-LONGEST = 300  # seconds of one command, on a machine that does other things
+LONGEST = 300  # seconds for one command, on a busy machine
 
 
 def interrupted(*arguments, when, directory):
-    """Code and text of a command that gets Ctrl-C in a terminal.
+    """Exit code and output of a command that gets Ctrl-C in a terminal.
 
     Args:
-        when: Function of the text so far, and of the seconds.
+        when: Function of the output so far and the elapsed seconds.
     """
     program = "from keras_invdrop_command import main; main()"
     ours, terminal = pty.openpty()
@@ -74,7 +74,7 @@ def epochs_are_done(text, seconds):
 
 
 def test_while_it_starts(tmp_path):
-    """As Keras is imported."""
+    """Ctrl-C while Keras is imported."""
     code, text = interrupted(
         "tables", when=lambda text, seconds: seconds > 1, directory=tmp_path
     )
@@ -110,7 +110,7 @@ def test_while_it_trains(workers, begun, tmp_path):
 
 
 def test_what_is_ignored_stays_so(tmp_path):
-    """As of a command in the background, which Ctrl-C is not for."""
+    """A background command, which ignores Ctrl-C, keeps ignoring it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "from keras_invdrop_command import main; "

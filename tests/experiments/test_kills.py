@@ -1,4 +1,4 @@
-"""A training that is killed at any moment ends as one that never was."""
+"""A training killed at any moment ends like an undisturbed one."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from warm import Program
 
 PROGRAM = Path(__file__).with_name("killed_training.py")
 
-# What each process does before it dies, in turn: backups and results.
-# `make test` has every second one of them.
+# The step at which each process dies: writing backups and results.
+# `make test` runs every second one of these.
 SPOTS = [
     ("begin", ".npz", 2),
     ("rename", ".npz", 3),
@@ -26,7 +26,7 @@ SPOTS = [
 
 
 def files(directory):
-    """What each training has left, but for what tells when and how long."""
+    """The files of each training, without times and durations."""
     found = {}
     for path in sorted(directory.iterdir()):
         content = path.read_bytes()
@@ -69,7 +69,7 @@ def test_killed_again_and_again(tmp_path, record_property, thorough):
 
     directory = tmp_path / "killed"
     rng = random.Random(0)
-    # At random: as it starts up, and in the midst of an epoch.
+    # At random moments: at the start and in the middle of an epoch.
     for delay, lines in ((2, 0), (0.1, 2)):
         process = Program(PROGRAM, directory)
         process.wait_for_lines(lines)

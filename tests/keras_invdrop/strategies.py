@@ -4,10 +4,10 @@
 
     python strategies.py parallel PROCESSES PORT ID
 
-The first is TensorFlow on one device and on two, the second PyTorch.
+The first command runs TensorFlow on one device and on two, the second PyTorch.
 
-Prints, for rate 0 and rate 0.5, the weights and what the dropout layer makes of
-ones, on each device.
+The script prints, for rate 0 and rate 0.5, the weights and the output of the
+dropout layer for ones, on each device.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Editors see the types of all that is public."""
+"""Editors see the types of all public names."""
 
 import inspect
 
@@ -23,7 +23,7 @@ PUBLIC = {
 
 
 def untyped(function):
-    """The parameters that have no annotation."""
+    """The parameters without an annotation."""
     return [
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -32,7 +32,7 @@ def untyped(function):
 
 
 def methods(value):
-    """Those of a class that are ours, and no form of one of Keras' own."""
+    """The parameters of a class that do not come from Keras."""
     of_keras = {
         name
         for kind in (

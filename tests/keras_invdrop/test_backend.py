@@ -1,4 +1,4 @@
-"""The import says in one sentence what to install."""
+"""Importing without a backend says in one sentence what to install."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from keras_invdrop._backend import BACKENDS
 from keras_invdrop._backend import missing_backend
 
 BACKEND = keras.backend.backend()
-# A process that does not find the packages of its arguments.
+# A process that cannot import the packages in its arguments.
 IMPORT = """
 import sys
 
@@ -64,7 +64,7 @@ def test_import_without_the_backend(absent):
     assert process.returncode != 0
     *_, last = process.stderr.splitlines()
     assert last == f"ModuleNotFoundError: {missing_backend(BACKEND, there)}"
-    # Of the import of Keras, in which it came up, nothing is shown.
+    # The traceback of importing Keras is not shown.
     assert "site-packages/keras" not in process.stderr
 
 

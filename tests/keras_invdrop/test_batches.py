@@ -1,4 +1,4 @@
-"""All functions take data as `model.predict` does."""
+"""All functions take the same data as `model.predict`."""
 
 import warnings
 
@@ -24,7 +24,7 @@ NARROW = RNG.normal(-7.0, 1.0, size=(9, 1)).astype("float32")
 
 
 def joined(structure):
-    """A model whose output is what its two inputs are, side by side."""
+    """A model that concatenates its two inputs."""
     inputs = {
         "wide": keras.Input((3,), name="wide"),
         "narrow": keras.Input((1,), name="narrow"),
@@ -99,7 +99,7 @@ TAKEN = {
 
 @pytest.fixture(autouse=True)
 def no_warnings_of_keras():
-    # It warns of a structure that it takes though it is not the model's.
+    # Keras warns of a structure that is not the model's, but takes it.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The structure of `inputs`")
         yield
@@ -115,7 +115,7 @@ def predicted(model, x):
 
 
 def check(model, x, expected):
-    """Each function sees the activities `expected` where the dropout is."""
+    """Each function sees the activities `expected` at the dropout layer."""
     mean = expected.mean(axis=0)
     new = calibrate(model, x, batch_size=4, keep_predictions=False)
     beta = ops.convert_to_numpy(new.get_layer("drop").beta)
@@ -131,7 +131,7 @@ def check(model, x, expected):
         1 - row.at_present / row.at_zero, rel=1e-4
     )
     found = MonteCarlo(model, samples=4000, seed=0).predict(x, 8000)
-    # Either twice or nothing.
+    # Each value is doubled or 0.
     np.testing.assert_allclose(
         found.standard_deviation, np.abs(expected), rtol=0.01
     )
@@ -147,7 +147,7 @@ def test_what_predict_takes(case):
 
 
 def test_an_extra_key_does_not_take_the_place_of_an_input():
-    # Keras' predict takes the first ones, in the order of the alphabet.
+    # Keras' `predict` takes the first ones in alphabetical order.
     x = {"a": NARROW, "wide": WIDE, "narrow": NARROW, "z": WIDE}
     for structure in (as_dict, sorted_dict):
         check(joined(structure), x, np.concatenate([WIDE, NARROW], axis=1))
@@ -165,7 +165,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit(case):
-    # Of this Keras takes some as if it fitted, which depends on the backend.
+    # Depending on the backend, Keras takes some of these as if they fitted.
     model, x = REFUSED[case]
     monitor = BetaMonitor(x)
     monitor.set_model(model)

@@ -1,4 +1,4 @@
-"""The examples in the docstrings are run."""
+"""Runs the examples in the docstrings."""
 
 import doctest
 import importlib
@@ -23,8 +23,8 @@ EXAMPLES = {
 
 
 def test_all_public_names_are_here():
-    # Eleven layers, five functions of models, Monte-Carlo dropout, a
-    # regularizer, four callbacks, five networks, what one of them is made of,
+    # Eleven layers, five functions on models, Monte-Carlo dropout, a
+    # regularizer, four callbacks, five networks, a part of one network,
     # a metric, an optimizer and a schedule.
     assert len(EXAMPLES) == 11 + 5 + 1 + 1 + 4 + 5 + 1 + 1 + 1 + 1
     layers = {name for name in vars(keras_invdrop.layers) if name[0].isupper()}

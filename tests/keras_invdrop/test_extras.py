@@ -1,4 +1,4 @@
-"""What is missing, and what to install: everywhere in the same words."""
+"""Errors for missing packages have the same words everywhere."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def test_the_error():
 def test_the_command_is_one_word_for_a_shell():
     (command,) = re.findall("`(.+)`", _extras.install("jax", "plots"))
     assert shlex.split(command) == ["pip", "install", ".[jax,plots]"]
-    assert "'.[" in command  # brackets are a pattern for zsh
+    assert "'.[" in command  # zsh reads brackets as a pattern
 
 
 def test_require_names_the_first_that_is_missing():
@@ -88,7 +88,7 @@ def test_without_the_packages_of_plots(code, what, package):
 
 @pytest.mark.one_backend
 def test_what_is_named_exists():
-    """Each extra that the package tells to install is one that it has."""
+    """Each extra named in an error exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {
         name
@@ -97,7 +97,7 @@ def test_what_is_named_exists():
         for call in re.findall(
             r"(?:missing|require)\((.*?)\)", path.read_text(), re.S
         )
-        # But for the packages, which stand in a list.
+        # The packages are in a list.
         for name in re.findall(r', "([a-z]+)"', re.sub(r"\[.*?\]", "", call))
     }
     assert {"export", "plots", "tensorboard"} <= named
@@ -106,7 +106,7 @@ def test_what_is_named_exists():
 
 @pytest.mark.one_backend
 def test_no_index_is_named():
-    """Nothing is installed from an index, which does not have the package."""
+    """No command installs from an index, which does not have the package."""
     pages = [
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),

@@ -1,4 +1,4 @@
-"""The files of earlier releases load, and predict what they did."""
+"""Files of earlier releases load and give the same predictions."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.keras"))
 
 
 def examples(shape):
-    """Those of `golden/make.py`."""
+    """The examples of `golden/make.py`."""
     values = np.arange(4 * np.prod(shape)).reshape(4, *shape)
     return np.sin(values).astype("float32")
 
@@ -22,7 +22,7 @@ def test_the_files_of_a_release_predict_what_they_did(path):
     model = keras.saving.load_model(path, safe_mode=True)
     expected = np.loadtxt(path.with_suffix(".csv"), delimiter=",")
     outputs = model.predict(examples(model.input_shape[1:]), verbose=0)
-    # Stated to six decimals, and summed in another order on each backend.
+    # Rounded to six decimals; each backend sums in another order.
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=2e-6)
 
 

@@ -1,7 +1,8 @@
-"""What the library takes of Keras without a promise is as it was.
+"""The parts of Keras that Keras may change are still as the library needs.
 
-Each test fails with a sentence on what a release of Keras has changed, and on
-what depends on it. The first ones do so where the library cannot be imported.
+Each test fails with a sentence that says what a release of Keras has changed
+and what depends on it. The first tests work even if the library cannot be
+imported.
 """
 
 import ast
@@ -15,7 +16,7 @@ import pytest
 from keras import layers
 from keras import ops
 
-# Found, and not imported: the import may be what fails.
+# Only located, not imported: the import itself may fail.
 PACKAGE = Path(importlib.util.find_spec("keras_invdrop").origin).parent
 ROOM = PACKAGE / "_keras.py"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -71,7 +72,7 @@ def test_nothing_from_inside_keras_is_used_elsewhere(path):
         for x in attributes
         if is_private(x.attr)
         and x.attr not in {*own, "_replace"}  # of a named tuple
-        # TorchDynamo and the like are PyTorch's.
+        # TorchDynamo and similar names belong to PyTorch.
         and not ast.unparse(x).startswith("torch.")
     ]
     found += [

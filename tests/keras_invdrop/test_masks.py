@@ -26,7 +26,7 @@ def mask(shape, rate, seed):
 
 
 def assert_independent(first, second, keep):
-    """Chi-square test of two masks, each of known probability."""
+    """A chi-square test of two masks, each with a known probability."""
     kinds = np.bincount(2 * first.ravel() + second.ravel(), minlength=4)
     expected = [(1 - keep) ** 2, (1 - keep) * keep, keep * (1 - keep), keep**2]
     test = stats.chisquare(kinds, np.array(expected) * first.size)
@@ -35,7 +35,7 @@ def assert_independent(first, second, keep):
 
 @pytest.fixture
 def every_number(monkeypatch):
-    """Has the backend draw each number of 16 bits, and so of 8, in turn."""
+    """Makes the backend draw each 16-bit number, and so 8-bit, in turn."""
     numbers = np.arange(2**16, dtype="uint16")
 
     def drawn(shape, dtype):
@@ -69,7 +69,7 @@ def every_number(monkeypatch):
 def test_of_all_numbers_as_many_as_the_probability_says_are_kept(
     rate, every_number
 ):
-    # A mask of 2^20 takes each number of 16 bits as often as any other one.
+    # A mask of 2^20 elements takes each 16-bit number equally often.
     kept = mask((1, 2**20), rate, 1)
     assert kept.sum() == 2**20 * keep_probability(rate)
 
@@ -118,7 +118,7 @@ def test_small_rates_under_every_dtype_policy(floatx):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("apart", [1, 2, 3, 4, 8, 32])
 def test_neighbours_are_independent(rate, axis, apart):
-    # Along the last axis, those that share a word included.
+    # Along the last axis, including elements that share a word.
     kept = np.moveaxis(mask((96, 112, 128), rate, 2), axis, 0)
     kept = kept[: len(kept) // (2 * apart) * 2 * apart]
     first, second = np.moveaxis(
@@ -136,7 +136,7 @@ def test_draws_and_seeds_are_independent(rate, apart):
     other = mask(shape, rate, 3 + apart)
     assert_independent(draws[0], draws[apart], keep)
     assert_independent(draws[0], other, keep)
-    # Nor is one generator some draws behind another.
+    # No generator lags some draws behind another.
     assert_independent(draws[apart], other, keep)
 
 
@@ -195,7 +195,7 @@ def test_selected(kept, dtype):
     mask = keras.ops.convert_to_tensor(kept)
     outputs = selected(mask, x)
     assert outputs.dtype == x.dtype
-    # Whatever is dropped is 0, and so are its derivatives.
+    # Every dropped value is 0, and so are its derivatives.
     x_finite = keras.ops.convert_to_tensor([[3.0, 5.0], [-2.0, 5.0]], dtype)
     first, second = derivatives(lambda x: selected(mask, x) ** 3, x_finite)
     for found, expected in (
@@ -291,7 +291,7 @@ if BACKEND == "torch":
         expected = torch.where(found == 0, 0, x / keep_probability(rate) ** 2)
         torch.testing.assert_close(found, expected)
         assert abs((found != 0).double().mean() - (1 - rate)) < 0.02
-        # One mask for all rows, or a mask for each.
+        # One mask for all rows, or one mask per row.
         for randomness, same in (("same", True), ("different", False)):
             gradient = torch.func.vmap(
                 torch.func.grad(lambda x: halves(x[None])),
@@ -318,7 +318,7 @@ if BACKEND == "torch":
 
 
 def kept_for_the_backward_pass(function, x):
-    """The types of what a function keeps of each element of `x`.
+    """The dtypes of the values that a function keeps per element of `x`.
 
     Constants are not counted: a compiled step holds one number of them.
     """
@@ -375,7 +375,7 @@ def test_no_float_is_kept_for_the_backward_pass(rate):
             return layer(x, training=True)
 
     assert kept_for_the_backward_pass(train, x) == {"bool"}
-    # That of a product is seen.
+    # The test sees the values that a product keeps.
     assert kept_for_the_backward_pass(keras.ops.square, x) >= {"float32"}
 
 

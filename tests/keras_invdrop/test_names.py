@@ -1,4 +1,4 @@
-"""What completion shows, and what `import *` brings: the public names."""
+"""Completion and `import *` show only the public names."""
 
 import importlib
 import inspect
@@ -81,7 +81,7 @@ def test_a_name_is_a_function_or_a_module_and_never_both():
 
 
 def test_private_modules_have_an_underscore():
-    """Public are the modules that are shown, and the file of each class."""
+    """The public modules are the shown ones and the file of each class."""
     for module in pkgutil.iter_modules(keras_invdrop.__path__):
         assert module.name[0] == "_" or module.name in MODULES
     public = {name.lower() for name in dir(keras_invdrop)}
@@ -96,7 +96,7 @@ def test_private_modules_have_an_underscore():
 
 
 def test_import_of_all_brings_no_module():
-    """Keras has `layers` and `models`, too, which it would hide."""
+    """`import *` must not hide Keras' own `layers` and `models`."""
     names: dict = {}
     exec("from keras_invdrop import *", names)
     del names["__builtins__"]
@@ -148,7 +148,7 @@ def test_other_names_are_no_attributes():
     ],
 )
 def test_arguments_without_a_keyword_are_those_of_keras(ours, of_keras):
-    """Every call of `Dropout` is one of the layer that takes its place."""
+    """Every call of `Dropout` is valid for the layer that replaces it."""
 
     def by_position(layer):
         return [

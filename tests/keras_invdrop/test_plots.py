@@ -139,7 +139,7 @@ def test_errors_are_means_with_their_intervals(ax):
     first, second = 4.3027 * 2 / 3**0.5, 4.3027 * (7 / 3) ** 0.5
     for height in (42 - first, 42 + first, 4 - second, 4 + second):
         assert np.isclose(heights, height, atol=1e-3).any()
-    # The last interval reaches below zero. The axis does not follow it.
+    # The last interval reaches below zero, but the axis does not.
     assert 4 - second < 0
     assert ax.get_ylim()[0] == pytest.approx(2)
     (text,) = ax.get_legend().get_texts()

@@ -1,4 +1,4 @@
-"""The code in README and documentation is run, and what it names is there."""
+"""Runs the code in README and documentation, and checks its names."""
 
 import inspect
 import os
@@ -30,7 +30,7 @@ PAGES = (
     "results/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
 )
-# What stands for something else in the commands of results/README.md.
+# Values for the placeholders in the commands of results/README.md.
 PLACEHOLDERS = {"E": "original", "D": "standard", "S": "0", "V": "0.1"}
 MARKDOWN = MarkdownIt().enable("table")
 
@@ -64,12 +64,12 @@ def words(text):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page, tmp_path, monkeypatch, capsys):
-    """One block after the other, and what the page says it prints."""
+    """Runs block after block and compares their output with the page."""
     monkeypatch.chdir(tmp_path)
     # Keras has been imported: what a page sets comes too late for this
     # process, and shall not reach those that it starts later.
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
-    # The folder that the guide on images of the reader's own speaks of.
+    # The folder that the guide on your own images reads.
     for name in ("cats", "dogs"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(10):
@@ -79,7 +79,7 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
     names: dict = {}
     printed = None
     for language, text in blocks(page):
-        # A language of which this test knows nothing is run by nobody.
+        # No test runs blocks in a language that is not listed here.
         assert language in ("", "python", "text")
         if language == "python":
             exec(text, names)
@@ -98,7 +98,7 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("page", ["README.md", "docs/quick_start.md"])
 def test_first_code_runs_where_no_backend_is_set(page, tmp_path):
-    """Without TensorFlow, which Keras by itself would take."""
+    """It runs without TensorFlow, which is Keras' default."""
     first, *_ = [text for language, text in blocks(page) if language]
     without = "import sys\nsys.modules['tensorflow'] = None\n"
     environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
@@ -118,7 +118,7 @@ def test_report_of_readme(capsys, monkeypatch):
         text for language, text in blocks("README.md") if language == "python"
     ]
     exec(first + second, {})
-    # It has a line for each dropout layer of the first block.
+    # The report has a line for each dropout layer of the first block.
     report = capsys.readouterr().out.splitlines()
     assert len(report) == 2
     assert all("-> dense" in line for line in report)
@@ -126,7 +126,7 @@ def test_report_of_readme(capsys, monkeypatch):
 
 @pytest.mark.one_backend
 def test_pages_have_code():
-    """What the tests above and below find, so that they find something."""
+    """The tests above and below find code and commands to check."""
     count = {
         page: sum(language == "python" for language, _ in blocks(page))
         for page in PAGES
@@ -141,7 +141,7 @@ def test_pages_have_code():
 
 
 def arguments_of(command):
-    """What the command line makes of the words of a command, not called."""
+    """The arguments that the command line parses, without running it."""
     name, *given = [
         re.sub(r"\b[EDSV]\b", lambda found: PLACEHOLDERS[found[0]], word)
         for word in command

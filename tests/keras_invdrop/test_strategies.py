@@ -1,4 +1,4 @@
-"""Models with our layers on several devices, by what the backends offer."""
+"""Models with our layers on several devices, on each backend."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def started(*arguments):
 
 
 def told(processes):
-    """What processes have printed: weights, and what dropout has made."""
+    """The printed weights and dropout outputs of processes."""
     found = []
     for process in processes:
         printed, errors = process.communicate(timeout=300)
@@ -38,7 +38,7 @@ def told(processes):
 
 def check_same(weights, others):
     for mine, its in zip(weights, others, strict=True):
-        # Gradients are summed up in another order, in 24 bits.
+        # Gradients are summed in another order, with 24 bits.
         np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_distributed_data_parallel():
     (first, first_drops), (second, second_drops) = two[0]
     check_same(first[0], one[0][0])
     check_same(second[0], first[0])
-    # With masks of their own they still agree on the weights.
+    # With different masks the processes still agree on the weights.
     check_same(second_drops[0], first_drops[0])
     assert np.any(
         (np.array(first_drops[1]) == 0) != (np.array(second_drops[1]) == 0)

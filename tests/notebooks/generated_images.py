@@ -1,7 +1,7 @@
-"""Puts generated images in the place of those that would be downloaded.
+"""Replaces the downloaded images by generated ones.
 
-They are of 8 x 8 x 3, as 3,072 x 3,072 numbers take long to decompose. Each
-class has a pattern of its own.
+Images have 8 x 8 x 3 values, because decomposing 3,072 x 3,072 takes long. Each
+class has its own pattern.
 """
 
 from contextlib import nullcontext

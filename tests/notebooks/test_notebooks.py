@@ -1,4 +1,4 @@
-"""Each notebook is run at a small size, and what it says is checked."""
+"""Runs each notebook at a small size, and checks its statements."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def shown(notebook, kind):
 def run(tmp_path):
     """Runs a notebook with other settings.
 
-    Gives the notebook, and the values that expressions have at its end.
+    Returns the notebook, and the values of expressions at its end.
     """
 
     def run(number, settings, expressions, before=""):
@@ -114,7 +114,7 @@ def test_opens_in_colab_and_installs_before_keras_is_imported(path, committed):
     repository = "keras-invdrop/keras-invdrop"
     assert f"/github/{repository}/blob/main/notebooks/{path.name})" in badge
     first, *others = (cell.source for cell in code_cells(committed))
-    # Of the clone that holds the notebook, for no index has the package.
+    # Install from the clone with the notebook: no index has the package.
     (extras,) = re.findall(r'%pip install --quiet "\.\.\[(.+)\]"', first)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
@@ -157,7 +157,7 @@ def test_five_minutes(run):
         assert np.any(learned != -mean)
         np.testing.assert_allclose(learned, -mean, atol=0.2)
     assert np.any(betas["invariant, original"] != 0)
-    # Half the pixels of the picture are left, the others are their means.
+    # Half the pixels of the picture remain, the others are their means.
     left = picture["... by invariant dropout"]
     kept = np.isclose(left, picture["inverted"], atol=1e-6)
     assert kept.mean() > 0.4
@@ -182,7 +182,7 @@ def test_convert_your_model(run):
         ],
     )
     assert same
-    # No dropout layer is left.
+    # No dropout layer remains.
     assert set(classes) == {
         "InputLayer",
         "Conv2D",
@@ -193,15 +193,15 @@ def test_convert_your_model(run):
     }
     assert fold_difference < 1e-5
     assert onnx_difference < 1e-5
-    # Both are of 1,000 digits; one at the edge may fall to another class.
+    # Both use 1,000 digits; a borderline digit may change its class.
     assert error[0] == pytest.approx(error[1], abs=0.15)
-    # On the input most of the noise went.
+    # Most of the noise on the input is gone.
     assert report[0].layer == "drop_input"
     assert report[0].at_present < 0.3 * report[0].at_zero
 
 
 def in_the_report():
-    """The tables, the notes and the claims, as notebook 3 has to show them."""
+    """The tables, notes and claims that notebook 3 has to show."""
     results = read_results(ROOT / "results")
     *with_titles, notes = tables(results)
     pairs = zip(with_titles[::2], with_titles[1::2], strict=True)

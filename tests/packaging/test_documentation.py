@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and says what there is."""
+"""The documentation builds without a warning and is complete."""
 
 import html
 import inspect
@@ -33,7 +33,7 @@ def site(tmp_path_factory):
 
 
 def text_of(page):
-    """What a reader of a page sees, in one line."""
+    """The text that a reader of a page sees, in one line."""
     page = re.sub(r"<[^>]+>", "", page.read_text())
     return " ".join(html.unescape(page).split())
 
@@ -50,13 +50,13 @@ def test_every_docstring_is_in_the_reference(site):
     for docstring in docstrings:
         first, *_ = docstring.splitlines()
         assert first.replace("`", "") in reference
-    # Sections are read as such, and examples as code.
+    # Sections are shown as sections, and examples as code.
     assert "Parameters: " in reference
     assert "Args: " not in reference
 
 
 def test_the_reference_has_public_names_alone(site):
-    """Not what a module has beside them, or imports."""
+    """A module's private names and imports are not shown."""
     names = {
         page.parent.name: re.findall(
             r'<h\d id="(keras_invdrop\.[^"]+)"', page.read_text()
@@ -73,7 +73,7 @@ def test_the_reference_has_public_names_alone(site):
 
 
 def test_signatures_have_lines_that_fit(site):
-    """Which takes a formatter, that the extra of this site installs."""
+    """Signatures need a formatter, which the extra of this site installs."""
     page = (site / "docs/api/layers/index.html").read_text()
     signatures = re.findall(r"<pre>.*?</pre>", page, re.S)
     lines = [
@@ -88,7 +88,7 @@ def test_signatures_have_lines_that_fit(site):
 
 
 def test_pages_link_each_other_as_the_files_do(site):
-    """Pages of the repository are in their places, and what they show."""
+    """Pages of the repository, and their images, are in their places."""
     for path in (
         "index.html",
         "benchmarks/index.html",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# From the ground up. What stands on one floor does not import its neighbour.
+# From the ground up. Rooms on one floor do not import each other.
 FLOORS = (
     ("keras_invdrop",),
     ("keras_invdrop.applications",),
@@ -22,7 +22,7 @@ FLOORS = (
 
 
 def floor_of(module):
-    """The number of its floor, and its room there."""
+    """The number of a module's floor, and its room there."""
     found = [
         (number, room)
         for number, floor in enumerate(FLOORS)
@@ -33,7 +33,7 @@ def floor_of(module):
 
 
 def modules():
-    """Name of each module of the packages -> its file."""
+    """Dict from each module of the packages to its file."""
     for folder in ("keras_invdrop", "applications", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -43,7 +43,7 @@ def modules():
 
 
 def imports(name, path):
-    """The full names of what a module imports, wherever in its file."""
+    """The full names of all imports in a module's file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,13 +64,13 @@ def test_a_room_imports_those_below_it():
                 other, its_room = floor_of(imported)
                 if other > number or (other == number and its_room != room):
                     found.append(f"{name} imports {imported}")
-    # The package shows its own parts, which are imported when they are used.
+    # The package lists its own parts, which are imported on first use.
     shown = "keras_invdrop.__init__ imports keras_invdrop."
     assert [each for each in found if not each.startswith(shown)] == []
 
 
 def test_the_imports_are_seen():
-    """So that the rule above has something to hold."""
+    """The rule above applies to actual modules."""
     seen = {
         (floor_of(name)[1], floor_of(imported)[1])
         for name, path in modules()

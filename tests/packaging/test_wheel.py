@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command, cwd, code=0, **environment):
-    """What a command prints, with Keras on JAX unless told otherwise."""
+    """The output of a command, by default with Keras on JAX."""
     process = subprocess.run(
         command,
         cwd=cwd,
@@ -30,7 +30,7 @@ def run(*command, cwd, code=0, **environment):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A source distribution, and the wheel that was built of it."""
+    """A source distribution, and the wheel built from it."""
     out = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "-o", out, ROOT, cwd=out)
     (source,) = out.glob("*.tar.gz")
@@ -71,7 +71,7 @@ def test_content(built):
     assert in_wheel == in_tree
     assert "keras_invdrop/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
-    # Code alone: 213 kB when this was written.
+    # Only code: 213 kB when this test was written.
     assert wheel.stat().st_size < 250_000
     with tarfile.open(source) as archive:
         in_source = {name.partition("/")[2] for name in archive.getnames()}
@@ -79,7 +79,7 @@ def test_content(built):
 
 
 def test_one_version(built):
-    """It is written in `keras_invdrop/__init__.py`, and nowhere else."""
+    """The version is written in `keras_invdrop/__init__.py` only."""
     assert [path.name.split("-")[1] for path in built] == [
         f"{keras_invdrop.__version__}.tar.gz",
         keras_invdrop.__version__,
@@ -90,7 +90,7 @@ def test_one_version(built):
 
 
 def test_metadata_are_those_of_the_index(built):
-    """Strict: a warning, such as of a README that is not rendered, fails."""
+    """Strict: any warning fails, such as a README that is not rendered."""
     run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=ROOT)
 
 
@@ -108,7 +108,7 @@ for name in ("applications", "experiments"):
 
 
 def test_imports_are_those_of_the_source_tree(python, tmp_path):
-    # Nothing but Keras, NumPy and a backend is needed for it.
+    # Only Keras, NumPy and a backend are needed.
     packages = run(python, "-m", "pip", "list", cwd=tmp_path)
     assert "keras-invdrop" in packages
     assert "matplotlib" not in packages
@@ -132,7 +132,7 @@ print(time.process_time() - start)
 
 
 def test_import_takes_no_time(python, tmp_path):
-    """At most 0.1 s more than that of Keras, of a processor's time."""
+    """The import takes at most 0.1 s of CPU time more than Keras' import."""
     times = [
         float(run(python, "-c", IMPORT_TIME, cwd=tmp_path)) for _ in range(3)
     ]
@@ -172,7 +172,7 @@ def test_command_without_its_backend(python, tmp_path):
     )
 
 
-# A line that is marked has this error, and no other line has any.
+# Each marked line has this error, and no other line has an error.
 PROGRAM = """
 from typing import assert_type
 
@@ -221,12 +221,12 @@ keras_invdrop.export(model, "net.pdf", "pdf")  # type: ignore[arg-type]
 
 
 def test_types_of_a_user_program(python, tmp_path):
-    """Every argument has a type, as mypy sees them in what is installed."""
+    """Every argument has a type that mypy sees in the installed package."""
     (tmp_path / "program.py").write_text(PROGRAM)
     run(
         *(sys.executable, "-m", "mypy", "--strict"),
         *("--python-executable", python),
-        "--ignore-missing-imports",  # of Keras, which has no types
+        "--ignore-missing-imports",  # from Keras, which has no types
         *("--cache-dir", tmp_path / "cache"),
         "program.py",
         cwd=tmp_path,

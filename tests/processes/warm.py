@@ -1,7 +1,7 @@
 """Starts programs in processes of their own, without an import of Keras.
 
-They are forked off one process that has imported Keras and what the command
-needs, which takes seconds, and has not computed anything.
+They are forked from one process that has imported Keras and the packages of the
+command, which takes seconds, and has not computed anything.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["keras_invdrop.experiments.command_line"])
 
-# Makes the process what `python PROGRAM ARGUMENTS` would be.
+# Makes the process equal to `python PROGRAM ARGUMENTS`.
 BEGIN = """
 import atexit
 import os
@@ -35,7 +35,7 @@ finally:
 
 
 class Program:
-    """A Python program that is running, much as `subprocess.Popen` has it.
+    """A running Python program, similar to `subprocess.Popen`.
 
     Args:
         *arguments: The path of the program, and its arguments.
@@ -61,11 +61,11 @@ class Program:
 
     @property
     def returncode(self):
-        """As of `Popen`: negative is the signal that has ended it."""
+        """As in `Popen`: a negative number is the signal that ended it."""
         return self._process.exitcode
 
     def wait_for_lines(self, count):
-        """Waits until the program has printed so many lines, or has ended."""
+        """Waits until the program has printed `count` lines or ended."""
         printed = self._outputs[0]
         while self.returncode is None:
             if printed.read_text().count("\n") >= count:
@@ -73,7 +73,7 @@ class Program:
             time.sleep(0.02)
 
     def communicate(self, timeout=None):
-        """Waits for the end, and gives what was written."""
+        """Waits for the end and returns the output."""
         self._process.join(timeout)
         if self.returncode is None:
             raise TimeoutError(f"The program runs after {timeout} s")

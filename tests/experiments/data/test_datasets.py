@@ -23,7 +23,7 @@ def prepared(name):
 
 
 def mocked(splits):
-    """Has tensorflow-datasets give these `(images, labels)`."""
+    """Makes tensorflow-datasets return these `(images, labels)`."""
 
     def as_dataset(self, split, **options):
         images, labels = splits[split]
@@ -54,7 +54,7 @@ def test_digits(digits):
         assert split.x.min() == 0
         assert split.x.max() == 1
         assert set(split.y) == set(range(10))
-    # Every class is tested alike.
+    # Every class has equally many test examples.
     assert set(np.bincount(digits.test.y)) == {100}
     # No picture is in two of the splits.
     parts = [rows(s) for s in (digits.train, digits.validation, digits.test)]
@@ -121,7 +121,7 @@ def test_mnist():
 
 @prepared("cifar10")
 def test_cifar10(monkeypatch):
-    # The whitening of so many takes minutes: here the images stay as they are.
+    # Whitening all images takes minutes, so this test leaves them as they are.
     monkeypatch.setattr(datasets.ZCAWhitening, "adapt", lambda self, x: None)
     monkeypatch.setattr(datasets, "_through", lambda layer, split: split)
     cifar10 = datasets.load("cifar10")
@@ -138,7 +138,7 @@ def test_cifar10(monkeypatch):
 def coloured(monkeypatch):
     """CIFAR-10's splits, of images that vary far more in some directions.
 
-    They are of 8 x 8 x 3: 3,072 x 3,072 numbers take long to decompose.
+    Images have 8 x 8 x 3 values: decomposing 3,072 x 3,072 takes long.
     """
     monkeypatch.setattr(
         datasets, "Download", lambda name, shape: Download(name, (8, 8, 3))
@@ -163,7 +163,7 @@ def cifar10(coloured):
 
 @pytest.fixture
 def by_hand(coloured):
-    """What `cifar10` should have, in float64, and the eigenvalues."""
+    """The expected arrays of `cifar10`, in float64, and the eigenvalues."""
 
     def normalized(images):
         x = images.reshape((-1, 192)).astype("float64")
@@ -235,7 +235,7 @@ def test_cifar10_errors(coloured, options, message):
         datasets.load("cifar10", **options)
 
 
-# The examples of SVHN's splits here: 12 and 6 of each class to train with.
+# Examples in SVHN's splits here: 12 and 6 of each class for training.
 SVHN = {"train": 120, "extra": 60, "test": 30}
 
 
@@ -243,7 +243,7 @@ SVHN = {"train": 120, "extra": 60, "test": 30}
 def numbered():
     """Images with one bright pixel: its place is the example's number.
 
-    Example 0 is of one colour.
+    Example 0 has a single colour.
     """
     rng = np.random.default_rng(0)
     splits, first = {}, 0
@@ -264,7 +264,7 @@ def svhn(numbered):
 
 
 def numbers(images):
-    """The numbers of examples, which normalisation leaves as they are."""
+    """The numbers of examples, which normalisation does not change."""
     return np.asarray(images).reshape((len(images), -1)).argmax(axis=1)
 
 
@@ -318,7 +318,7 @@ def test_svhn_images_are_in_standard_deviations(svhn):
     constant = numbers(x) == 0
     assert constant.sum() == 1
     assert not x[constant].any()
-    # Both are sums of 3,072 numbers of float32.
+    # Both are sums of 3,072 float32 numbers.
     np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
     np.testing.assert_allclose(x[~constant].std(axis=1), 1, rtol=1e-5)
 
@@ -333,7 +333,7 @@ def test_svhn_is_evaluated_from_bytes(numbered, svhn):
             prepared, keras.ops.convert_to_numpy(expected)
         )
     assert len(svhn.test.x) == 30
-    # The images that are kept take a byte for each value.
+    # The images in memory take one byte per value.
     kept = vars(svhn.test.x).values()
     arrays = [each for each in kept if isinstance(each, np.ndarray)]
     assert sum(array.nbytes for array in arrays) == images.nbytes
@@ -350,12 +350,12 @@ def test_svhn_has_an_order_for_each_seed(numbered, svhn):
     first, second = (
         np.concatenate([numbers(x) for x, _ in data]) for _ in range(2)
     )
-    # Whoever has looked at the first batches has not changed the others.
+    # Reading the first batches does not change the others.
     assert (first == second).all()
-    # A seed repeats it, in a fresh load.
+    # The same seed repeats the order after loading again.
     again = datasets.load("svhn_cropped", validation=30).train
     assert (order(again, seed=3) == first).all()
-    # Of a random order about one example of 150 is where it was.
+    # In a random order about one of 150 examples stays in its place.
     assert (order(again, seed=4) == first).sum() < 10
     assert sorted(order(again, seed=4)) == sorted(first)
 
@@ -363,7 +363,7 @@ def test_svhn_has_an_order_for_each_seed(numbered, svhn):
 def test_svhn_limit_takes_the_same_examples_for_every_seed(numbered):
     taken = []
     for seed in range(2):
-        # Keras' seed is also that of tf.data.
+        # Keras' seed is also the seed of tf.data.
         keras.utils.set_random_seed(seed)
         with mocked(numbered):
             svhn = datasets.load("svhn_cropped", validation=30, limit_train=40)

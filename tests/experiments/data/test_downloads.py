@@ -28,7 +28,7 @@ def image(name, i):
 
 
 def prepare(name, sizes, directory, image=image):
-    """Writes a small data set as tensorflow-datasets keeps the real one.
+    """Writes a small data set in the form of the real one.
 
     The image of example `i` has the value `i` everywhere, its label is the
     last digit of `i`.
@@ -49,7 +49,7 @@ def prepare(name, sizes, directory, image=image):
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """Where data sets are looked for, as if TFDS_DATA_DIR named it."""
+    """The directory of the data sets, as if TFDS_DATA_DIR named it."""
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     return tmp_path
 
@@ -64,13 +64,13 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def files(prepared, data_dir):
-    """A copy of the prepared data sets, to be damaged."""
+    """A copy of the prepared data sets, for tests that damage it."""
     shutil.copytree(prepared, data_dir, dirs_exist_ok=True)
     return data_dir
 
 
 def damage(directory, how, file="*-train.tfrecord*"):
-    """Damages a file; returns the directory that it lies in."""
+    """Damages a file and returns its directory."""
     (path,) = directory.glob(f"*/{file}")
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -85,7 +85,7 @@ def damage(directory, how, file="*-train.tfrecord*"):
 
 
 def unreadable(name, directory):
-    """What the error says of a data set that cannot be read."""
+    """The error about a data set that cannot be read."""
     return (
         f"'{name}' in {directory} cannot be read. .* delete this directory .* "
         f"tfds build {name}"
@@ -98,7 +98,7 @@ def test_arrays(files):
     images, labels = mnist.arrays("train")
     assert images.shape == (40, 28, 28, 1)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
-    # Every image is there and has its own label.
+    # Every image exists and has its own label.
     assert sorted(images[:, 0, 0, 0]) == list(range(40))
     np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 10)
     assert len(mnist.arrays("test")[1]) == 20
@@ -116,7 +116,7 @@ def test_arrays_of_chosen_examples(files):
 
 
 def test_labels_are_read_without_the_images(data_dir):
-    # One of them is no image at all.
+    # One example is not an image.
     directory = prepare(
         "mnist",
         {"train": 12},
@@ -147,7 +147,7 @@ def test_mock_data():
 
 
 def absent(data_dir, reason):
-    """What the error says of a data set that is not there."""
+    """The error about a data set that does not exist."""
     return (
         f"'mnist' is not in {data_dir}/mnist/3.0.1 and could not be "
         "downloaded. .* TFDS_DATA_DIR .* tfds build mnist --data_dir DIRECTORY"
@@ -186,7 +186,7 @@ def test_no_network(data_dir, monkeypatch, name_server):
         raise socket.gaierror(-2, "Name or service not known")
 
     name_server(unknown)
-    # A directory that is not there is not made either.
+    # A missing directory is not created either.
     monkeypatch.setattr(
         tfds.core.constants, "DATA_DIR", str(data_dir / "new" / "data")
     )
@@ -216,7 +216,7 @@ CONTENT = b"five examples"
 
 
 class Host(ThreadingHTTPServer):
-    """Has a file on this machine, and may be slow or busy."""
+    """Serves a file on this machine, and may be slow or busy."""
 
     def __init__(self, delay=0, refused=0):
         self.delay = delay
@@ -379,7 +379,7 @@ def test_images_of_another_shape(files):
 
 @pytest.mark.parametrize("wrong", [-1, 10])
 def test_label_out_of_range(wrong):
-    # Images come a thousand at a time.
+    # Images are read a thousand at a time.
     labels = np.arange(1100) % 10
     labels[1050] = wrong
     data = tf.data.Dataset.from_tensor_slices(

@@ -13,7 +13,7 @@ from keras_invdrop.experiments.train.trial import Trial
 
 @pytest.fixture
 def arrays():
-    """Ninety small pictures of three kinds, told apart by their colour."""
+    """Ninety small pictures of three kinds, which differ in colour."""
     rng = np.random.default_rng(0)
     y = np.arange(90) % 3
     x = rng.integers(0, 60, size=(90, 10, 9, 3), dtype="uint8")
@@ -28,7 +28,7 @@ def arrays():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A function that writes arrays to a file, and gives its path."""
+    """A function that writes arrays to a file and returns its path."""
 
     def save(arrays):
         path = tmp_path / "pictures.npz"
@@ -39,7 +39,7 @@ def saved(tmp_path):
 
 
 def test_vectors(arrays, saved):
-    """As MNIST: the values from 0 to 1, or 1 minus them."""
+    """As for MNIST: values from 0 to 1, or 1 minus these values."""
     path = saved(arrays)
     dataset = load_images(path, "mnist", validation=0)
     np.testing.assert_allclose(
@@ -63,7 +63,7 @@ def test_splits(arrays, saved):
     assert dataset.name == "pictures.npz"
     assert dataset.source.startswith("pictures.npz (SHA-256 ")
     assert dataset.classes == 3
-    # A sixth for validation, which is not trained on.
+    # A sixth is for validation, and not for training.
     assert (len(dataset.train), len(dataset.validation)) == (50, 10)
     both = np.concatenate([dataset.train.x, dataset.validation.x])
     assert len(np.unique(both, axis=0)) == 60
@@ -72,7 +72,7 @@ def test_splits(arrays, saved):
 
 
 def test_whitened(arrays, saved):
-    """As CIFAR-10, by the statistics of the training images alone."""
+    """As for CIFAR-10, with statistics of the training images alone."""
     dataset = load_images(saved(arrays), "cifar10", validation=0)
     assert dataset.train.x.shape == (60, *dataset.test.x.shape[1:])
     flat = dataset.train.x.reshape((60, -1))
@@ -83,7 +83,7 @@ def test_whitened(arrays, saved):
 
 
 def test_normalized(arrays, saved):
-    """As SVHN: each image has mean 0 and standard deviation 1."""
+    """As for SVHN: each image has mean 0 and standard deviation 1."""
     dataset = load_images(saved(arrays), "svhn_cropped")
     x = np.asarray(dataset.test.x).reshape((30, -1))
     np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
@@ -175,7 +175,7 @@ def test_images_that_are_too_large_to_whiten(saved):
     ],
 )
 def test_a_row_is_trained_on_them(arrays, saved, tmp_path, row):
-    """Of any size, with any number of channels and classes."""
+    """Images may have any size and any number of channels and classes."""
     y = np.arange(len(arrays["y_train"])) % 4
     changed = arrays | {
         "x_train": arrays["x_train"][..., :2],
@@ -198,7 +198,7 @@ def test_a_row_is_trained_on_them(arrays, saved, tmp_path, row):
     (model,) = (tmp_path / "out").glob("*.keras")
     outputs = keras.saving.load_model(model).output_shape
     assert outputs == (None, 4)
-    # Another content is another training.
+    # A file with other contents belongs to another training.
     name = trial.name
     saved(changed | {"y_train": y[::-1].copy()})
     assert trial.name != name

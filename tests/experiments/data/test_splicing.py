@@ -13,19 +13,19 @@ from keras_invdrop.experiments.data.splicing import save_splicing
 
 @pytest.fixture(scope="module")
 def generated():
-    """Data of the size of the paper's."""
+    """Data of the same size as in the paper."""
     return generate_splicing()
 
 
 @pytest.fixture
 def small():
-    """Data of 12 exons, 4 features and 2 tissues."""
+    """Data with 12 exons, 4 features and 2 tissues."""
     return generate_splicing(exons=12, features=4, tissues=2)
 
 
 @pytest.fixture
 def csv(tmp_path):
-    """Writes lines of CSV and gives the path.
+    """Writes lines of CSV and returns the path.
 
     Line 1 is the header, line 3 blank; lines 2 and 4 to 9 are seven exons.
     """
@@ -66,7 +66,7 @@ def test_npz_round_trip(small, tmp_path):
     again = load_splicing(tmp_path / "new" / "small.npz")
     assert_equal(small, again)
     assert again.source == small.source
-    # Nothing is left beside the file.
+    # No other files are left.
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["small.npz"]
 
 
@@ -77,7 +77,7 @@ def test_csv_round_trip(small, tmp_path):
         for j, outcome in enumerate(["up", "down", "same"])
     }
     first, *features = small.features.T
-    # Between the targets and after them there may be features.
+    # Features may stand between the targets and after them.
     table = pd.DataFrame({"first": first, **columns})
     table["partition"] = small.partition
     for number, feature in enumerate(features):
@@ -101,7 +101,7 @@ def test_what_is_optional_in_an_npz_file(small, tmp_path):
     np.savez(path, features=small.features, targets=small.targets)
     splicing = load_splicing(path)
     assert splicing.source == "exons.npz"
-    # Two exons in each partition, and always the same ones.
+    # Two exons in each partition, the same ones in every run.
     assert np.bincount(splicing.partition).tolist() == [0, 2, 2, 2, 2, 2, 2]
     assert_equal(splicing, load_splicing(path))
     assert splicing.partition.tolist() != sorted(splicing.partition)
@@ -259,7 +259,7 @@ def test_files_that_are_not_there_or_not_of_a_kind(small, tmp_path):
 
 
 def test_too_few_exons(csv):
-    # Four of the seven are taken away.
+    # Four of the seven exons are removed.
     with pytest.raises(ValueError, match="at least 6 exons.* Found: 3"):
         load_splicing(csv(dict.fromkeys([5, 7, 8, 9], ",,,,")))
 
@@ -277,7 +277,7 @@ def test_every_exon_is_tested_once(small):
         )
         splits = mas.train, mas.validation, mas.test
         assert [len(split) for split in splits] == [8, 2, 2]
-        # The three are disjoint and cover all exons.
+        # The three parts are disjoint and cover all exons.
         exons = np.concatenate([split.x[:, 0] for split in splits])
         assert sorted(exons) == list(range(12))
         for split in splits:
@@ -374,5 +374,5 @@ def test_a_network_learns_from_generated_data():
         validation_data=(mas.validation.x, mas.validation.y),
         verbose=0,
     ).history
-    # The naive guess is worth 0.
+    # The naive guess has a code quality of 0.
     assert logs["val_code_quality"][-1] > 50

@@ -1,6 +1,6 @@
 """Every row of the paper's tables, from its data to its result.
 
-The images are `mock_data`: of the right kind, and random.
+The images are `mock_data`: random, in the form of the real ones.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.training import train
 from keras_invdrop.experiments.train.trial import Trial
 
-# Of the smallest layer, 16lc, one map is left.
+# The smallest layer, 16lc, keeps one map.
 WIDTH = 1 / 16
 
 
@@ -44,12 +44,12 @@ def splicing():
     return generate_splicing(exons=60, features=40)
 
 
-# Of each network, the row that is trained on every backend.
+# For each network, the row that is trained on every backend.
 LAST = {row.network.name: row.id for row in ROWS.values()}
 
 
 def marks(row):
-    # The rows of Table 5 differ by the partition, which test_splicing.py does.
+    # Rows of Table 5 differ in their partition, which test_splicing.py tests.
     if row.partition is not None:
         return [pytest.mark.thorough] if row.partition > 1 else []
     return [pytest.mark.one_backend] if row.id != LAST[row.network.name] else []
@@ -72,11 +72,11 @@ def test_row(row, image_data_format):
 
     assert run.result.row == row.id
     assert run.result.dropout == row.method
-    # Trained anew, a network learns from the 30 for validation, too.
+    # In its second training a network also learns from the 30 for validation.
     assert run.result.training_examples == (46 if recipe.retrain else 16)
     assert run.result.unit == row.unit
     assert np.isfinite(run.history.to_numpy()).all()
-    # Each layer has learned, beta and the running averages among them.
+    # Each layer has learned, including beta and the running averages.
     before = Trainer(Trial(row, 0, WIDTH), dataset).model().get_weights()
     after = run.model.get_weights()
     for old, new in zip(before, after, strict=True):

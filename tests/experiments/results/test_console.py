@@ -86,7 +86,7 @@ def test_paper_table(result):
         "4.00 ± 12.71 %",
         "2",
     ]
-    # Measured alike, noted once.
+    # Equal notes are printed once.
     assert cells(lines[at + 1]) == ["", "", "5.00 %", "1"]
     (standard,) = (line for line in lines if "inverted/standard" in line)
     assert cells(standard)[2:] == ["5.00 %", "1"]
@@ -110,7 +110,7 @@ def test_ids_are_whole_on_a_narrow_screen(result):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time, in seconds, to be set."""
+    """The time in seconds, which the test sets."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
@@ -141,7 +141,7 @@ def test_jobs_are_shown_in_one_table(result, clock):
         ["first", "waiting", "", ""],
         ["fourth", "waiting", "", ""],
     ]
-    # In another process it went back to its backup.
+    # A new process went back to the backup of the training.
     table.epoch("second", 2, 5.0)
     table.ended("third", result)
     table.failed("fourth", ValueError("diverged"))
@@ -153,13 +153,13 @@ def test_jobs_are_shown_in_one_table(result, clock):
     ]
     assert table.results == {"third": result}
     assert table.failures == {"fourth": "diverged"}
-    # Training anew goes beyond the epochs that were expected.
+    # The second training exceeds the expected number of epochs.
     table.epoch("second", 12, None)
     assert cells()[1][0][:3] == ["second", "12/12", ""]
 
 
 def test_lines_where_there_is_no_terminal(result, clock, capsys):
-    """One when it begins, then of an epoch every five seconds, or later."""
+    """A line at the start, then one per epoch, at most every five seconds."""
     with ProgressTable({"first": 90}, {"first": "%"}) as table:
         table.began("first")
         for done in range(1, 10):
@@ -167,7 +167,7 @@ def test_lines_where_there_is_no_terminal(result, clock, capsys):
             table.epoch("first", done, 4.0 + done / 4)
         clock[0] = 100.0
         table.epoch("first", 10, None)
-        # In another process it went back to its backup.
+        # A new process went back to the backup of the training.
         table.began("first")
         table.epoch("first", 9, 5.0)
         table.failed("first", ValueError("pip install '.[jax]' :warning:"))
@@ -180,7 +180,7 @@ def test_lines_where_there_is_no_terminal(result, clock, capsys):
         "first: epoch 10 of 90, 0:05:38 left",
         "first: loading the data, compiling the network",
         "first: epoch 9 of 90, validation 5.00 %",
-        # What looks like markup stands as it is.
+        # Text that looks like markup is printed as it is.
         "failed: first: pip install '.[jax]' :warning:",
     ]
 

@@ -20,7 +20,7 @@ NEGATIVE = (
 
 @pytest.fixture
 def made(result):
-    """A function that makes the result of a row, with a seed and a figure."""
+    """A function that makes the result of a row from a seed and a figure."""
 
     def make(row, seed, test, recipe=None, **changes):
         row = ROWS[row]
@@ -43,7 +43,7 @@ def made(result):
 
 
 def pairs(made, differences, **changes):
-    """Standard and invariant dropout, of which the latter is so much better."""
+    """Standard dropout, and invariant dropout that is better by a given gap."""
     for seed, difference in enumerate(differences):
         yield made("table2/inverted/standard", seed, 3.0 + seed, **changes)
         test = 3.0 + seed - difference
@@ -63,7 +63,7 @@ def test_every_claim_is_about_rows_that_are_there():
             else:
                 assert other.removesuffix("+calibrated") in ROWS
     assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)
-    # Every table of the paper is claimed something of.
+    # Every table of the paper has claims.
     tables = {row.split("/")[0] for claim in CLAIMS for row, _ in claim.pairs}
     assert tables == {f"table{number}" for number in range(2, 7)}
 
@@ -87,7 +87,7 @@ def test_better(made, differences, verdict):
 
 
 def test_the_interval_is_that_of_the_paired_differences(made):
-    # The errors of the seeds differ by far more.
+    # The spread of the seeds is much larger.
     (finding,) = found(pairs(made, [0.5, 0.6, 0.7]), BETTER)
     low, high = finding.inference.interval
     assert finding.inference.mean == pytest.approx(0.6)
@@ -116,7 +116,7 @@ def test_as_many(made, differences, verdict):
     ]
     (finding,) = found(results, SAME)
     assert finding.verdict == verdict
-    # Calibrated, it is so by construction, which no training can test.
+    # With calibration it holds by construction, and no training can test it.
     calibrated = {"calibrated": True}
     assert not [
         each
@@ -178,7 +178,7 @@ def test_each_decay_of_beta_is_compared_with_what_has_none(made):
     without, decayed = found(results, BETTER)
     assert without.values == [1.0]
     assert decayed.values == [-0.5]
-    # What has no beta says the same for each decay: once.
+    # A method without beta has the same result for each decay: count it once.
     results.append(made("table2/original/standard", 0, 1.0))
     assert len(found(results, "Standard dropout makes more errors on the "
                      "inverted encoding")) == 1  # fmt: skip
@@ -210,7 +210,7 @@ def test_more_code_quality_is_better_over_all_partitions(made):
     )
     assert invariant.values == [21.0, 22.0, 23.0, 24.0, 25.0, 26.0]
     assert invariant.verdict == "holds"
-    # Seeds of a partition have their examples in common, and count once.
+    # Seeds of a partition share their examples and count once.
     results += [
         dataclasses.replace(each, seed=1, test=each.test + shift)
         for each, shift in zip(results, [0, 0, 2] * 6, strict=True)
@@ -218,7 +218,7 @@ def test_more_code_quality_is_better_over_all_partitions(made):
     (invariant,) = found(results, invariant.claim.text)
     assert invariant.values == [22.0, 23.0, 24.0, 25.0, 26.0, 27.0]
     assert len(invariant.results) == 2 * 2 * 6
-    # Fewer examples are another condition.
+    # Fewer examples make a different condition.
     few = [dataclasses.replace(each, limit_train=50) for each in results[:3]]
     assert len(found([*results, *few], invariant.claim.text)) == 2
 
@@ -234,7 +234,7 @@ def test_settings_selected_for_a_row_do_not_keep_it_from_being_compared(made):
     ]
     (finding,) = found(own, claim)
     assert finding.values == [1.5, 1.5]
-    # Other settings are compared with the same ones only.
+    # Results with other settings are compared only among themselves.
     other = made(ids[0], 2, 1.0, {"max_norm": 3.0})
     (finding,) = found([*own, other, made(ids[1], 2, 9.0)], claim)
     assert finding.values == [1.5, 1.5]
@@ -302,7 +302,7 @@ def test_examples_may_leave_open_what_seeds_decide(made):
     low, high = finding.interval_with_examples
     assert 0 < low < 3.8 < high
     assert finding.verdict == "holds"
-    # Where it is not known which were wrong, seeds alone say it.
+    # If the wrong examples are unknown, only the seeds count.
     unknown = [dataclasses.replace(each, wrong=None) for each in many]
     (finding,) = found(unknown, BETTER)
     assert finding.interval_with_examples is None

@@ -34,7 +34,7 @@ def test_equivalence_is_two_one_sided_tests():
     t = 0.08 / (0.01 / 3**0.5)
     assert found.favourable
     assert found.p == pytest.approx((1 - t / (t**2 + 2) ** 0.5) / 2)
-    # Beyond the margin by 0.05, in either direction.
+    # The mean exceeds the margin by 0.05, in either direction.
     for sign in (1, -1):
         found = inference.within([sign * x for x in (0.14, 0.15, 0.16)], 0.1)
         t = 0.05 / (0.01 / 3**0.5)
@@ -85,7 +85,7 @@ def test_the_bootstrap_of_equal_examples_is_that_of_the_seeds():
 
 
 def test_seeds_and_examples_both_count():
-    # Variances of the two add up.
+    # The two variances add up.
     rng = np.random.default_rng(0)
     seeds, examples = rng.normal(size=(50, 1)), rng.normal(size=(1, 80))
     low, high = inference.over_seeds_and_examples(seeds + examples)

@@ -20,7 +20,7 @@ def test_round_trip(result, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
-# The settings of a recipe in files that do not say their format.
+# The recipe's settings in files without a format number.
 SETTINGS = [
     "batch_size",
     "beta_decay",
@@ -48,7 +48,7 @@ def old_content(result):
 def test_an_old_result_is_read_as_what_it_was(result, tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(old_content(result)))
-    # Whatever the row is trained with today.
+    # Whatever settings the row has today.
     row = ROWS[result.row]
     for name, value in {
         "initial_stddev": (0.01, 0.01, 0.0),
@@ -66,7 +66,7 @@ def test_an_old_result_is_read_as_what_it_was(result, tmp_path, monkeypatch):
         recipe = results.read_result(path).recipe
         assert recipe == results.BEFORE | old_content(result)["recipe"]
         assert recipe[name] != value
-    # What they all have is not made up where it is missing.
+    # A missing setting that all files have is not invented.
     content = old_content(result)
     del content["recipe"]["momentum"]
     path.write_text(json.dumps(content))
@@ -146,7 +146,7 @@ def test_reads_all_files_below_a_directory(result, tmp_path):
     results.write_result(tmp_path / "a" / "b" / "other.json", other)
     (tmp_path / "history.csv").write_text("epoch\n")
     (tmp_path / ".half-written.json").write_text('{"row"')
-    # The same training in another file counts once.
+    # The same training in two files counts once.
     again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
     results.write_result(tmp_path / "a" / "copy.json", again)
     found = results.read_results(tmp_path)
@@ -167,6 +167,6 @@ def test_identity_tells_apart_what_is_kept_apart(result):
     )
     others = [dataclasses.replace(result, **change) for change in changes]
     assert len({other.identity for other in others}) == len(changes)
-    # What is measured, and when, makes no other training.
+    # Other measurements and times do not make another training.
     again = dataclasses.replace(result, test=1.0, seconds=1.0, command="x")
     assert again.identity == result.identity

@@ -15,7 +15,7 @@ from keras_invdrop.experiments.results.records import write_result
 
 @pytest.fixture
 def stored(result, tmp_path):
-    """Results of two rows and two seeds, with their histories."""
+    """Results of two rows with two seeds, and their histories."""
     for method, test in (("standard", 5.0), ("invariant", 4.0)):
         row = ROWS[f"table2/inverted/{method}"]
         for seed in (0, 1):
@@ -146,13 +146,13 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
     assert text.startswith(f"# Mine\n\n{begin}\n\n### Table 2: ")
     assert text.endswith(f"\n\n{end}\n\nAlso mine\n")
     assert "stale" not in text
-    # What was measured, and no more.
+    # The report has the measurements, and nothing else.
     assert text.count("| `table") == 2
     assert "not run" not in text
     assert "| undecided |" not in text
     assert "| holds |" in text
     assert "Undecided" not in text
-    # Written again, it is the same.
+    # Writing the report again gives the same file.
     report.write_summary(stored, readme)
     assert readme.read_text() == text
 

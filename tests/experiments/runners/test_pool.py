@@ -39,7 +39,7 @@ def trials(tmp_path_factory):
 
 
 class Recorder(ProgressTable):
-    """Remembers all epochs, and does something when two trials are at work."""
+    """Records all epochs, and acts when two trials are running."""
 
     def __init__(self, trials, when_two=lambda: None):
         super().__init__({trial.title: EPOCHS for trial in trials}, {})
@@ -54,7 +54,7 @@ class Recorder(ProgressTable):
 
 
 def files(directory):
-    """What was written, but for the time it took."""
+    """The written results, without their times."""
     found = {}
     for path in sorted(directory.iterdir()):
         if path.suffix == ".json":
@@ -90,7 +90,7 @@ def test_workers_of_this_machine(trials, one_by_one, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("done: table5/1/invariant, seed ") == 3
-    # The workers tell what they do.
+    # The workers report their progress.
     for seed in range(3):
         title = f"table5/1/invariant, seed {seed}:"
         assert process.stderr.count(f"\n{title} loading the data") == 1
@@ -118,7 +118,7 @@ def test_the_workers_share_the_cores():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A scheduler and two workers, each a process of its own."""
+    """A scheduler and two workers, each in its own process."""
     address = tmp_path / "scheduler.json"
 
     def start(kind, *arguments):
@@ -156,7 +156,7 @@ def test_the_job_of_a_killed_worker_moves_and_goes_on(
     for trial in trials:
         done = [done for title, done in table.epochs if title == trial.title]
         assert done[-1] == EPOCHS
-        # What the killed one had done was not done again.
+        # The epochs of the killed worker were not repeated.
         assert done == sorted(set(done))
 
 
@@ -254,7 +254,7 @@ def test_trials_on_workers(trials, tmp_path):
     trials = pd.read_csv(table)
     assert set(trials.state) <= {"COMPLETE", "PRUNED"}
     assert trials.value.max() == study.best_value
-    # Two processes were at work at a time, and this one goes on.
+    # Two processes were running at a time, and this one continues.
     starts, ends = trials.datetime_start, trials.datetime_complete
     assert starts[1] < ends[0]
     assert len(tuning.tune(*search).trials) == 4

@@ -8,7 +8,7 @@ from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
-# Where 0.2 is none of the values.
+# Here 0.2 is not one of the values.
 PROBES = {
     "beta_decay": 0.1,
     "max_norm": 1.5,
@@ -23,7 +23,7 @@ PROBES = {
 @pytest.fixture
 def trainings(blobs, monkeypatch):
     monkeypatch.setattr(Trial, "dataset", lambda self: blobs)
-    # The test set is not looked at.
+    # The search does not use the test set.
     monkeypatch.setattr(Trainer, "test", None)
     found = []
     for method in ("standard", "invariant"):
@@ -41,13 +41,13 @@ def test_the_search_is_kept_and_goes_on(trainings, tmp_path):
         assert 0.001 <= trial.params["learning_rate"] <= 0.3
         assert trial.params["beta_decay"] in (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
         assert 1 <= trial.params["max_norm"] <= 4
-        # Each epoch of the first training.
+        # The figure of each epoch of the first training.
         assert list(trial.intermediate_values) == [1, 2, 3, 4]
-    # As many as are asked for in all.
+    # The total number of trials is as requested.
     again = tuning.tune(trainings, SETTINGS, 5, tmp_path, seen.append)
     assert [trial.number for trial in seen] == [0, 1, 2, 3, 4]
     assert [t.params for t in again.trials[:3]] == [t.params for t in first]
-    # It does not draw again what it began with.
+    # It does not draw its initial settings again.
     assert len({t.params["learning_rate"] for t in again.trials}) == 5
     assert len(tuning.tune(trainings, SETTINGS, 5, tmp_path).trials) == 5
     log, table = sorted(tmp_path.iterdir(), key=lambda path: path.suffix)[::-1]
@@ -91,14 +91,14 @@ def test_the_space_of_table_2(trainings, tmp_path):
         assert ("max_norm" in trial.params) == (
             trial.params["norms"] == "equal"
         )
-    # What of the code made them, and the epoch that was selected.
+    # The version of the code, and the selected epoch.
     attributes = study.trials[0].user_attrs
     assert set(attributes) == {
         "code",
         "selected epoch, table2/original/invariant",
     }
-    # Of standard dropout all but the factor of a beta that it has not, and
-    # the same trials in the beginning.
+    # Standard dropout has the same settings without the factor of beta, and
+    # begins with the same trials.
     standard = tuning.tune(trainings[:1], ["table2"], 8, tmp_path)
     for one, other in zip(standard.trials, study.trials, strict=True):
         expected = dict(other.params)
@@ -158,7 +158,7 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
     monkeypatch.setitem(
         tuning.SPACE, "learning_rate", lambda trial: rates[trial.number]
     )
-    # The last two look worse from the start.
+    # The last two trials are worse from the start.
     monkeypatch.setattr(
         Trainer,
         "validation",
@@ -172,5 +172,5 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
         assert trial.value == 3
     for trial in study.trials[5:]:
         assert trial.state.name == "PRUNED"
-        # Two of four.
+        # Two of four trials.
         assert list(trial.intermediate_values) == [1, 2]

@@ -1,12 +1,12 @@
-"""What `test_data_parallel.py` runs in processes of their own.
+"""The programs that `test_devices.py` and `test_hosts.py` start.
 
     python many_devices.py HEARTBEAT [dies] train ROW ...
     python many_devices.py seen PORT PROCESSES ID
     python many_devices.py program
 
-The first is the command keras-invdrop, which gives up a process that is not
-heard of for `HEARTBEAT` seconds; with `dies` it kills itself after an epoch.
-`seen` counts who has seen what, `program` what of a batch a device holds.
+The first is the command keras-invdrop, which gives up a process that has been
+silent for `HEARTBEAT` seconds; with `dies` it kills itself after an epoch.
+`seen` counts how often each example is seen, `program` the tensors of a device.
 """
 
 import itertools
@@ -58,7 +58,7 @@ def streamed(split):
 
 
 def seen(port, processes, process_id):
-    """Prints how many devices divide a batch, and how often each is seen."""
+    """Prints how many devices split a batch, and the uses of each example."""
     identifiers = np.arange(EXAMPLES).reshape(-1, 1)
     split = Split(identifiers, identifiers.astype("float32"))
     with data_parallel.joined(
@@ -89,8 +89,8 @@ def seen(port, processes, process_id):
 
 
 def program():
-    """Prints what of a step of the paper's network is on a device."""
-    batch_size = 4096 + 4  # so that nothing else is of this size
+    """Prints the tensors of a step of the paper's network on a device."""
+    batch_size = 4096 + 4  # so that no other tensor has this size
     memory = {}
     for devices in (Devices(batch_size), Devices(1)):
         keras.utils.set_random_seed(0)
@@ -104,7 +104,7 @@ def program():
 
 
 def compiled_step(devices, batch_size):
-    """The program of one training step, batches divided over the devices."""
+    """The program of a training step, with batches split over devices."""
     x = np.zeros((batch_size, 784), "float32")
     y = np.zeros(batch_size, "int32")
     with devices.scope():
@@ -148,7 +148,7 @@ if __name__ == "__main__":
     if command in ("seen", "program"):
         {"seen": seen, "program": program}[command](*arguments)
     else:
-        # Keras imports it if it is there, which takes seconds.
+        # Keras imports it if it is installed, which takes seconds.
         sys.modules["tensorflow"] = None
         data_parallel.HEARTBEAT = int(command)
         if arguments[0] == "dies":

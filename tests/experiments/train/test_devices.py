@@ -33,13 +33,13 @@ def is_free(port):
 
 
 def started(devices, *arguments, **environment):
-    """A process that has so many devices."""
+    """A process with this number of devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return Program(PROGRAM, *arguments, XLA_FLAGS=flags, **environment)
 
 
 def ended(processes):
-    """How processes have ended, and what they have written."""
+    """The exit codes and the output of processes."""
     try:
         told = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -63,7 +63,7 @@ def arguments(tmp_path_factory):
 
 
 def together(processes, out, arguments, dies=()):
-    """The processes of one training, of which some die."""
+    """The processes of one training, some of which die."""
     port = free_port()
     return [
         started(
@@ -76,7 +76,7 @@ def together(processes, out, arguments, dies=()):
 
 
 def by_slurm(processes, out, arguments):
-    """The same, as Slurm's `srun` would start them on this machine."""
+    """The same processes, as Slurm's `srun` would start them."""
     job = 1
     while not is_free(61440 + job):  # JAX derives the port from the job.
         job += 1
@@ -95,10 +95,10 @@ def by_slurm(processes, out, arguments):
 
 
 def left(processes, out):
-    """Losses and weights in `out`, after all processes have ended well."""
+    """Losses and weights in `out`, after all processes have succeeded."""
     told = ended(processes)
     assert [code for code, _, _ in told] == [0] * len(told), told
-    # One of them tells the user, and writes.
+    # One process reports to the user and writes files.
     done = ["Models, histories" in printed for _, printed, _ in told]
     assert done == [True] + [False] * (len(told) - 1)
     (history,) = out.glob("*.csv")
@@ -215,7 +215,7 @@ def test_every_example_is_seen_once_in_an_epoch():
         ):
             found, number, seen, logs = ast.literal_eval(line)
             assert (found, number, seen) == (size, devices, [2.0])
-            # Of 0 to 29: the mean, and the mean square.
+            # The mean and the mean square of 0 to 29.
             for name in ("loss", "val_loss"):
                 assert logs[name] == pytest.approx(29 / 2)
             for name in ("mse", "val_mse"):

@@ -1,4 +1,4 @@
-"""What goes on from a backup ends as what was never stopped."""
+"""A training resumed from a backup ends like one never stopped."""
 
 import dataclasses
 import errno
@@ -44,7 +44,7 @@ def trainer_of(row, dataset, seed=3, steps=1, **changes):
 
 
 def fitted(trainer, backup=None, stop_after=None):
-    """Fits a new network; gives it, and what came of it."""
+    """Fits a new network; returns the network and the result."""
 
     def on_epoch(so_far):
         if so_far.epochs == stop_after:
@@ -63,7 +63,7 @@ def fitted(trainer, backup=None, stop_after=None):
 
 
 def state(model):
-    """All that training changes, byte by byte."""
+    """All state that training changes, byte by byte."""
     return [
         keras.ops.convert_to_numpy(variable).tobytes()
         for variable in (*model.variables, *model.optimizer.variables)
@@ -157,7 +157,7 @@ def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
     for stop_after in (1, 3):
         with pytest.raises(Stopped):
             fitted(trainer, backup, stop_after)
-        # What the process does otherwise has no part in it.
+        # Other work of the process has no effect on the training.
         np.random.seed(stop_after)
         keras.utils.set_random_seed(stop_after)
     resumed, found = fitted(trainer, backup)
@@ -167,7 +167,7 @@ def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
     for a, b in zip(found.selected, expected.selected, strict=True):
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()
-    # Once it is done, it is only read.
+    # A finished training is only read.
     again, read = fitted(trainer, backup)
     assert read.logs == expected.logs
     for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
@@ -194,7 +194,7 @@ def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
         assert other[0] != first[0]
         assert other[1] != first[1]
         assert sorted(other[1]) == sorted(first[1])
-    # Nor do two layers drop alike.
+    # Two layers do not share masks, either.
     states = [
         keras.ops.convert_to_numpy(each.seed_generator.state).tolist()
         for each in model.layers
@@ -241,8 +241,9 @@ def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "this_code", lambda: other)
     with pytest.raises(
         ValueError,
-        match="backup.npz is not the backup of this training: version .* began "
-        "it; this is version 0.1.0, commit abc. Delete it to begin anew",
+        match="backup.npz is not the backup of this training: the file has "
+        "version .*, this training has version 0.1.0, commit abc. Delete it to "
+        "start over",
     ):
         fitted(trainer, backup)
 
@@ -299,7 +300,7 @@ def test_selected_are_the_averages_of_the_weights(blobs):
         found[ema_momentum] = trainer.fit(
             model, blobs.train, EPOCHS, None, None, on_epoch
         )
-        # Averaging changes nothing in what is trained.
+        # Averaging does not change the training.
         for weight in seen[-1]:
             assert np.isfinite(weight).all()
         if ema_momentum is None:
@@ -315,7 +316,7 @@ def test_selected_are_the_averages_of_the_weights(blobs):
 
 
 def test_evaluated_are_the_averages_of_the_weights(blobs):
-    # So slow an average is that of the weights of the first step.
+    # An average this slow stays at the weights of the first step.
     trainer = trainer_of(BLOBS, blobs, ema_momentum=1.0)
     _, found = fitted(trainer)
     model = trainer.model()
@@ -350,7 +351,7 @@ def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
     several, found = fitted(trainer_of(BLOBS, blobs, steps=steps, **settings))
     assert several.optimizer.iterations == 8 * EPOCHS
     for name, values in expected.logs.items():
-        # Up to the order in which a sum is taken.
+        # Equal up to the order of summation.
         np.testing.assert_allclose(found.logs[name], values, rtol=1e-4)
     for weight, other in zip(one.weights, several.weights, strict=True):
         np.testing.assert_allclose(

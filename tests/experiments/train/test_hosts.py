@@ -22,7 +22,7 @@ APART = ["--net", "--uts", "--mount"]
 
 
 def why_not():
-    """Why there can be no such hosts here; None if there can."""
+    """The reason why this machine cannot have such hosts, or None."""
     if keras.backend.backend() != "jax":
         return "`keras.distribution` needs the JAX backend"
     for command in ("ip", "unshare", "nsenter"):
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 class Hosts:
-    """Two hosts, each a process that keeps its namespaces."""
+    """Two hosts, each a process that keeps its namespaces alive."""
 
     def __init__(self, directory):
         self.keepers = [
@@ -64,14 +64,14 @@ class Hosts:
             )
 
     def on(self, host):
-        """The beginning of a command that is run on a host."""
+        """The beginning of a command that runs on a host."""
         return ["nsenter", "--target", str(self.keepers[host].pid), *APART]
 
     def run(self, host, script):
         subprocess.run([*self.on(host), "sh", "-c", script], check=True)
 
     def cable(self, state):
-        """Plugs the cable in (`"up"`) or out (`"down"`), at the second host."""
+        """Connects (`"up"`) or cuts (`"down"`) the cable at the second host."""
         self.run(1, f"ip link set cable {state}")
 
     def close(self):
@@ -88,7 +88,7 @@ def hosts(tmp_path):
 
 
 def training(hosts, directory, heartbeat, epochs):
-    """A training on both hosts; gives its processes after two epochs."""
+    """Trains on both hosts; returns the processes after two epochs."""
     data = directory / "exons.npz"
     save_splicing(data, generate_splicing(exons=600, features=100))
     out = directory / "out"
@@ -122,7 +122,7 @@ def test_cut_for_some_seconds(hosts, tmp_path):
         time.sleep(1)
         before = backup.stat().st_mtime_ns
         time.sleep(4)
-        # They have waited for one another.
+        # The processes have waited for one another.
         assert backup.stat().st_mtime_ns == before
         hosts.cable("up")
         for process in processes:
@@ -147,8 +147,8 @@ def test_cut_for_good(hosts, tmp_path, record_property):
             process.kill()
     assert seconds < 60
     assert all(process.returncode for process in processes)
-    # The coordinator says which one it no longer hears, the other one that it
-    # no longer hears the coordinator.
+    # The coordinator reports the process that it no longer hears; the other
+    # process reports that it no longer hears the coordinator.
     assert "stopped sending heartbeats):\n1\n" in told[0]
     assert "RPC: /xla.coordination.CoordinationService/" in told[1]
     assert list((tmp_path / "out").glob("[!.]*.npz"))

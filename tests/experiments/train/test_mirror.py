@@ -1,12 +1,12 @@
-"""Calibrated, the training on one encoding is the mirror of that on the other.
+"""With calibration, training on one encoding mirrors training on the other.
 
 With `x' = 1 - x`, a first kernel `W' = -W` and a shift `beta' = -1 - beta` the
-activities after the dropout are `x' + beta' = -(x + beta)`, so that all that
-follows is the same. Calibrated, beta starts so, and the gradients of W and
-beta only change their signs. What a maximum norm, a decay of the weights,
-momentum and averages do to W they do to -W. Only a decay of beta is not
-symmetric. Initial weights of W and -W are equally likely, so that errors on
-the two encodings are figures of one distribution.
+activities after the dropout are `x' + beta' = -(x + beta)`, so that the rest of
+the network computes the same. Calibrated betas start in this relation, and the
+gradients of W and beta only change their signs. A maximum norm, weight decay,
+momentum and averages treat W and -W alike. Only a decay of beta is not
+symmetric. Initial weights W and -W are equally likely, so that the errors on
+the two encodings come from one distribution.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def inverted(split):
 
 
 def losses(dataset, sign, **changes):
-    """Those of each epoch, where the first kernel is multiplied by `sign`."""
+    """The losses of each epoch, with the first kernel times `sign`."""
     row = ROWS[f"table2/{dataset.encoding}/invariant"]
     settings = {"epochs": EPOCHS, "batch_size": 10, "learning_rate": 0.05}
     recipe = dataclasses.replace(row.recipe, **(settings | changes))
@@ -70,7 +70,7 @@ def test_both_encodings_train_alike(blobs, changes):
     np.testing.assert_allclose(
         losses(other, -1, **changes), expected, rtol=1e-5
     )
-    # Without the mirror they are another draw.
+    # Without the mirrored weights the losses are another draw.
     assert np.abs(losses(other, 1, **changes) / expected - 1).max() > 0.01
     assert expected[0, -1] < 0.8 * expected[0, 0]
 

@@ -66,7 +66,7 @@ def images():
 
 
 def models(row, dataset, method=None, **changes):
-    """As the paper starts it, and calibrated."""
+    """Two models: one starts as in the paper, the other is calibrated."""
     found = ROWS[row]
     for calibrated in (False, True):
         # The last batch is smaller.
@@ -80,7 +80,7 @@ def models(row, dataset, method=None, **changes):
 
 
 def means(model, x):
-    """What comes out of each dropout layer at inference, on average."""
+    """The mean output of each dropout layer at inference."""
     layers = [each for each in model.layers if "dropout" in each.name]
     probe = keras.Model(model.input, [each.output for each in layers])
     return {
@@ -109,7 +109,7 @@ def test_calibrated_activities_are_centred(row, data, request):
     assert list(before) == list(after)
     assert len(after) >= 2
     for name in after:
-        # Those of a maxout network are small at first.
+        # Activities of a maxout network are small at first.
         assert np.abs(before[name]).max() > 1e-5
         assert np.abs(after[name]).max() < 1e-4 * np.abs(before[name]).max()
 
@@ -126,7 +126,7 @@ def test_calibration_changes_the_shifts_alone(blobs):
                 assert b.any()
             else:
                 np.testing.assert_array_equal(a, b)
-    # Trained the same way: rates, norms and the prior are those of the recipe.
+    # Rates, norms and the prior come from the recipe.
     for old, new in zip(plain.layers, calibrated.layers, strict=True):
         assert old.get_config() == new.get_config()
 
@@ -200,7 +200,7 @@ def test_the_network_fits_the_data(blobs, exons):
     model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).network("softmax")
     assert model.input_shape == (None, 20)
     assert model.output_shape == (None, 2, 3)
-    # The model to train returns logits.
+    # The training model returns logits.
     model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).model()
     assert model.layers[-1].activation is keras.activations.linear
 
@@ -318,7 +318,7 @@ def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
         verbose=0,
     ).history
     assert set(found) == set(expected) == {"loss", "accuracy"}
-    # From probabilities, rounded otherwise.
+    # Probabilities are rounded differently.
     tolerance = 0 if activation is None else 1e-4
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=tolerance)

@@ -42,7 +42,7 @@ def train(dataset, dropout="invariant", recipe=RECIPE, seed=0, **options):
 def test_every_method_learns(blobs, dropout):
     recipe = dataclasses.replace(RECIPE, epochs=40)
     run = train(blobs, dropout, recipe)
-    # Chance is 67 % wrong.
+    # By chance 67 % would be wrong.
     assert run.result.test < 20
     assert run.history.training_loss.iloc[-1] < run.history.training_loss[1]
 
@@ -61,7 +61,7 @@ def test_selects_the_first_of_the_best_validation_errors(blobs):
     assert errors[selected] == errors.min()
     assert (errors[: selected - 1] > errors.min()).all()
     assert run.result.validation == errors.min()
-    # The model is the one of that epoch.
+    # The model has the weights of that epoch.
     assert run.result.test == run.history.test_error[selected]
     outputs = run.model.predict(blobs.test.x, verbose=0)
     wrong = outputs.argmax(axis=1) != blobs.test.y
@@ -91,7 +91,7 @@ def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
 
 
 def test_validation_selects_and_test_does_not(blobs):
-    # With labels of the test set shuffled the same epoch is selected.
+    # With shuffled test labels the same epoch is selected.
     wrong = Split(blobs.test.x, (blobs.test.y + 1) % 3)
     altered = dataclasses.replace(blobs, test=wrong)
     one, other = train(blobs), train(altered)
@@ -220,7 +220,7 @@ def test_code_quality_is_what_the_splicing_rows_measure():
         f"{split}_bits" for split in ("training", "validation", "test")
     ]
     assert list(run.history.columns) == columns
-    # The most bits on validation are selected.
+    # The epoch with the most bits on validation is selected.
     bits = run.history.validation_bits
     assert bits.idxmax() == run.result.selected_epoch
     assert run.result.validation == bits.max()
@@ -261,7 +261,7 @@ def test_training_anew_on_all_examples(blobs):
 
 @pytest.mark.parametrize("retrain", [False, True])
 def test_calibrated_shifts_reach_the_tested_network(blobs, retrain):
-    # With next to no learning, they are those from which it started.
+    # With almost no learning, the shifts keep their initial values.
     recipe = dataclasses.replace(
         RECIPE, learning_rate=1e-12, calibrated=True, retrain=retrain
     )
@@ -298,14 +298,14 @@ def test_a_stream_trains_like_an_array(blobs):
 
 
 def test_a_stream_is_not_trained_anew(blobs):
-    """It is refused before the first training, not after it."""
+    """The error comes before the first training, not after it."""
     streamed = dataclasses.replace(blobs, train=as_stream(blobs.train))
     recipe = dataclasses.replace(RECIPE, retrain=True)
     told = []
     with pytest.raises(ValueError, match="`retrain`. Expected False for"):
         train(streamed, recipe=recipe, on_epoch=lambda *_: told.append(1))
     assert not told
-    # Without examples for validation, none could be added.
+    # Without validation examples, none could be added.
     none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
     alone = dataclasses.replace(streamed, validation=none)
     assert train(alone, recipe=recipe).result.training_examples == 60

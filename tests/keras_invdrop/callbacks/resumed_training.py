@@ -1,11 +1,11 @@
-"""A training of a user's own, which `test_exact_resume.py` kills.
+"""A user's training, which `test_exact_resume.py` kills.
 
     python resumed_training.py DIRECTORY [SPOT COUNT]
 
-It kills itself, as `kill -9` does, at the `COUNT`th time, counted from 1, that
-it passes a spot: `step`, in the midst of an epoch; `begin`, when the backup is
-half-written; `rename`, when it is written and has not yet taken its place;
-`renamed`, when it just has.
+The process kills itself, as `kill -9` does, when it passes a spot for the
+`COUNT`th time, counted from 1: `step`, in the middle of an epoch; `begin`, when
+the backup is half-written; `rename`, when the backup is written but not yet
+renamed; `renamed`, just after the backup is renamed.
 """
 
 import os

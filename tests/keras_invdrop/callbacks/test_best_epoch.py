@@ -20,7 +20,7 @@ def model_of(use_ema=False):
 
 
 def followed(callback, figures, model=None):
-    """A callback after epochs with the figures, in each another weight."""
+    """A callback after epochs with these figures, each with another weight."""
     model = model or model_of()
     callback.set_model(model)
     callback.on_train_begin()
@@ -56,7 +56,7 @@ def test_averages_are_kept_and_the_weights_stay():
     x = np.ones((2, 1), "float32")
     model.fit(x, x, verbose=0)
     best = followed(BestEpoch(), [1.0], model)
-    # The one average that there is, that of the initial weight.
+    # The only average so far is that of the initial weight.
     assert best.weights[0].tolist() == [[1.0]]
     assert model.get_weights()[0].tolist() == [[0.0]]
 

@@ -32,7 +32,7 @@ X = np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]], dtype="float32")
 
 
 def sequential(*model_layers, shape=(3,), learning_rate=0.0):
-    """A compiled model that by default learns nothing."""
+    """A compiled model, which learns nothing by default."""
     model = keras.Sequential([keras.Input(shape), *model_layers])
     model.compile(keras.optimizers.SGD(learning_rate), "mse")
     return model
@@ -60,7 +60,7 @@ def rows(path):
 
 
 def scalars(directory):
-    """What TensorBoard shows of a directory: tag -> [(step, value), ...]."""
+    """TensorBoard's view of a directory: tag -> [(step, value), ...]."""
     events = EventAccumulator(str(directory))
     events.Reload()
     return {
@@ -178,13 +178,13 @@ def test_a_training_that_goes_on_appends(tmp_path):
     model = small(learning_rate=0.01)
     fit(model, BetaMonitor(X, path), epochs=4)
     before = rows(path)
-    # The last two epochs are lost, as after a kill, and are done again.
+    # The last two epochs are lost, as after a kill, and run again.
     fit(model, BetaMonitor(X, path), epochs=5, initial_epoch=2)
     after = rows(path)
     assert [row["epoch"] for row in after] == list("01234")
     assert after[:2] == before[:2]
     assert after[2] != before[2]
-    # A training from the start on is another one.
+    # A training that starts at epoch 0 is a new one.
     fit(model, BetaMonitor(X, path), epochs=1)
     assert [row["epoch"] for row in rows(path)] == ["0"]
 
@@ -277,7 +277,7 @@ def test_mixed_precision_and_integers():
     history = fit(model, BetaMonitor(X.astype("uint8")))
     for name, row in report.items():
         (saved,) = history[f"{name}/variance_saved"]
-        # The activities have 8 bits, in both; those of the input are exact.
+        # Activities have 8 bits in both layers; those of the input are exact.
         expected = 1 - row.at_present / row.at_zero
         assert saved == pytest.approx(expected, rel=1e-4)
     # Beta itself is in single precision.
@@ -289,7 +289,7 @@ def test_a_sample_of_the_examples():
     one, other = BetaMonitor(x, examples=10), BetaMonitor(x, examples=10)
     np.testing.assert_array_equal(one.x, other.x)
     assert len(np.unique(one.x)) == 10
-    # Not the first ones, which may all be of one class.
+    # Not the first examples, which may all belong to one class.
     assert one.x.max() > 500
     np.testing.assert_array_equal(BetaMonitor(x[:10], examples=10).x, x[:10])
 

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment ends as one that never was."""
+"""A training killed at any moment ends like an undisturbed one."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def run(directory, *spot):
 
 
 def end(directory):
-    """What a training has come to, byte by byte; nothing else is left."""
+    """The bytes of a training's result, which leaves no other files."""
     assert [path.name for path in directory.iterdir()] == ["end.npz"]
     with np.load(directory / "end.npz") as file:
         return [(file[name].dtype, file[name].tobytes()) for name in file]
@@ -53,7 +53,7 @@ def test_killed_again_and_again(tmp_path):
     process = run(killed)
     assert process.returncode == 0, process.stderr
     for path in killed.glob(".*"):
-        path.unlink()  # what a kill has left half-written
+        path.unlink()  # a file that a kill left half-written
     assert end(killed) == end(undisturbed)
 
 
@@ -124,7 +124,7 @@ def test_history_and_callbacks_continue(tmp_path):
     assert weights(resumed) == weights(model)
     assert history.history == expected.history
     assert history.epoch == expected.epoch
-    # It did stop early, and the rate had fallen.
+    # Training stopped early, after the learning rate had fallen.
     assert 3 < len(history.epoch) < 40
     assert rate(resumed) == rate(model) < 0.01
     for a, b in zip(one, two, strict=True):
@@ -140,7 +140,7 @@ def test_a_fit_that_was_stopped_early_stays_so(tmp_path):
     assert expected.epoch == [0, 1]
     model, history = fitted(path, before=[stop])
     assert (history.epoch, history.history) == ([0, 1], expected.history)
-    # The next fit of the model begins at the beginning.
+    # The next fit of the model starts at epoch 0.
     history = model.fit(X, Y, epochs=2, verbose=0)
     assert history.epoch == [0, 1]
 
@@ -153,11 +153,11 @@ def test_the_file_is_deleted_when_the_fit_has_ended(tmp_path):
     fitted(path)
     assert not path.exists()
     model, expected = fitted(path, delete_checkpoint=False)
-    # Once it is done it is only read.
+    # A finished training only reads the file.
     again, history = fitted(path, delete_checkpoint=False)
     assert weights(again) == weights(model)
     assert history.history == expected.history
-    # More epochs are added to it.
+    # A fit with more epochs continues the training.
     _, history = fitted(path, epochs=7)
     assert history.epoch == list(range(7))
     assert history.history["loss"][:5] == expected.history["loss"]
@@ -189,14 +189,16 @@ def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=sentence + match):
             fitted(path, **({"identity": "mine"} | options))
 
-    refused("mine began it; this is yours. Delete it", identity="yours")
-    refused("seed 0 began it; this is seed 1", seed=1)
+    refused(
+        "the file has mine, this training has yours. Delete", identity="yours"
+    )
+    refused("the file has seed 0, this training has seed 1", seed=1)
     other = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     other.compile("sgd", "mse")
-    refused("the model or the optimizer is another one", model=other)
+    refused("the file has another model or optimizer", model=other)
     refused("zip", before=[BestEpoch("loss")])
     monkeypatch.setattr(keras, "__version__", "9.0")
-    refused("Keras 3.* began it; this is Keras 9.0 on")
+    refused("the file has Keras 3.*, this training has Keras 9.0 on")
     assert path.read_bytes() == before
     path.write_bytes(b"no backup")
     refused("")

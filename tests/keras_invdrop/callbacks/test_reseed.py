@@ -8,7 +8,7 @@ EXAMPLES = 12
 
 
 class Seen(keras.Layer):
-    """Says in which step of an epoch it has seen each example."""
+    """Records in which step of an epoch it has seen each example."""
 
     def build(self, input_shape):
         self.seen = self.add_weight(
@@ -31,7 +31,7 @@ class Seen(keras.Layer):
 
 
 class Orders(keras.callbacks.Callback):
-    """The steps of each epoch, by its number."""
+    """The steps of each epoch, by the number of the epoch."""
 
     def on_train_begin(self, logs=None):
         self.steps = {}
@@ -46,7 +46,7 @@ class Orders(keras.callbacks.Callback):
 
 
 def orders(first, arrays):
-    """In which step each example is seen, in the epochs 0 to 3."""
+    """The step in which each example is seen, in the epochs 0 to 3."""
     model = keras.Sequential([keras.Input((1,)), Seen(), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x = np.arange(EXAMPLES, dtype="float32")[:, None]
@@ -81,7 +81,7 @@ def orders(first, arrays):
 def test_an_order_depends_on_seed_and_epoch_alone(arrays):
     whole = orders(0, arrays)
     assert list(whole) == [0, 1, 2, 3]
-    # Each example once, in batches of 5, 5 and 2.
+    # Each example appears once, in batches of 5, 5 and 2.
     for steps in whole.values():
         assert sorted(steps) == [1] * 5 + [2] * 5 + [3] * 2
     assert len({tuple(steps) for steps in whole.values()}) == 4
@@ -112,5 +112,5 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="`batch_size`. Expected a positive"):
         Reseed().shuffled(np.ones(3), batch_size=0)
     for x, y in ((np.ones(3), np.ones(2)), (np.ones(0), None)):
-        with pytest.raises(ValueError, match="arrays of equally many examples"):
+        with pytest.raises(ValueError, match="the same number of examples"):
             Reseed().shuffled(x, y)

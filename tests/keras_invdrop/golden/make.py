@@ -1,9 +1,9 @@
-"""Makes the files that a release leaves to those after it.
+"""Makes the files of a release that later releases must load.
 
-Run once for a release, on any backend and the oldest Keras that the release
-allows, whose files the newer ones read: `python make.py 0.1.0`. Each model is
-saved beside this script with what it predicts for `examples`. A file that has
-been released is never made again.
+Run `python make.py 0.1.0` once for a release, on any backend and on the oldest
+Keras that the release supports, because newer versions of Keras read its files.
+The script saves each model beside itself, with the predictions for `examples`.
+A released file is never made again.
 """
 
 import sys
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 def examples(shape):
-    """Four of them, the same on every machine."""
+    """Four examples, the same on every machine."""
     values = np.arange(4 * np.prod(shape)).reshape(4, *shape)
     return np.sin(values).astype("float32")
 
@@ -73,7 +73,7 @@ MODELS = {"vectors": vectors, "images": images}
 
 
 def make(name):
-    """The model, with weights that every layer shows in its output."""
+    """The model, with weights that change the output of every layer."""
     model = MODELS[name]()
     x = examples(model.input_shape[1:])
     generator = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def make(name):
 
 
 def compressed(path):
-    """Writes a file of Keras again, a tenth of its size."""
+    """Rewrites a Keras file at a tenth of its size."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

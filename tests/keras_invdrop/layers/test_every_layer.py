@@ -1,4 +1,4 @@
-"""What holds for every layer: dtypes, compilation, files, export."""
+"""Facts about every layer: dtypes, compilation, files, export."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from keras import ops
 
 import keras_invdrop
 
-# A model for each layer: (shape of an example, layers, the one under test
-# first). The dense layer gives the others something to train.
+# A model for each layer: (shape of an example, layers, the layer under test
+# first). The dense layer gives the model a weight to train.
 LAYERS = {
     "InvariantDropout": (
         (6,),
@@ -132,7 +132,7 @@ def build(case):
     shape, layers = LAYERS[case]
     model = keras.Sequential([keras.Input(shape), *layers()])
     for weight in model.weights:
-        # No shift or bias at zero, where it could not be seen.
+        # No shift or bias is zero, where it would have no effect.
         rng = np.random.default_rng(1)
         weight.assign(rng.normal(scale=0.3, size=weight.shape))
     x = np.random.default_rng(2).normal(size=(8, *shape)).astype("float32")
@@ -156,7 +156,7 @@ def under(policy, *cases):
     """Cases under one policy for each layer, and one layer under each policy.
 
     Args:
-        policy: The one that every layer has.
+        policy: The dtype policy of every layer.
         *cases: Names, or tuples that begin with them.
     """
     for case in cases:
@@ -172,7 +172,7 @@ PRECISION = {"float32": 1e-5, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}
 
 
 def runs_on_this_machine(case, policy):
-    """Whether Keras' own layers do, uncompiled.
+    """Whether Keras' own layers run the case uncompiled.
 
     TensorFlow's convolutions in channels_first have no half-precision kernels
     on some CPUs, and no float16 kernel on any.
@@ -209,7 +209,7 @@ def test_dtypes(case, policy):
         assert keras.backend.standardize_dtype(drawn.dtype) == compute_dtype
     for weight in layer.weights:
         assert keras.backend.standardize_dtype(weight.dtype) == "float32"
-    # What it computes is what it computes in float32.
+    # The result agrees with the result in float32.
     outputs = ops.convert_to_numpy(ops.cast(outputs, "float32"))
     keras.config.set_dtype_policy("float32")
     exact, _ = build(case)
@@ -219,7 +219,7 @@ def test_dtypes(case, policy):
 
 
 # From the same seed XLA's generator draws other numbers than TensorFlow's own.
-# There the compiled step is compared without masks, and trained with them.
+# There the compiled step is compared without masks and trained with masks.
 DRAWS_DIFFER = keras.backend.backend() == "tensorflow"
 
 
@@ -339,7 +339,7 @@ print(keras.backend.backend())
 """
 
 
-# From each to the next one: all three write, and all three read.
+# Each backend reads the file of another: all three write and read.
 NEXT = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}
 
 
@@ -438,11 +438,11 @@ def test_an_altered_file_is_refused(case, argument, value, message, tmp_path):
 def test_what_is_of_a_wrong_kind_is_refused_by_name(case):
     layer = LAYERS[case][1]()[0]
     config = layer.get_config()
-    for argument in set(config) - {"name", "trainable"}:  # those of any layer
+    for argument in set(config) - {"name", "trainable"}:  # in any config
         for wrong in ({"surprise": 1}, 1.5j, [0.5]):
             with pytest.raises(ValueError) as caught:
                 type(layer).from_config({**config, argument: wrong})
-            # And not only because the whole config is shown.
+            # The message names it not only by showing the whole config.
             message, _, _ = str(caught.value).partition("Received: config=")
             assert argument in message
 
@@ -464,7 +464,7 @@ KEPT = {
 
 @every_layer
 def test_a_file_that_is_older_than_an_argument_loads(case, tmp_path):
-    # What a release adds is missing in the files of those before it.
+    # Files of earlier releases lack the arguments that a release adds.
     model, _ = build(case)
     layer, path = model.layers[0], tmp_path / "model.keras"
     config = layer.get_config()

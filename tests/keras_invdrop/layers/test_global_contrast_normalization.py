@@ -77,7 +77,7 @@ class GlobalContrastNormalizationTest(testing.TestCase):
         self.assertAllEqual(outputs, np.zeros_like(x))
         kept = normalize(x, scale=55.0, use_std=True, subtract_mean=False)
         self.assertAllEqual(kept, x)
-        # As it is where the values are equal to a rounding.
+        # An image stays as it is if its values are equal up to rounding.
         x[:, ::2] = np.nextafter(x[:, ::2], np.float32(0))
         outputs = normalize(x, scale=55.0, use_std=use_std)
         self.assertLess(np.abs(outputs).max(), 2e-7 * value)

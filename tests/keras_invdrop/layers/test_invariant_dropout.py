@@ -228,7 +228,7 @@ class InvariantDropoutTest(testing.TestCase):
         again = Noisy.from_config(config)
         self.assertEqual((again.rate, again.scaling, again.extra),
                          (0.3, "test", 5))  # fmt: skip
-        # What the file of an older release has not is at its default.
+        # Arguments that the file of an older release lacks take their default.
         del config["scaling"], config["extra"]
         older = Noisy.from_config(config)
         self.assertEqual((older.rate, older.scaling, older.extra),
@@ -351,7 +351,7 @@ class InvariantDropoutTest(testing.TestCase):
         self.assertGreater(abs(measured - printed), 10 * error)
 
     def test_a_learned_shift_makes_good_the_variance(self):
-        # What invariant dropout is for: beta = -phi restores every mask's z.
+        # The purpose of invariant dropout: beta = -phi restores every mask's z.
         rng = np.random.default_rng(4)
         a, w = rng.normal(size=(2, 30))
         phi = 1.5

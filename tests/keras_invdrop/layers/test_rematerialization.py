@@ -1,4 +1,4 @@
-"""Layers that draw, where a backward pass computes them a second time."""
+"""Random layers that a backward pass computes a second time."""
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ if keras.backend.backend() == "torch":
     from torch.utils.checkpoint import checkpoint
 
     def gradients(layer, again, **options):
-        """Those of x and of the weights, computed `again` or not."""
+        """The gradients of x and the weights, recomputed (`again`) or not."""
         dense = keras.layers.Dense(
             3,
             "tanh",

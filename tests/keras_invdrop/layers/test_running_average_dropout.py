@@ -32,7 +32,7 @@ class RunningAverageDropoutTest(testing.TestCase):
             layer(x, training=True)
             average = 0.9 * average + 0.1 * x.mean(axis=0)
         self.assertAllClose(layer.average, average, rtol=1e-5)
-        # Only training moves it.
+        # Only training changes the average.
         layer(x)
         self.assertAllClose(layer.average, average, rtol=1e-5)
         self.assertAllClose(layer(x), x - average, rtol=1e-4, atol=1e-5)
@@ -61,7 +61,7 @@ class RunningAverageDropoutTest(testing.TestCase):
         shared = RunningAverageDropout(0.0, momentum=0.0, shared_axes=[1])
         shared(x, training=True, mask=mask)
         self.assertAllClose(shared.average, x[mask].mean(axis=0)[None], 1e-5)
-        # A timestep that every example pads keeps the average it had.
+        # A timestep that is padding in every example keeps its average.
         layer = RunningAverageDropout(0.0, momentum=0.0)
         layer.build(x.shape)
         layer.average.assign(np.full((4, 3), 7.0))

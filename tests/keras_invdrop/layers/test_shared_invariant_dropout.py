@@ -72,8 +72,8 @@ class SharedInvariantDropoutTest(testing.TestCase):
         layer_type=[SharedInvariantDropout, SpatialInvariantDropout],
     )
     def test_where_the_channels_are(self, configured, given, shape, layer_type):
-        # What is given; else the last axis of sequences, and for images what
-        # is configured. A file has it, wherever it is loaded.
+        # The given format; by default the last axis for sequences, and Keras'
+        # configuration for images. A file keeps it, wherever it is loaded.
         by_default = "channels_last" if len(shape) == 3 else configured
         data_format = given or by_default
         ones = [1] * (len(shape) - 2)

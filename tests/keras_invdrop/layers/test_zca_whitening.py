@@ -39,7 +39,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class Adapted(ZCAWhitening):
-    """Adapted as soon as it is built."""
+    """A layer that is adapted as soon as it is built."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -123,7 +123,7 @@ class ZCAWhiteningTest(testing.TestCase):
         layer.adapt(x)
         outputs = layer(x)
         self.assertDType(outputs, layer.compute_dtype)
-        # To the rounding of the output.
+        # Equal up to the rounding of the output.
         self.assertAllClose(
             ops.cast(outputs, "float32"), exact(x), atol=1e-3, rtol=2.0**-8
         )
@@ -178,7 +178,7 @@ class ZCAWhiteningTest(testing.TestCase):
             self.assertAllClose(layer.whitening, matrix, atol=1e-4, msg=kind)
 
     def test_no_more_than_a_chunk_is_in_memory(self):
-        # Of 30,000 examples never more than the 5,000 of a chunk, and the
+        # Of 30,000 examples memory holds at most the 5,000 of a chunk and the
         # batch that is being made.
         alive = weakref.WeakSet()
 

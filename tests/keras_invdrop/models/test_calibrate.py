@@ -43,7 +43,7 @@ def dropped(model, name, x):
 
 
 def varied(model, seed=0):
-    """Gives every weight a value of its own, as a training does."""
+    """Gives every weight a different value, as training does."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         value = rng.uniform(0.2, 1.0, size=weight.shape)
@@ -60,9 +60,9 @@ def dropout_layers(model):
 
 
 def assert_calibrated(model, x, kept=()):
-    """Calibrates a model, which predicts what it did; returns the new one.
+    """Calibrates a model, checks its predictions and returns the new model.
 
-    The shift is minus the mean of what arrives, but where it is `kept`.
+    Each shift is minus the mean activity, except for the `kept` layers.
     """
     expected = keras.tree.flatten(model.predict(x, verbose=0))
     new = calibrate(model, x, keep_predictions=True)
@@ -169,7 +169,7 @@ def test_the_model_is_left_as_it_is():
     assert nodes == [len(layer._inbound_nodes) for layer in model.layers]
     for weight, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)
-    # The new one is a whole model, too: each layer has one output.
+    # The new model, too, is complete: each layer has one output.
     assert [layer.output.shape for layer in new.layers] == [
         layer.output.shape for layer in model.layers
     ]
@@ -230,7 +230,7 @@ def test_data_are_read_once_for_each_layer_after_another():
 
     calibrate(mlp(), Counting(), keep_predictions=False)
     assert len(reads) == 3
-    # Layers side by side are calibrated together.
+    # Parallel layers are calibrated together.
     inputs = keras.Input((6,))
     branches = [InvariantDropout(0.5)(layers.Dense(3)(inputs)) for _ in "abc"]
     reads.clear()
@@ -404,7 +404,7 @@ def test_nan_is_an_error_that_says_where():
     x[45, 3] = np.nan
     with pytest.raises(ValueError, match="NaN.*among examples 40 to 59"):
         calibrate(model, x, batch_size=20, keep_predictions=False)
-    # No ReLU, of which some engines make 0 from a NaN.
+    # No ReLU: it can turn a NaN into 0.
     model = sequential(layers.Dense(5), InvariantDropout(0.5, name="two"))
     model.layers[0].kernel.assign(np.full((6, 5), np.nan))
     with pytest.raises(ValueError, match="'two' hold a NaN"):
@@ -480,7 +480,7 @@ def test_which_of_the_two_is_not_guessed():
         ([layers.GlobalAveragePooling1D()], (4, 3)),
         ([layers.BatchNormalization(), layers.ReLU()], (4, 5, 3)),
         ([layers.Dropout(0.5), layers.GaussianNoise(0.5)], (6,)),
-        # What has no bias leaves it to what follows.
+        # A layer without a bias passes the constant on.
         ([layers.Dense(4, use_bias=False)], (6,)),
         (
             [
@@ -492,7 +492,7 @@ def test_which_of_the_two_is_not_guessed():
         ),
         # A map is a constant for each unit of a dense layer.
         ([layers.Conv2D(4, 3, padding="same"), layers.Flatten()], (6, 5, 3)),
-        # Dropout after dropout.
+        # Dropout directly after dropout.
         ([layers.Flatten(), InvariantDropout(0.5)], (4, 5, 3)),
         ([layers.Activation("linear"), RunningAverageDropout(0.5)], (6,)),
     ],
@@ -515,7 +515,7 @@ def test_predictions_are_kept(path, shape, scaling):
     new = assert_calibrated(model, x := random(40, *shape))
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
-    # Calibrated again, nothing changes.
+    # Calibrating again changes nothing.
     again = calibrate(new, x, keep_predictions=True)
     for weight, value in zip(again.get_weights(), new.weights, strict=True):
         np.testing.assert_allclose(weight, value, rtol=1e-4, atol=1e-5)
@@ -576,7 +576,7 @@ def test_layers_that_are_shared():
         new.predict(x, verbose=0), model.predict(x, verbose=0), strict=True
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    # One bias does not suit two shifts.
+    # One bias cannot compensate for two shifts.
     shifted = [InvariantDropout(0.5, name=f"drop_{y.name}")(y) for y in (a, b)]
     other = InvariantDropout(0.5, name="other")(a)
     outputs = [*map(dense, shifted), layers.Dense(2)(other)]
@@ -621,7 +621,7 @@ def test_channels_first():
         layers.ReLU(),
         shape=(3, 8, 7),
     )
-    # TensorFlow's convolutions take it on a CPU only if XLA compiles them.
+    # On a CPU TensorFlow's convolutions take it only if XLA compiles them.
     model.compile(jit_compile=TENSORFLOW)
     x = random(40, 3, 8, 7)
     varied(model)
@@ -757,7 +757,7 @@ def test_batch_normalisation_that_has_not_been_trained():
     # In training the mean is beta of the normalisation, whatever arrives.
     np.testing.assert_allclose(new.get_layer("one").beta, 6 * [0], atol=1e-5)
     np.testing.assert_allclose(new.get_layer("two").beta, 4 * [-1], atol=1e-5)
-    # Nothing else has changed, the moving statistics neither.
+    # Nothing else has changed, not even the moving statistics.
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
     for layer, old in zip(new.layers, model.layers, strict=True):
@@ -778,19 +778,19 @@ def test_batch_normalisation_that_takes_its_moving_statistics():
         )
 
     x = random(512, 6, mean=5.0)
-    # Frozen, it normalises by its moving statistics in training, too.
+    # When frozen, it normalises by its moving statistics in training, too.
     model = normalized()
     model.layers[0].trainable = False
     for keep_predictions in (False, True):
         new = calibrate(model, x, keep_predictions=keep_predictions)
         np.testing.assert_allclose(new.layers[1].beta, -x.mean(0), rtol=1e-4)
-    # Trained, it has statistics of its own.
+    # After training it has its own statistics.
     model = normalized()
     model.layers[0].moving_mean.assign(6 * [4.0])
     for keep_predictions in (False, True):
         new = calibrate(model, x, keep_predictions=keep_predictions)
         np.testing.assert_allclose(new.layers[1].beta, 4 - x.mean(0), rtol=1e-4)
-    # Behind the dropout it does not matter.
+    # After the dropout layer the normalisation has no effect.
     model = sequential(
         InvariantDropout(0.5), layers.Dense(2), layers.BatchNormalization()
     )

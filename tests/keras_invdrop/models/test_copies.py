@@ -33,7 +33,7 @@ def random(*shape, seed=0):
 
 
 def varied(model, seed=0):
-    """Gives every floating-point weight a value of its own."""
+    """Gives every floating-point weight a different value."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         if keras.backend.is_float_dtype(weight.dtype):
@@ -125,7 +125,7 @@ def quantized_bert():
 
 
 def vision_transformer():
-    """A model with layers that their configs do not build again."""
+    """A model with layers that their configs do not reproduce."""
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(8, 8, 3),
         patch_size=4,
@@ -304,7 +304,7 @@ def test_tracked_collections_go_on_tracking():
     new.parts["others"].append(layers.Dense(1))
     assert len(new._flatten_layers(include_self=False)) == 3
     assert len(layer._flatten_layers(include_self=False)) == 2
-    # What is tracked already is not tracked twice.
+    # Tracked objects are not tracked twice.
     new.another = new.first
     assert len(new._layers) == 3
 
@@ -430,7 +430,7 @@ def test_the_loss_is_the_same(loss, function):
     np.testing.assert_allclose(
         new.evaluate(x, y, verbose=0), model.evaluate(x, y, verbose=0), 1e-6
     )
-    # To predict, nothing has to be compiled.
+    # Prediction needs no compiled model.
     MonteCarlo(model, samples=2).predict(x)
 
 
@@ -497,7 +497,7 @@ def test_a_folded_network_needs_no_optimizer_of_the_model():
     folded = fold(model)
     assert type(folded.optimizer).__module__.startswith("keras.")
     folded.fit(x, y, verbose=0)
-    # The copies that are to be trained have it.
+    # Copies for training keep it.
     assert calibrate(
         model, x, keep_predictions=True
     ).optimizer.learning_rate_factors == {"drop": 10}
@@ -535,7 +535,7 @@ def test_a_subclass_that_would_lose_its_training_step_is_refused():
     ):
         with pytest.raises(ValueError, match="`Scaled`.*own `train_step`"):
             function(model)
-    # These two are for inference, where nothing is lost.
+    # These two copies are for inference, where nothing is lost.
     MonteCarlo(model, samples=2).predict(random(3, 6))
     assert predicted(fold(model), random(3, 6)).shape == (3, 2)
 

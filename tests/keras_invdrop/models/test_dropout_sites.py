@@ -212,7 +212,7 @@ def channels_first():
 
 @pytest.mark.parametrize(("rank", "channels"), [(3, 2), (4, 1), (5, 1)])
 def test_all_agree_on_where_channels_are(channels_first, rank, channels):
-    """A sequence has them on its last axis, whatever the configuration."""
+    """A sequence has its features last, whatever the configuration."""
     shape = (8, 4, 5, 6, 7)[:rank]
     shared = (0, *(axis for axis in range(1, rank) if axis != channels))
     of_shift = tuple(1 if i in shared else shape[i] for i in range(1, rank))
@@ -285,14 +285,14 @@ def test_all_activities_are_those_of_each_site():
         shared: [batch["a"], batch["b"]],
         first: [left, batch["b"]],
         second: [dense(left), dense(batch["b"])],
-        # One is added to each branch.
+        # Each branch gets one more.
         last: [(dense(left) + dense(batch["b"]) + 2) / np.sqrt(1.001)],
     }
     sites, found = dropout_sites(model), arriving(model, batch)
     assert len(found) == len(sites) == 7
     for site, activities in zip(sites, found, strict=True):
         values = [ops.convert_to_numpy(x) for x in expected[site.layer]]
-        # Each once, in whichever order.
+        # Each appears once, in any order.
         (i,) = [
             i
             for i, value in enumerate(values)
@@ -311,7 +311,7 @@ def residual(blocks):
 
 
 def calls_of(function, *args):
-    """How many calls of functions it takes."""
+    """The number of function calls that it takes."""
     count = 0
 
     def counting(frame, event, arg):
@@ -328,7 +328,7 @@ def calls_of(function, *args):
 
 def test_residual_networks_take_work_in_proportion_to_their_size():
     small, large = residual(6), residual(12)
-    # If each block doubled it, 64 times as many.
+    # If each block doubled the calls, 64 times as many.
     assert calls_of(dropout_sites, large) < 3 * calls_of(dropout_sites, small)
     x = np.ones((2, 3), dtype="float32")
     work = [calls_of(all_activities, model, x) for model in (small, large)]

@@ -1,6 +1,6 @@
-"""Folded networks in the engines that they are exported to.
+"""Folded networks, exported and run in the engines.
 
-What `docs/export.md` says of the present backend is held against what happens.
+The tests compare `docs/export.md` with the behaviour of the present backend.
 """
 
 import re
@@ -31,7 +31,7 @@ FILES = {
 }
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "export.md").read_text()
-# One that needs no other process.
+# A format that needs no other process.
 DIRECT = _export.DIRECT[BACKEND][0]
 every_format = pytest.mark.parametrize("format", FILES)
 
@@ -62,7 +62,7 @@ def dense_network(units=2):
 
 
 def several():
-    """Two inputs and outputs, which do not stand in alphabetic order."""
+    """Two inputs and outputs, which are not in alphabetical order."""
     b = keras.Input((4,), name="b")
     a = keras.Input((3,), name="a")
     x = InvariantDropout(0.5, beta_initializer="ones")(b)
@@ -71,7 +71,7 @@ def several():
 
 
 def difference(found, expected):
-    """In units of the largest number."""
+    """The largest difference, in units of the largest number."""
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
@@ -113,7 +113,7 @@ def test_the_engine_says_what_predict_says(format, tmp_path):
         assert difference(found, model.predict(x, verbose=0)) < 1e-5
 
 
-# What Keras does by itself: the page's row of this backend.
+# The row of the page that says what Keras exports from this backend.
 def cells():
     (line,) = re.findall(rf"^\| {NAMES[BACKEND]} \|(.*)\|$", PAGE, re.M)
     return dict(zip(FILES, map(str.strip, line.split("|")), strict=True))
@@ -161,7 +161,7 @@ def test_the_page_names_the_versions_that_are_tested():
     assert set(versions) <= set(tested)
 
 
-# From another backend they all go through TensorFlow: one stands for them.
+# From other backends all formats go through TensorFlow: test one of them.
 @pytest.mark.parametrize(
     "format", FILES if BACKEND == "tensorflow" else ["litert"]
 )
@@ -182,9 +182,9 @@ def test_layers_that_keras_does_not_have(tmp_path):
             layers.Dense(2),
         ]
     )
-    # OpenVINO, but on JAX. There sizes of windows have once been outputs, and
-    # what PyTorch makes of the pooling computes something else in batches other
-    # than 1: then TensorFlow gets it to do.
+    # OpenVINO, except on JAX. OpenVINO's file once had window sizes as outputs,
+    # and PyTorch's pooling gives wrong results in batches other than 1: then
+    # `export` uses TensorFlow.
     format = _export.DIRECT[BACKEND][-1]
     exported = export(model, tmp_path / FILES[format], format)
     assert exported.difference < 1e-5
@@ -219,9 +219,9 @@ def test_a_wrong_file_is_not_kept(error, tmp_path, monkeypatch):
         return lambda arrays: [x * (1 + error) for x in run(arrays)]
 
     monkeypatch.setitem(_export.LOAD, DIRECT, wrong)
-    # From TensorFlow it would be as wrong, but later.
+    # From TensorFlow the file would be as wrong, but take longer.
     monkeypatch.setattr(_export, "_backends", lambda *_: [BACKEND])
-    with pytest.raises(RuntimeError, match="something else than `predict`"):
+    with pytest.raises(RuntimeError, match="does not agree with `predict`"):
         export(dense_network(units=3), path, DIRECT)
     assert content(tmp_path) == before
     if not np.isnan(error):
@@ -299,7 +299,7 @@ def test_errors(arguments, message, tmp_path, monkeypatch):
 
 
 def test_maps_are_constants_in_a_file():
-    """Engines add a constant in less time than the bias of an `EinsumDense`."""
+    """Engines add a constant faster than the bias of an `EinsumDense`."""
     kept = layers.EinsumDense("abc,c->abc", (4, 3), bias_axes="bc")
     model = keras.Sequential(
         [

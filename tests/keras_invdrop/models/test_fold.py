@@ -14,7 +14,7 @@ from keras_invdrop import fold
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
-# A factor that is carried on, as beta is, and the same without it.
+# A case with a factor that is passed on like beta, and one without it.
 every_scaling = pytest.mark.parametrize(
     "scaling", ["test", pytest.param("train", marks=pytest.mark.thorough)]
 )
@@ -26,7 +26,7 @@ def random(*shape, seed=0):
 
 
 def varied(model, seed=0):
-    """Gives every weight a value of its own."""
+    """Gives every weight a different value."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         value = rng.uniform(0.2, 1.0, size=weight.shape)
@@ -39,13 +39,13 @@ def sequential(*model_layers, shape=(6,)):
 
 
 def kinds(model):
-    """The classes of the layers, without those of input."""
+    """The classes of the layers, without input layers."""
     names = [type(layer).__name__ for layer in model.layers]
     return [name for name in names if name != "InputLayer"]
 
 
 def assert_folded(model, x, tolerance=1e-5):
-    """Folds the model and compares; returns what it folded to."""
+    """Folds the model, compares predictions and returns the result."""
     before = model.get_weights()
     nodes = [len(layer._inbound_nodes) for layer in model.layers]
     folded = fold(model)
@@ -128,7 +128,7 @@ def test_linear_consumers(layer, shape, shared_axes, scaling):
     new = kinds(folded)
     name = type(layer).__name__
     if len(new) > 1:
-        # A bias that depends on the place is a map after the layer.
+        # A bias that depends on the place becomes a map after the layer.
         assert new[:2] == [name.removeprefix("Maxout"), "EinsumDense"]
         assert set(new[2:]) <= {"Maxout", "Activation"}
         assert folded.layers[1].bias is None
@@ -137,7 +137,7 @@ def test_linear_consumers(layer, shape, shared_axes, scaling):
     if name == "LocallyConnected2D":
         assert new == [name]
     elif shared_axes and not pads and not name.endswith("Transpose"):
-        # The shift is the same everywhere, and so is what is made of it.
+        # The shift is the same everywhere, and so is the response to it.
         assert new == [name]
 
 
@@ -162,7 +162,7 @@ def test_channels_first(layer):
         type(layer).from_config(config),
         shape=(4, 6, 5),
     )
-    # TensorFlow's convolutions take it on a CPU only if XLA compiles them.
+    # On a CPU TensorFlow's convolutions take it only if XLA compiles them.
     model.compile(jit_compile=TENSORFLOW)
     assert_folded(model, random(3, 4, 6, 5))
 
@@ -246,7 +246,7 @@ def test_features_that_are_moved_to_another_axis():
         shape=(4, 5, 3),
     )
     folded = assert_folded(model, random(3, 4, 5, 3))
-    # One bias for each of the three rows that there are now.
+    # One bias for each of the present three rows.
     assert kinds(folded) == ["Permute", "Dense", "EinsumDense"]
     assert folded.layers[-1].bias.shape == (3, 1, 3)
 
@@ -309,7 +309,7 @@ def test_several_consumers_of_one_output():
     inputs = keras.Input((6,))
     x = InvariantDropout(0.5, name="drop", scaling="test")(inputs)
     dense = layers.Dense(3)(x)
-    # Two that are not linear share what is left of beta.
+    # Two nonlinear layers share the rest of beta.
     others = [layers.ReLU()(x), layers.Activation("tanh")(x)]
     model = varied(keras.Model(inputs, [dense, *others]))
     folded = assert_folded(model, random(3, 6))
@@ -340,7 +340,7 @@ def test_merging(merge, scalings):
     x = layers.Flatten()(merge(branches))
     model = varied(keras.Model(inputs, layers.Dense(2)(x)))
     folded = assert_folded(model, random(3, 4, 3))
-    # Different scales cannot go through one sum.
+    # Different scales cannot pass through one sum.
     expected = 0 if len(set(scalings)) == 1 else 1
     assert kinds(folded).count("EinsumDense") == expected
 
@@ -415,7 +415,7 @@ def test_sizes_that_are_not_fixed():
     assert kinds(folded) == [
         kind for kind in kinds(model) if kind != "SharedInvariantDropout"
     ]
-    # A map of the border would have to have a size.
+    # A map of the border would need a fixed size.
     model = sequential(
         SharedInvariantDropout(0.5, "channels_last"),
         layers.Conv2D(4, 3, padding="same"),
@@ -476,7 +476,7 @@ def test_mixed_precision():
 
 
 def in_double_precision():
-    """Layers of every way that a shift goes, with weights in float64."""
+    """Layers that pass a shift on in every way, with weights in float64."""
     return sequential(
         InvariantDropout(0.5, scaling="test", dtype="float64"),
         layers.AveragePooling2D(2, dtype="float64"),
@@ -494,10 +494,10 @@ def in_double_precision():
 
 
 def test_nothing_but_rounding_is_lost():
-    """In float64 the two agree to 1e-13.
+    """In float64 the predictions of both models agree to 1e-13.
 
-    JAX has no float64, unless it is told to, and on PyTorch some layers of
-    Keras compute in float32 whatever their dtype is.
+    By default JAX has no float64, and on PyTorch some layers of Keras compute
+    in float32 whatever their dtype is.
     """
     tolerance = 1e-13 if TENSORFLOW else 1e-6
     x = random(3, 8, 8, 3).astype("float64")
@@ -505,7 +505,7 @@ def test_nothing_but_rounding_is_lost():
 
 
 def test_rounding_where_little_is_left_of_large_numbers():
-    """The error is of the size of the terms, not of the small output."""
+    """The error is as large as rounding the terms, not the small output."""
     model = sequential(InvariantDropout(0.5), layers.Dense(5), shape=(200,))
     x = 100 + 0.01 * random(50, 200)
     kernel, bias = random(200, 5, seed=1), np.zeros(5)
@@ -610,7 +610,7 @@ def where_a_mask_goes_on():
     "make", [with_a_map, before_an_activation, where_a_mask_goes_on]
 )
 def test_what_shifts_is_a_weight(make, tmp_path):
-    """No copy of weights loses beta, by whichever way it is made."""
+    """No copy of weights loses beta, however it is made."""
     model = make()
     folded = fold(model)
     x = random(3, *model.input_shape[1:])

@@ -1,4 +1,4 @@
-"""Random networks compute the same as before, folded or calibrated."""
+"""Folding and calibration keep the outputs of random networks."""
 
 import math
 import warnings
@@ -24,8 +24,8 @@ from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 # By `make test-all`, and by `make test`.
 ARCHITECTURES = {True: 300, False: 30}
-CALIBRATED = {True: 60, False: 12}  # each is read through and compiled anew
-# Sizes are few, so that compiled operations are used again.
+CALIBRATED = {True: 60, False: 12}  # each network is traced and compiled again
+# There are few sizes, so that compiled operations are reused.
 SIZE, CHANNELS = 6, 4
 # TensorFlow's convolutions have the other one on a CPU only if XLA compiles
 # them, which takes too long here; test_fold.py does it.
@@ -35,7 +35,7 @@ if keras.backend.backend() == "tensorflow":
 
 
 class Architecture:
-    """A network that is put together from what `draw` chooses."""
+    """A network made of the layers that `draw` chooses."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -287,9 +287,9 @@ def test_random_architectures(record_property, thorough):
 
 
 def arriving(model, layer, x):
-    """The mean of what arrives at a dropout layer, in the shape of its shift.
+    """The mean activity at a dropout layer, in the shape of its shift.
 
-    In double precision.
+    It is computed in double precision.
     """
     part = keras.Model(model.inputs, layer.input)
     arrives = ops.convert_to_numpy(part(x)).astype("float64")
@@ -333,7 +333,7 @@ def test_random_architectures_calibrated(record_property, thorough):
 
     calibrated_is_the_same()
     keras.backend.clear_session(free_memory=True)
-    # The test would say nothing where no shift is ever set, or each is.
+    # The test would show nothing if no shift, or every shift, were set.
     assert len(calibrated) > count / 2
     assert len(left) > count / 10
     record_property(

@@ -28,7 +28,7 @@ def sequential(*model_layers, shape=(6,)):
 
 
 def varied(model, seed=0):
-    """Gives every weight a value of its own: biases too, not zero."""
+    """Gives every weight a different value, biases too, none of them zero."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         shape, dtype = weight.shape, weight.dtype
@@ -118,7 +118,7 @@ def test_compiled_as_the_model_was(loss):
     expected = model.evaluate(x, y, verbose=0, return_dict=True)
     assert new.evaluate(x, y, verbose=0, return_dict=True) == expected
     assert len(expected) == 3
-    # Two models that are used in turn do not count into one metric.
+    # Two models that are used in turn do not share a metric.
     assert model.evaluate(x, y, verbose=0, return_dict=True) == expected
 
 
@@ -235,7 +235,7 @@ def test_which_activities_share_a_beta(layer, shape, kwargs, beta_shape):
     assert isinstance(drop, SpatialInvariantDropout) == spatial
     x = random(16, *(size or 7 for size in shape))
     assert_same_predictions(model, new, x)
-    # The mask has the shape that it had.
+    # The mask keeps its shape.
     zero = ops.convert_to_numpy(layer(x, training=True)) == 0
     new_zero = ops.convert_to_numpy(new(x, training=True)) == 0
     same_along = [
@@ -273,7 +273,7 @@ def test_policies_and_what_is_trainable_are_kept():
         wrapped,
         layers.Dense(2),
     )
-    # A layer that was thawed inside a frozen model.
+    # A trainable layer inside a frozen model.
     frozen.layers[0].trainable = True
     new = invariantize(model)
     assert [layer.trainable for layer in new._flatten_layers()] == [

@@ -52,7 +52,7 @@ def drawn(model, x, samples=200):
 
 @keras.saving.register_keras_serializable(package="test_monte_carlo")
 class Spy(layers.Layer):
-    """Notes the batch sizes that it sees."""
+    """Records the batch sizes that it sees."""
 
     seen: list = []
 
@@ -176,7 +176,7 @@ def test_the_error_of_the_mean_falls_with_the_root_of_the_samples():
     for samples in (16, 256):
         found = MonteCarlo(model, samples, seed=1).predict(x, batch_size=10000)
         errors = (found.mean - mean) / (deviation / np.sqrt(samples))
-        # 300 examples tell it to a standard error of 4 %.
+        # 300 examples measure it with a standard error of 4 %.
         assert np.sqrt(np.mean(errors**2, axis=0)) == pytest.approx(1, abs=0.2)
         assert np.abs(errors.mean(axis=0)).max() < 4 / np.sqrt(300)
 
@@ -202,7 +202,7 @@ def test_without_a_rate_it_is_inference():
 @pytest.mark.parametrize("explicit", [True, None])
 def test_all_but_dropout_is_in_inference_mode(explicit):
     inputs = keras.Input((6,))
-    # All is dropped: what comes behind has no part that is random.
+    # Everything is dropped: later layers have no random part.
     x = layers.Dropout(1.0)(inputs, training=explicit)
     x = layers.Dense(5, bias_initializer="ones")(x)
     x = layers.BatchNormalization(name="norm")(x, training=explicit)
@@ -265,7 +265,7 @@ def test_every_dropout_layer(layer):
         monte_carlo = MonteCarlo(model, samples=400, seed=3)
     found = monte_carlo.predict(x, batch_size=800)
     assert found.standard_deviation.min() > 0
-    if not isinstance(layer, layers.AlphaDropout):  # It moves the mean.
+    if not isinstance(layer, layers.AlphaDropout):  # which moves the mean
         error = found.standard_deviation / np.sqrt(400)
         assert np.abs((found.mean - x) / error).max() < 5
 
@@ -276,7 +276,7 @@ def test_noise_shape(cls, first):
     model = sequential(cls(0.5, noise_shape=(first, 1, 3)), shape=(4, 3))
     y = drawn(model, np.ones((5, 4, 3), "float32"))
     assert set(np.unique(y)) == {0, 2}
-    # Shared over the timesteps, and over nothing else.
+    # Shared over the timesteps only.
     np.testing.assert_array_equal(y, np.broadcast_to(y[:, :, :1], y.shape))
     masks = y[:, :, 0].transpose((0, 2, 1)).reshape((15, -1))
     assert np.abs(np.corrcoef(masks) - np.eye(15)).max() < 0.35
@@ -313,7 +313,7 @@ def test_the_samples_run_in_one_compiled_call(
     Spy.seen.clear()
     monte_carlo.predict(random(examples, 6), batch_size=batch_size)
     assert [len(y) for y in found] == [rows] * calls
-    # It is traced once, where the backend compiles.
+    # The model is traced once if the backend compiles.
     traced = keras.backend.backend() != "torch"
     assert Spy.seen == [rows] * (1 if traced else calls)
 
@@ -347,7 +347,7 @@ def test_each_example_has_its_samples_however_they_are_shared_out(batch_size):
             np.resize(table[i, done[i] :], (sampler.repeats, 4))
             for i in numbers
         ]
-        # An example may be in a call twice, where it fills up the last one.
+        # The last call may have an example twice, to fill its batch.
         done[np.unique(numbers)] += sampler.repeats
         return np.concatenate(rows)
 
@@ -393,7 +393,7 @@ def test_the_model_is_left_as_it_is():
         ]
 
     states = state()
-    assert len(states) == 4  # Two of them of the generators of masks.
+    assert len(states) == 4  # Two of them are states of the mask generators.
     nodes = [len(layer._inbound_nodes) for layer in model.layers]
     MonteCarlo(model, samples=5).predict(random(10, 6))
     assert model.optimizer is optimizer

@@ -26,11 +26,11 @@ def sequential(*model_layers, shape):
 
 
 def measured_variance(model, x, draws=4000):
-    """The variance over masks of the last layer's input, by drawing masks.
+    """The variance over drawn masks of the last layer's input.
 
-    The mean over examples and units, and its standard error.
+    Returns its mean over examples and units, and the standard error.
     """
-    # (draws * examples, ...), each row with a mask of its own
+    # (draws * examples, ...), each row with its own mask
     outputs = model(np.concatenate([x] * draws), training=True)
     outputs = ops.convert_to_numpy(outputs).astype("float64")
     outputs = outputs.reshape((draws, -1))
@@ -106,7 +106,7 @@ def test_equation_10_by_hand():
             [layers.Conv2DTranspose(3, 2, data_format="channels_last")],
             (3, 4, 2),
         ),
-        # A layer that is not linear: the variance of its own input.
+        # For a nonlinear layer, the variance of its own input.
         (lambda: InvariantDropout(0.3), [layers.Activation("linear")], (5,)),
     ],
 )
@@ -314,7 +314,7 @@ def test_a_residual_network_is_run_once_for_each_batch():
 
 
 def padded(*shape):
-    """Examples of which a third are padded behind the first timesteps."""
+    """Examples, a third of which are padding after the first timesteps."""
     x = examples(*shape)
     counts = np.arange(shape[1]) < np.arange(shape[0])[:, None] % 3 + 1
     x[~counts] = 0
@@ -336,7 +336,7 @@ def test_padding_is_left_out_as_calibrate_leaves_it_out():
     model = calibrate(model, x, keep_predictions=False)
     (row,) = variance_report(model, x)
     assert row.saving == pytest.approx(0, abs=1e-6)
-    # Of the six timesteps that are no padding.
+    # Only the six timesteps that are not padding count.
     a = table[x[x > 0]]
     w2 = ops.convert_to_numpy(dense.kernel) ** 2
     expected = ((a - a.mean(axis=0)) ** 2 @ w2).mean()
@@ -367,7 +367,7 @@ def test_padding_before_layers_that_keep_it_and_that_do_not(spatial):
     shifted = a - a.mean(axis=0)
     best = (shifted**2 @ w2).mean()
     assert found["dense"].at_best == pytest.approx(best, rel=1e-4)
-    # What is padding is summed with the rest, and adds nothing. Where a mask
+    # Padding is summed with the rest and adds nothing. Where a mask
     # is shared, over the timesteps, their sums are squared.
     sums = x.sum(axis=1) ** 2 if spatial else (x**2).sum(axis=1)
     whole = sums.sum(axis=-1).mean()
