@@ -63,7 +63,7 @@ app = typer.Typer(
 
 
 def print_version(wanted: bool) -> None:
-    """Prints the versions, and ends the command."""
+    """Prints the versions and ends the command."""
     if wanted:
         print(
             f"keras-invdrop {keras_invdrop.__version__} (Keras "
@@ -84,11 +84,11 @@ def options(
         ),
     ] = False,
 ):
-    pass  # They have ended the command.
+    pass  # `print_version` has handled `--version`.
 
 
 def called() -> str:
-    """The command as it was called, to be pasted into a shell."""
+    """The command line of this call, to paste into a shell."""
     backend = keras.backend.backend()
     arguments = shlex.join(["keras-invdrop", *sys.argv[1:]])
     return f"KERAS_BACKEND={backend} {arguments}"
@@ -357,15 +357,15 @@ def generate_splicing(
 
 
 def main():
-    """Runs the command; what the user can mend is said in one sentence."""
+    """Runs the command; errors that the user can fix take one sentence."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
-    matplotlib.use("agg")  # pictures are files; no display is needed
+    matplotlib.use("agg")  # figures go to files; no display needed
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
         told = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
-            # Without the number that Python begins with.
+            # Without Python's error number.
             told = f"{error.filename}: {error.strerror}"
         print(f"keras-invdrop: {told}", file=sys.stderr)
         sys.exit(1)
