@@ -134,21 +134,21 @@ class Recipe:
     # Choice: the learning rate falls to this fraction of its start ...
     learning_rate_end: float = setting(
         0.01,
-        "Part of the learning rate to which it falls.",
+        "Fraction of its start to which the learning rate falls.",
         min=0,
         max=1,
     )
     # ... choice: by a constant factor per step, or by a constant amount.
     learning_rate_fall: Literal["geometric", "linear"] = setting(
         "geometric",
-        "By the same factor in each step (geometric), or by the same amount "
-        "(linear).",
+        "Fall of the learning rate: by a constant factor per step (geometric), "
+        "or by a constant amount (linear).",
         metavar="geometric|linear",
     )
     # Choice: fraction of the steps in which the learning rate rises from 0.
     warm_up: float = setting(
         0.0,
-        "Part of the steps over which the learning rate rises first.",
+        "Fraction of the steps in which the learning rate rises.",
         min=0,
         max=1,
     )
@@ -157,7 +157,7 @@ class Recipe:
     # Ours: beta's learning rate is this multiple of the weights' rate.
     beta_factor: float = setting(
         1.0,
-        "The learning rate of beta is so many times that of the weights.",
+        "Multiplier of the learning rate for beta.",
         min=0,
     )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
@@ -177,7 +177,7 @@ class Recipe:
     # ... choice: over this fraction of the training.
     momentum_ramp: float = setting(
         0.25,
-        "Part of the training over which the momentum rises.",
+        "Fraction of the training over which the momentum rises.",
         min=0,
         max=1,
     )
@@ -187,8 +187,8 @@ class Recipe:
     # last layer.
     initial_stddev: ForSome = setting(
         None,
-        "Standard deviation of the initial weights, or none for those that the "
-        "network has by itself; for all layers, or for each: 0.01,0.01,0.",
+        "Standard deviation of the initial weights, or none for the network's "
+        "default; for all layers, or for each: 0.01,0.01,0.",
         **DEVIATIONS,
     )
     # Choice: largest norm of a unit's incoming weights; 1.9365 is published.
@@ -215,8 +215,8 @@ class Recipe:
     # `weight_decay * kernel` to the gradient of the mean loss.
     weight_decay: float = setting(
         0.0,
-        "L2 of the weights: this times them is added to the gradient of the "
-        "mean loss.",
+        "Weight decay of the kernels: this times the kernel is added to the "
+        "gradient of the mean loss.",
         min=0,
     )
     # Choice: momentum of the weights' moving average, which replaces the
@@ -232,8 +232,8 @@ class Recipe:
     # bits.
     dtype_policy: str = setting(
         "float32",
-        "What the network computes in: float32, or mixed_bfloat16 or "
-        "mixed_float16 where the machine is faster with them.",
+        "Dtype policy of the network: float32, or mixed_bfloat16 or "
+        "mixed_float16 if the machine is faster with them.",
         show_default="float32",
     )
     # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), taken to

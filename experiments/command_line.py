@@ -182,8 +182,8 @@ def reproduce(
 
     Each row with each seed is a training of its own, and leaves a model
     (.keras), its history (.csv) and its result (.json). A finished training is
-    not repeated. One that was stopped resumes after its last finished epoch,
-    and ends with the weights that it would have had. All methods of a table
+    not repeated. A stopped training resumes after its last finished epoch and
+    ends with the same weights as without the stop. All methods of a table
     start from the same initial weights.
     """
     place = taken(Place, given)
@@ -206,7 +206,7 @@ def tune(
     settings: Annotated[
         str,
         typer.Option(
-            help="What to search, with commas between: "
+            help="Settings to search, separated by commas: "
             + ", ".join(SPACE)
             + "; or a set of them: "
             + ", ".join(SPACES)
@@ -223,9 +223,9 @@ def tune(
 ):
     """Search settings by the validation examples alone, with Optuna.
 
-    Several rows get the same settings, those with the best mean figure. Each
-    trial is written to trials-*.csv when it has ended, and the same command
-    resumes where it stopped.
+    Several rows share the settings with the best mean figure. Each finished
+    trial is written to trials-*.csv, and the same command resumes a stopped
+    search.
     """
     names = settings.split(",")
     for name in names:
@@ -285,8 +285,7 @@ def tables(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Directory of the results, which are all files *.json below "
-            "it.",
+            help="Directory of the results: all files *.json below it.",
             show_default="runs",
         ),
     ] = None,

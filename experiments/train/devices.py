@@ -100,7 +100,7 @@ def _found_together(
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise OSError(
-            f"The {processes} processes do not find together at "
+            f"The {processes} processes cannot connect to one another at "
             f"{coordinator}: {error}"
         ) from error
     return True
@@ -114,10 +114,10 @@ def _leave(error: BaseException) -> None:
     # If another process is lost, a collective sum fails in this process.
     if "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"{told}what all processes compute together has failed. If one of "
-            f"them is gone, it is said within {HEARTBEAT} s which: its number, "
-            "or that it is the leader, which is process 0. The same command, "
-            f"given in every process, resumes after the last epoch. ({error})",
+            f"{told}a computation of all processes has failed. If a process is "
+            f"lost, JAX names it within {HEARTBEAT} s: by its number, or as "
+            "the leader, which is process 0. The same command, given in every "
+            f"process, resumes after the last epoch. ({error})",
             file=sys.stderr,
             flush=True,
         )

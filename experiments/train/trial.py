@@ -56,7 +56,7 @@ class Trial:
         min=0,
     )
     width: float = setting(
-        1.0, "Multiplies the units and feature maps of every layer."
+        1.0, "Multiplier of the units and feature maps of every layer."
     )
     limit_train: int | None = setting(
         None, "Number of training examples to use.", min=1, show_default="all"
