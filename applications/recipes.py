@@ -449,8 +449,8 @@ MNIST_SELECTION = Selection(56, 100, "learning_rate,max_norm")
 MNIST_INVERTED = replace(MNIST, learning_rate=0.004, max_norm=1.0)
 MNIST_INVERTED_SELECTION = Selection(7, 60, "learning_rate,max_norm")
 
-# The 5,000 digits of the demonstration: 35 epochs end it in about five
-# minutes on two cores. The learning rate was selected for 35 epochs.
+# The 5,000 digits of the demonstration, which takes about five minutes on
+# two cores with 35 epochs. The learning rate was selected for 35 epochs.
 DEMO = Recipe(epochs=35, learning_rate=0.03)
 
 # Table 3, fully connected. Published: 128 images in a batch. Choice, not

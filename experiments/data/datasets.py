@@ -34,8 +34,8 @@ SHUFFLE_BUFFER = 10_000
 class PreparedImages:
     """An array of images that indexing prepares.
 
-    The array stores the images as bytes, in a quarter of the memory of
-    floats.
+    The images stay as read from their files: bytes take a quarter of the
+    memory of floats.
 
     Args:
         images: Array of shape `(examples, height, width, channels)`.

@@ -21,7 +21,8 @@ finite number. For example, with two features and one tissue:
 
 In both formats, the targets of an exon in a tissue are a distribution: they are
 not negative, and their sum is within 0.001 of 1. `load_splicing` scales them to
-sum to 1 exactly. A file has at least six exons, and each partition has one.
+sum to 1 exactly. A file has at least six exons, one or more in each
+partition.
 """
 
 import reprlib
