@@ -1,9 +1,9 @@
-"""The command `keras-invdrop`, from its first moment on.
+"""The entry point of the command `keras-invdrop`.
 
-What the command does is in `keras_invdrop.experiments.command_line`, which
-imports Keras. That takes seconds and may fail, so this module stands beside
-the package and imports none of it: an interruption (Ctrl-C) and a package that
-is missing are said in one sentence, whenever they come.
+`keras_invdrop.experiments.command_line` implements the command and imports
+Keras. That import takes seconds and may fail, so this module stands outside
+the package and imports none of it at first: an interruption (Ctrl-C) or a
+missing package gets a one-sentence message at any time.
 """
 
 import os
@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
 
-# What an interrupted command has to do, and to say, before it ends.
+# Called before an interrupted command ends; each may return a message.
 _endings: list[Callable[[], str | None]] = []
 
 
 @contextmanager
 def when_interrupted(ending: Callable[[], str | None]) -> Iterator[None]:
-    """In the block, `ending` is called if the command is interrupted.
+    """Calls `ending` if the command is interrupted inside the block.
 
     Args:
-        ending: It is called in another thread, the last one given first, and
-            may return the rest of the sentence that the user is told.
+        ending: Function to call in another thread, the most recent one first.
+            It may return text to add to the message for the user.
     """
     _endings.append(ending)
     try:
@@ -35,30 +35,30 @@ def when_interrupted(ending: Callable[[], str | None]) -> Iterator[None]:
 
 
 def _end() -> None:
-    """Says that the command was interrupted, and ends its process."""
+    """Prints that the command was interrupted, and ends the process."""
     said = ["interrupted"]
     for ending in reversed(_endings):
-        with suppress(Exception):  # Nothing keeps the process from its end.
+        with suppress(Exception):  # Errors must not keep the process alive.
             said += filter(None, [ending()])
     text = f"keras-invdrop: {'; '.join(said)}\n"
     if sys.stderr.isatty():
         text = f"\n{text}"  # The terminal has written ^C.
     os.write(2, text.encode())
-    # Python's own way out has crashed in threads of the backends.
+    # Python's regular exit has crashed in threads of the backends.
     os._exit(128 + signal.SIGINT)
 
 
 def _end_when_interrupted() -> None:
-    """Ends the process on Ctrl-C, whatever it is doing.
+    """Ends the process on Ctrl-C at any time.
 
-    A `KeyboardInterrupt` would be raised wherever Python happens to be: in
-    imports, which may swallow it, and in code that the backends call, which
-    may crash. A thread that waits for the signal has none of that, and need
-    not wait until a program is compiled. The signal stays blocked in child
-    processes, which end with this one.
+    Python would raise `KeyboardInterrupt` in whatever code is running:
+    imports may swallow the exception, and code that the backends call may
+    crash. A thread that waits for the signal avoids both and responds even
+    during a compilation. The signal stays blocked in child processes, which
+    end with this process.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        return  # in the background of a shell
+        return  # a background job of a shell
     if not hasattr(signal, "sigwait"):  # Windows
         signal.signal(signal.SIGINT, lambda *_: _end())
         return
@@ -72,7 +72,7 @@ def _end_when_interrupted() -> None:
 
 
 def main() -> None:
-    """Runs the command, or says what to install for it."""
+    """Runs the command, or tells the user which package to install."""
     _end_when_interrupted()
     try:
         from keras_invdrop._extras import missing

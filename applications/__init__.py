@@ -1,7 +1,7 @@
 """The paper's networks and recipes, ready for `model.fit`.
 
-They need Keras and NumPy only. What checks the paper with them, on its data
-sets, is `keras_invdrop.experiments`.
+The networks need Keras and NumPy only. `keras_invdrop.experiments` trains them
+on the paper's data sets to check the paper's results.
 """
 
 from . import recipes as recipes

@@ -20,7 +20,7 @@ from ._methods import spatial_axes
 
 
 class Convolution(NamedTuple):
-    """A maxout convolution, and the max pooling with stride 2 after it.
+    """A maxout convolution followed by max pooling with stride 2.
 
     Attributes:
         filters: Number of feature maps.
@@ -43,7 +43,7 @@ class Convolution(NamedTuple):
     pool_size: int
 
 
-# The published settings, which Table 6 builds on.
+# Published settings; Table 6 builds on them.
 CIFAR10_CONVOLUTIONS = (
     Convolution(96, 8, 4, pool_size=4),
     Convolution(192, 8, 3, pool_size=4),
@@ -76,32 +76,32 @@ def maxout_cnn(
 ) -> keras.Model:
     """The maxout network of Table 6: 96c-p-192c-p-192c-p-500fc for CIFAR-10.
 
-    That for SVHN, 64c-p-128c-p-128c-p-400fc, has
-    `convolutions=SVHN_CONVOLUTIONS` and `hidden_units=400`. Both in the
-    geometry of Goodfellow et al. (2013): pooling regions may reach past the
-    right and bottom border, so that the last, partial one counts. Initial
-    weights are uniform in +-0.005. Dropout is on the input and on every
-    hidden layer, after its pooling, with one beta for each feature map.
+    The SVHN network, 64c-p-128c-p-128c-p-400fc, has
+    `convolutions=SVHN_CONVOLUTIONS` and `hidden_units=400`. Both networks
+    have the geometry of Goodfellow et al. (2013): pooling windows may extend
+    past the right and bottom borders, so the last, partial window counts.
+    Initial weights are uniform in +-0.005. Dropout acts on the input and on
+    every hidden layer, after its pooling, with one beta per feature map.
 
     Args:
         dropout: One of the methods of `mnist_mlp`.
-        convolutions: The convolutions, each with its zero padding and the max
-            pooling after it.
+        convolutions: The convolutions, each with its zero padding and its max
+            pooling.
         hidden_units: Units of the dense maxout layer.
         convolution_pieces: Linear pieces of each feature map.
         hidden_pieces: Linear pieces of each dense unit.
         width: Multiplier of the feature maps and hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden activities to drop: one for all
-            hidden layers or one for each.
+        hidden_rate: Fraction of the hidden activities to drop: one value for
+            all hidden layers or one per layer.
         beta_regularizer: Prior on beta, for the invariant methods.
-        max_norm: Largest norm of the incoming weights of a piece: one for all
-            layers or one for each, or None.
-        initial_stddev: Standard deviation of the initial weights: one for all
-            layers or one for each, or None for the published ones.
+        max_norm: Largest norm of the incoming weights of a piece: one value
+            for all layers, one per layer, or None.
+        initial_stddev: Standard deviation of the initial weights: one value
+            for all layers, one per layer, or None for the published weights.
         kernel_regularizer: Prior on the weights.
         input_shape: Shape of one image, without the batch, in the image data
-            format of the Keras configuration. By default that of CIFAR-10:
+            format of the Keras configuration. Defaults to CIFAR-10's:
             `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
         classes: Number of classes.
         classifier_activation: Activation function of the last layer, or None
@@ -113,8 +113,8 @@ def maxout_cnn(
         `(batch, classes)`.
 
     Raises:
-        ValueError: If `dropout` is none of the methods, `max_norm` not
-            positive, `initial_stddev` negative, or if `width` leaves a layer
+        ValueError: If `dropout` is not one of the methods, `max_norm` is not
+            positive, `initial_stddev` is negative, or `width` leaves a layer
             empty.
 
     Example:
@@ -176,12 +176,12 @@ def maxout_cnn(
 
 
 def _complete_windows(x, size):
-    """Pads `x` so that windows with stride 2 cover it to the last pixel."""
+    """Pads `x` so that windows with stride 2 cover every pixel."""
     margins = [(0, 0)] * 4
     for axis in spatial_axes():
         beyond = x.shape[axis] - size
         margins[axis] = 0, max(-beyond, beyond % 2)
     if not np.any(margins):
         return x
-    # Activities of maxout may be negative: a 0 would win over them.
+    # Maxout activities may be negative: padding with 0 would exceed them.
     return ops.pad(x, margins, constant_values=-np.inf)

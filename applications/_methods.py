@@ -1,4 +1,4 @@
-"""What the networks have in common: methods of dropout, widths, kernels."""
+"""Shared by the networks: dropout methods, widths, kernel options."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_number
 
-# The columns of Table 2 and "none": the layer on the input and the layer on
-# the hidden units.
+# The columns of Table 2, and "none": each method's dropout layers on the input
+# and on the hidden units.
 METHODS: dict[str, tuple[type | None, type | None]] = {
     "none": (None, None),
     "standard": (keras.layers.Dropout, keras.layers.Dropout),
@@ -33,12 +33,11 @@ def dropouts(
     beta_regularizer: Any,
     hidden_layers: int = 1,
 ) -> tuple[Callable, Callable]:
-    """The dropout on the input, and that on the hidden units, of a method.
+    """The input dropout and the hidden dropout of a method.
 
-    Both are functions `(x, name) -> x`, of which the second is called once
-    for each of the hidden layers, from the first to the last. Feature maps,
-    `x` of rank 4, have one shift each (section 2.1), other activities one for
-    each.
+    Both are functions `(x, name) -> x`. Call the hidden dropout once per
+    hidden layer, from the first to the last. If `x` has rank 4, each feature
+    map has one shift (section 2.1); otherwise each activity has its own.
     """
     check_choice("dropout", method, tuple(METHODS))
 
@@ -66,14 +65,14 @@ def dropouts(
 
 
 def spatial_axes() -> tuple[int, int]:
-    """The axes of height and width in Keras' image data format."""
+    """The height and width axes in Keras' image data format."""
     if keras.config.image_data_format() == "channels_last":
         return 1, 2
     return 2, 3
 
 
 def image_shape(input_shape: Sequence[int] | None) -> tuple[int, ...]:
-    """`input_shape`, or where it is None that of CIFAR-10 and SVHN."""
+    """`input_shape`; if None, the image shape of CIFAR-10 and SVHN."""
     if input_shape is not None:
         return tuple(input_shape)
     if keras.config.image_data_format() == "channels_last":
@@ -95,16 +94,16 @@ def scaled(units: int, width: float) -> int:
 
 
 def full_precision() -> str:
-    """The dtype of variables, in which outputs are computed.
+    """The dtype of variables; the classifier computes in it.
 
-    In mixed precision logits of 16 bits would often be equal, so that the
-    larger one is not known.
+    In mixed precision, 16-bit logits would often tie, and the ties would hide
+    the predicted class.
     """
     return keras.config.dtype_policy().variable_dtype
 
 
 def for_each(argument: str, value: Any, layers: int) -> Sequence[Any]:
-    """`value` for each of the layers, if it is not a sequence of such."""
+    """One value per layer; repeats `value` unless it is a sequence."""
     if not isinstance(value, (list, tuple)):
         return [value] * layers
     if len(value) != layers:
@@ -121,18 +120,19 @@ def kernels(
     regularizer: Any = None,
     initializer: Callable[[], Any] = lambda: "glorot_uniform",
 ) -> list[dict[str, Any]]:
-    """Options of the layers, from first to last, that concern the kernels.
+    """The kernel options of each layer, from the first to the last.
 
     Args:
-        axes: For each layer, the axes of its kernel that lead to one unit.
-        max_norm: The largest norm of the incoming weights of a unit: one for
-            all layers or one for each; None for any norm.
-        initial_stddev: The standard deviation of the initial weights, which
-            are drawn from a normal distribution about 0: one for all layers
-            or one for each; None for those of `initializer`.
+        axes: For each layer, the kernel axes over which a unit's norm is
+            computed.
+        max_norm: The largest norm of the incoming weights of a unit: one
+            value for all layers or one per layer; None for no limit.
+        initial_stddev: The standard deviation of the initial weights, drawn
+            from a normal distribution with mean 0: one value for all layers
+            or one per layer; None to use `initializer`.
         regularizer: Prior on the weights.
-        initializer: Makes the initial weights where no `initial_stddev` is
-            given.
+        initializer: Returns the initializer of layers without an
+            `initial_stddev`.
     """
     norms = for_each("max_norm", max_norm, len(axes))
     stddevs = for_each("initial_stddev", initial_stddev, len(axes))

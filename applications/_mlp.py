@@ -29,30 +29,31 @@ def mnist_mlp(
 ) -> keras.Model:
     """The fully connected network of Table 2: 784-1000-1000-10.
 
-    Dropout stands before every dense layer: on the input and on each layer of
-    hidden units.
+    Dropout precedes every dense layer: it acts on the input and on each hidden
+    layer.
 
     Args:
         dropout: One of the methods of Table 2, or `"none"`: `"standard"`
             (`keras.layers.Dropout`), `"invariant"`, `"invariant_input"`
             (invariant dropout on the input, standard dropout on the hidden
-            units), `"invariant_hidden"` (the other way round) and
+            units), `"invariant_hidden"` (the reverse) and
             `"running_average"`.
-        activation: Activation function of the hidden units; the paper has
-            results for `"relu"` and says that `"sigmoid"` and `"tanh"`
-            improve alike (section 3.1).
+        activation: Activation function of the hidden units; the paper reports
+            results for `"relu"` and similar improvements for `"sigmoid"` and
+            `"tanh"` (section 3.1).
         hidden_units: Units of each hidden layer.
         width: Multiplier of the hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden units to drop: one for all hidden
-            layers or one for each.
+        hidden_rate: Fraction of the hidden units to drop: one value for all
+            hidden layers or one per layer.
         beta_regularizer: Prior on beta, for the invariant methods.
-        max_norm: Largest norm of the incoming weights of a unit: one for all
-            dense layers or one for each, or None.
-        initial_stddev: Standard deviation of the initial weights: one for all
-            dense layers or one for each, or None for Keras' own.
+        max_norm: Largest norm of the incoming weights of a unit: one value
+            for all dense layers, one per layer, or None.
+        initial_stddev: Standard deviation of the initial weights: one value
+            for all dense layers, one per layer, or None for Keras' default
+            weights.
         kernel_regularizer: Prior on the weights of the dense layers.
-        input_shape: Shape of one example, without the batch. Examples of more
+        input_shape: Shape of one example, without the batch. Examples with more
             than one axis are flattened.
         classes: Number of classes.
         classifier_activation: Activation function of the last layer, or None
@@ -64,8 +65,8 @@ def mnist_mlp(
         `(batch, classes)`.
 
     Raises:
-        ValueError: If `dropout` is none of the methods, `max_norm` not
-            positive, `initial_stddev` negative, or if `width` leaves a layer
+        ValueError: If `dropout` is not one of the methods, `max_norm` is not
+            positive, `initial_stddev` is negative, or `width` leaves a layer
             empty.
 
     Example:
@@ -124,7 +125,8 @@ def cifar10_mlp(
         dropout: One of the methods of `mnist_mlp`.
         hidden_units: Units of each hidden layer.
         width: Multiplier of the hidden units.
-        input_shape: Shape of one image, without the batch. It is flattened.
+        input_shape: Shape of one image, without the batch. The network
+            flattens images.
         classes: Number of classes.
         name: Name of the model.
         **options: The other arguments of `mnist_mlp`.
@@ -169,8 +171,8 @@ def mas_mlp(
         width: Multiplier of the hidden units.
         input_shape: Shape of one example, without the batch.
         classes: Number of outcomes in each tissue.
-        tissues: Number of tissues. Not printed; Barash et al. (2010) have
-            four.
+        tissues: Number of tissues. The paper does not print it; Barash et al.
+            (2010) have four.
         classifier_activation: Activation function over the outcomes of each
             tissue, or None to return the logits.
         name: Name of the model.

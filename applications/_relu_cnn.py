@@ -41,14 +41,14 @@ def relu_cnn(
 ) -> keras.Model:
     """The network of Tables 3 and 4: 128c-p-128c-p-128c-p-1000fc.
 
-    Convolutions of 5 x 5 with zero padding of 2, ReLU, each followed by
-    pooling over 3 x 3 with stride 2, which halves the resolution. Dropout is
-    on the input and on every hidden layer, after its pooling (section 3.2),
-    with one beta for each feature map (section 2.1).
+    Each 5 x 5 ReLU convolution, with zero padding of 2, is followed by 3 x 3
+    pooling with stride 2, which halves the resolution. Dropout acts on the
+    input and on every hidden layer, after its pooling (section 3.2), with one
+    beta per feature map (section 2.1).
 
-    The other members of the tables have 64 or 128 `filters`,
-    `locally_connected=16` ("16lc", with windows of 3 x 3 as in Hinton et al.,
-    2012), `pooling="stochastic"`, or two layers of hidden units ("fc-fc").
+    The other networks in the tables have 64 or 128 `filters`,
+    `locally_connected=16` ("16lc", with 3 x 3 windows as in Hinton et al.,
+    2012), `pooling="stochastic"`, or two dense hidden layers ("fc-fc").
 
     Args:
         dropout: One of the methods of `mnist_mlp`.
@@ -59,16 +59,17 @@ def relu_cnn(
         pooling: `"max"` or `"stochastic"` (Zeiler and Fergus, 2013).
         width: Multiplier of the feature maps and hidden units.
         input_rate: Fraction of the input to drop.
-        hidden_rate: Fraction of the hidden activities to drop: one for all
-            hidden layers or one for each.
+        hidden_rate: Fraction of the hidden activities to drop: one value for
+            all hidden layers or one per layer.
         beta_regularizer: Prior on beta, for the invariant methods.
-        max_norm: Largest norm of the incoming weights of a unit: one for all
-            layers or one for each, or None.
-        initial_stddev: Standard deviation of the initial weights: one for all
-            layers or one for each, or None for Keras' own.
+        max_norm: Largest norm of the incoming weights of a unit: one value
+            for all layers, one per layer, or None.
+        initial_stddev: Standard deviation of the initial weights: one value
+            for all layers, one per layer, or None for Keras' default
+            weights.
         kernel_regularizer: Prior on the weights.
         input_shape: Shape of one image, without the batch, in the image data
-            format of the Keras configuration. By default that of CIFAR-10:
+            format of the Keras configuration. Defaults to CIFAR-10's:
             `(32, 32, 3)`, or `(3, 32, 32)` with channels first.
         classes: Number of classes.
         classifier_activation: Activation function of the last layer, or None
@@ -80,9 +81,9 @@ def relu_cnn(
         `(batch, classes)`.
 
     Raises:
-        ValueError: If `dropout` or `pooling` is none of those described,
-            `max_norm` not positive, `initial_stddev` negative, or if `width`
-            leaves a layer empty.
+        ValueError: If `dropout` or `pooling` is not one of the listed values,
+            `max_norm` is not positive, `initial_stddev` is negative, or
+            `width` leaves a layer empty.
 
     Example:
 

@@ -14,18 +14,19 @@ from keras_invdrop._checks import invalid
 class CodeQuality(keras.metrics.Sum):
     """How much better than a naive guess the predictions are, in bits.
 
-    The sum, over the examples and their tissues, of
-    `KL(target || naive guess) - KL(target || prediction)` with logarithms to
-    base 2, which is that of `target * log2(prediction / naive_guess)`. It is 0
-    for the naive guess itself, negative for what is worse, and the higher the
-    better. As a sum, and not a mean, it grows with the number of examples,
-    and does not depend, but for rounding, on how they are batched.
+    The metric sums `KL(target || naive guess) - KL(target || prediction)`,
+    with logarithms to base 2, over the examples and their tissues. That
+    difference equals the sum of `target * log2(prediction / naive_guess)` over
+    the outcomes. The naive guess itself scores 0, worse predictions score
+    below 0, and higher is better. As a sum rather than a mean, the metric
+    grows with the number of examples and, up to rounding, does not depend on
+    the batch size.
 
-    Probabilities below `keras.config.epsilon()` are raised to it, those of
-    the prediction and those of the naive guess. An outcome that training has
-    never seen, where the naive guess is 0, would otherwise be worth infinitely
-    many bits; now it is worth `-log2(1e-7)`, 23 bits, at most, and nothing if
-    the prediction has not seen it coming either.
+    Predicted and guessed probabilities below `keras.config.epsilon()` are
+    raised to it. Otherwise an outcome that the training set lacks, where the
+    naive guess is 0, would be worth infinitely many bits. With the floor it is
+    worth at most `-log2(1e-7)`, 23 bits, and nothing if the prediction is 0,
+    too.
 
     Args:
         naive_guess: Array of shape `(outcomes,)` or `(tissues, outcomes)`:
@@ -33,19 +34,19 @@ class CodeQuality(keras.metrics.Sum):
             axis.
         name: Name of the metric.
         dtype: The dtype of the metric's computations.
-        from_logits: Boolean. Whether predictions are logits; by default they
-            are probabilities.
+        from_logits: Boolean. Whether predictions are logits rather than
+            probabilities.
 
     Call arguments:
-        y_true: Targets, distributions over the outcomes, of the shape of
-            `naive_guess` with the batch before it.
+        y_true: Targets, distributions over the outcomes, of shape
+            `(batch, *naive_guess.shape)`.
         y_pred: Predictions, of the same shape.
         sample_weight: Weights of the examples, of shape `(batch,)`, or of
             their tissues, `(batch, tissues)`; by default all are 1.
 
     Raises:
         ValueError: If `naive_guess` or `from_logits` is not as described, or
-            the shape of `y_true` or `y_pred` does not go with `naive_guess`.
+            the shape of `y_true` or `y_pred` does not match `naive_guess`.
 
     Example:
 
@@ -70,7 +71,7 @@ class CodeQuality(keras.metrics.Sum):
         super().__init__(name=name, dtype=dtype)
         self.naive_guess = _check_naive_guess(naive_guess)
         self.from_logits = check_boolean("from_logits", from_logits)
-        # As in Keras' accuracies: callbacks with mode="auto" look for it.
+        # As in Keras' accuracies: callbacks with mode="auto" read this.
         self._direction = "up"
 
     def update_state(
@@ -90,8 +91,8 @@ class CodeQuality(keras.metrics.Sum):
         super().update_state(bits, sample_weight)
 
     def result(self) -> Any:
-        # Keras' sum may be the variable itself, on PyTorch: in a log of
-        # training it would turn into the sum over the validation set.
+        # On PyTorch, Keras' sum may be the variable itself: validation would
+        # overwrite the value in the training logs.
         return ops.copy(super().result())
 
     def get_config(self):
@@ -125,7 +126,7 @@ def _check_naive_guess(naive_guess):
 
 
 def _check_shape(argument, value, expected):
-    """Raises if `value` is not of shape `expected`; None is any size."""
+    """Raises unless `value` has shape `expected`; None means any size."""
     shape = tuple(value.shape)
     fits = len(shape) == len(expected) and all(
         None in (size, wanted) or size == wanted

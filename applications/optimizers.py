@@ -14,14 +14,14 @@ from keras_invdrop._checks import invalid
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate schedule that is multiplied by a rise in the beginning.
+    """A learning rate schedule with a linear warm-up.
 
     At step `t`, counted from 0, the learning rate is
     `schedule(t) * min((t + 1) / steps, 1)`.
 
     Args:
         schedule: The learning rate schedule.
-        steps: Positive integer. Number of steps of the rise.
+        steps: Positive integer. Number of warm-up steps.
 
     Example:
 
@@ -60,27 +60,27 @@ class RampedSGD(keras.optimizers.SGD):
 
     At step `t` the momentum is
     `momentum_start + (momentum - momentum_start) * min(t / ramp_steps, 1)`,
-    computed from the optimiser's step counter inside the training step:
-    nothing is compiled again while it rises, on any backend.
+    computed from the optimiser's step counter inside the training step, so
+    no backend recompiles the step while the momentum rises.
 
     Args:
         learning_rate: Float or learning rate schedule.
         momentum: Float above 0, at most 1. The momentum after the ramp.
         momentum_start: Float between 0 and 1. The momentum of the first step.
-        ramp_steps: Positive integer. Number of steps in which it rises.
+        ramp_steps: Positive integer. Number of steps of the ramp.
         nesterov: Boolean. Whether to apply Nesterov momentum.
         learning_rate_factors: Dictionary from names of layers, or of weights
-            in any layer (`"beta"`, `"bias"`), to positive floats, by which
-            their learning rate is multiplied. Where several names are those
-            of one weight, of its layer and of a layer around that, their
-            factors are multiplied. The published maxout networks have 0.05
-            for each convolution.
+            in any layer (`"beta"`, `"bias"`), to positive floats that
+            multiply the learning rate of these weights. If several names
+            match a weight (its own, its layer's, an enclosing layer's), their
+            factors multiply. The published maxout networks use 0.05 for each
+            convolution.
         **kwargs: As in `keras.optimizers.SGD`.
 
     Raises:
-        ValueError: If an argument is not of the kind described, or, when
-            training starts, if a name in `learning_rate_factors` is that of
-            no trainable weight and of no layer with one.
+        ValueError: If an argument is invalid or, when training starts, if a
+            name in `learning_rate_factors` matches no trainable weight and no
+            layer with trainable weights.
 
     Example:
 
@@ -125,7 +125,7 @@ class RampedSGD(keras.optimizers.SGD):
         }
 
     def build(self, variables):
-        # "convolution_1/conv/kernel": layers, and the name of the weight.
+        # "convolution_1/conv/kernel": the layers, then the weight.
         paths = [variable.path.split("/") for variable in variables]
         unknown = set(self.learning_rate_factors).difference(*paths)
         if unknown:

@@ -1,9 +1,10 @@
-"""How each network of the paper is trained: numbers, and where they are from.
+"""The training settings of each network of the paper, and their sources.
 
-"Paper" is Ba, Xiong and Frey, 2014. "Published" are the settings of the maxout
-and dropout networks on which it built (Goodfellow et al., 2013). A "choice" is
-what neither settles; it is the same for every method of a table. "Selected" was
-chosen by the error on validation examples; results/README.md has the trials.
+"Paper" is Ba, Xiong and Frey, 2014. "Published" marks settings of the maxout
+and dropout networks on which the paper builds (Goodfellow et al., 2013).
+"Choice" marks settings that neither source gives; every method of a table
+shares them. "Selected" marks settings chosen by the validation error;
+results/README.md lists the trials.
 """
 
 from collections.abc import Callable
@@ -27,17 +28,17 @@ from keras_invdrop._checks import invalid
 from .optimizers import RampedSGD
 from .optimizers import WarmUp
 
-# A value for all layers, or one for each, from the first to the last.
+# One value for all layers, or one per layer, from the first to the last.
 ForEach = float | tuple[float, ...]
-# The same, where None takes a layer out.
+# As `ForEach`; None leaves a layer without the setting.
 ForSome = float | None | tuple[float | None, ...]
 
-# All keep the weights in float32: 16 bits would lose small steps.
+# All policies keep the weights in float32: 16 bits would lose small steps.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def for_layers(argument: str, text: str) -> ForSome:
-    """What a text says of the layers: `"2"`, `"none"`, `"none,4.5,4.5"`."""
+    """Parses the values of layers: `"2"`, `"none"`, `"none,4.5,4.5"`."""
     try:
         values = tuple(
             None if each.strip() == "none" else float(each)
@@ -51,20 +52,20 @@ def for_layers(argument: str, text: str) -> ForSome:
 
 
 def setting(default: Any, help: str, **shown: Any) -> Any:
-    """A field of a dataclass that a person may set: an option of the command.
+    """A dataclass field that becomes an option of the command.
 
     Args:
-        default: Its default.
-        help: What it is, in a sentence.
-        **shown: What the command says and checks of it: `min` and `max`,
-            `metavar`, `show_default`.
+        default: Default of the field.
+        help: Help text of the option.
+        **shown: Other arguments of the option: `min`, `max`, `metavar`,
+            `show_default`.
     """
     return field(default=default, metadata={"help": help, **shown})
 
 
-# Settings that layers may have of their own ...
+# Settings that may differ by layer ...
 FOR_LAYERS = "max_norm", "initial_stddev", "hidden_rate"
-# ... and how they are written.
+# ... and the format of their options.
 RATES, NORMS, DEVIATIONS = (
     {"metavar": f"{one}[,{one}...]"} for one in ("RATE", "NORM", "SD")
 )
@@ -75,9 +76,10 @@ class Selection:
     """The search by which settings of a recipe were selected.
 
     Attributes:
-        trials: Their number, with those that were given up.
-        epochs: Of each trial.
-        settings: What was searched, as `keras-invdrop tune --settings` has it.
+        trials: Number of trials, pruned ones included.
+        epochs: Number of epochs of each trial.
+        settings: The settings searched, as `keras-invdrop tune --settings`
+            takes them.
     """
 
     trials: int
@@ -90,13 +92,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; by default, a fully connected one.
+    """Settings of a training; the defaults fit a fully connected network.
 
     `network` builds a network with the rates, norms and priors of the recipe,
-    and `compile` prepares it for `model.fit`, which takes `batch_size` and
-    `epochs` from the recipe as well. `calibrated` and `retrain` are left to
-    the caller: `keras_invdrop.calibrate` needs the examples, and a second
-    training the examples for validation.
+    and `compile` prepares the network for `model.fit`. Pass the recipe's
+    `batch_size` and `epochs` to `model.fit`. The caller handles `calibrated`
+    and `retrain`: `keras_invdrop.calibrate` needs the training examples, and
+    retraining needs the validation examples.
 
     Example:
 
@@ -110,7 +112,7 @@ class Recipe:
     ```
     """
 
-    # Choice: so long that the learning rate can fall slowly.
+    # Choice: enough epochs for the learning rate to fall slowly.
     epochs: int = setting(
         60,
         "Epochs of each training.",
@@ -122,40 +124,40 @@ class Recipe:
         "Number of examples in a batch.",
         min=1,
     )
-    # Selected, as in the paper (3.1), which does not print the value: this one
-    # on MNIST in 20 epochs; for more of them see below.
+    # Selected, as in the paper (3.1), which does not print the value: here on
+    # MNIST with 20 epochs; longer trainings have other values, see below.
     learning_rate: float = setting(
         0.01,
         "Learning rate at the start of the training.",
         min=0,
     )
-    # Choice: the learning rate falls to this part of its start ...
+    # Choice: the learning rate falls to this fraction of its start ...
     learning_rate_end: float = setting(
         0.01,
-        "Part of the learning rate to which it falls.",
+        "Fraction of its start to which the learning rate falls.",
         min=0,
         max=1,
     )
-    # ... choice: by the same factor in each step, or by the same amount.
+    # ... choice: by a constant factor per step, or by a constant amount.
     learning_rate_fall: Literal["geometric", "linear"] = setting(
         "geometric",
-        "By the same factor in each step (geometric), or by the same amount "
-        "(linear).",
+        "Fall of the learning rate: by a constant factor per step (geometric), "
+        "or by a constant amount (linear).",
         metavar="geometric|linear",
     )
-    # Choice: over this part of the steps it first rises from 0.
+    # Choice: fraction of the steps in which the learning rate rises from 0.
     warm_up: float = setting(
         0.0,
-        "Part of the steps over which the learning rate rises first.",
+        "Fraction of the steps in which the learning rate rises.",
         min=0,
         max=1,
     )
     # By layer; published for the maxout networks.
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
-    # Ours: the learning rate of beta is so many times that of the weights.
+    # Ours: beta's learning rate is this multiple of the weights' rate.
     beta_factor: float = setting(
         1.0,
-        "The learning rate of beta is so many times that of the weights.",
+        "Multiplier of the learning rate for beta.",
         min=0,
     )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
@@ -165,28 +167,28 @@ class Recipe:
         min=0,
         max=1,
     )
-    # Published: momentum rises linearly from here ...
+    # Published: the momentum rises linearly from this value ...
     momentum_start: float = setting(
         0.5,
         "Momentum of the first step.",
         min=0,
         max=1,
     )
-    # ... choice: over this part of the training.
+    # ... choice: over this fraction of the training.
     momentum_ramp: float = setting(
         0.25,
-        "Part of the training over which the momentum rises.",
+        "Fraction of the training over which the momentum rises.",
         min=0,
         max=1,
     )
-    # Choice: Keras' own initial weights, or those that are published for the
-    # network. Else the standard deviation of a normal distribution: 0.01 in
-    # the hidden layers and 0 in the last are published for networks like
-    # MNIST's.
+    # Choice: None keeps Keras' initial weights or the network's published
+    # ones; a number is the standard deviation of a normal distribution.
+    # Published for networks like MNIST's: 0.01 in the hidden layers, 0 in the
+    # last layer.
     initial_stddev: ForSome = setting(
         None,
-        "Standard deviation of the initial weights, or none for those that the "
-        "network has by itself; for all layers, or for each: 0.01,0.01,0.",
+        "Standard deviation of the initial weights, or none for the network's "
+        "default; for all layers, or for each: 0.01,0.01,0.",
         **DEVIATIONS,
     )
     # Choice: largest norm of a unit's incoming weights; 1.9365 is published.
@@ -209,16 +211,16 @@ class Recipe:
         "of each: 0.4,0.6.",
         **RATES,
     )
-    # Choice, not in the paper: the gradient of the mean loss has
-    # `weight_decay * kernel` added, by a prior that is a part of the loss.
+    # Choice, not in the paper: a prior in the loss adds
+    # `weight_decay * kernel` to the gradient of the mean loss.
     weight_decay: float = setting(
         0.0,
-        "L2 of the weights: this times them is added to the gradient of the "
-        "mean loss.",
+        "Weight decay of the kernels: this times the kernel is added to the "
+        "gradient of the mean loss.",
         min=0,
     )
-    # Choice: whether the network is that of the weights' moving average, and
-    # with which momentum. None takes the weights themselves.
+    # Choice: momentum of the weights' moving average, which replaces the
+    # weights in the trained network. None keeps the weights themselves.
     ema_momentum: float | None = setting(
         None,
         "Take the moving average of the weights, with this momentum in each "
@@ -226,28 +228,29 @@ class Recipe:
         min=0,
         max=1,
     )
-    # Choice: the paper does not say. "mixed_bfloat16" computes in 16 bits.
+    # Choice: the paper names no precision. "mixed_bfloat16" computes in 16
+    # bits.
     dtype_policy: str = setting(
         "float32",
-        "What the network computes in: float32, or mixed_bfloat16 or "
-        "mixed_float16 where the machine is faster with them.",
+        "Dtype policy of the network: float32, or mixed_bfloat16 or "
+        "mixed_float16 if the machine is faster with them.",
         show_default="float32",
     )
-    # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), read as
-    # what the update adds to the gradient of the mean loss, `decay * beta`.
-    # For the other data sets taken over, not selected.
+    # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), taken to
+    # mean that the update adds `decay * beta` to the gradient of the mean
+    # loss. The other data sets reuse MNIST's value.
     beta_decay: float = setting(
         0.0,
         "Weight decay of beta: this times beta is added to the gradient of the "
         "mean loss.",
         min=0,
     )
-    # Ours, not the paper's, which starts beta at 0: whether each shift starts
-    # at minus the mean activity of the training examples, where the paper
-    # finds that beta goes (`keras_invdrop.calibrate`).
+    # Ours: whether each shift starts at minus the mean activity of the training
+    # examples (`keras_invdrop.calibrate`). The paper starts beta at 0 and
+    # finds that it converges to that value.
     calibrated: bool = False
-    # Whether to train anew on all examples, those for validation among them,
-    # for as many epochs as were selected.
+    # Whether to retrain on all examples, validation examples included, for the
+    # selected number of epochs.
     retrain: bool = False
 
     def network(
@@ -257,7 +260,7 @@ class Recipe:
 
         Args:
             build: Function that builds the network, such as `mnist_mlp`.
-            **options: Other arguments of the function, such as `dropout`.
+            **options: Other arguments of `build`, such as `dropout`.
 
         Returns:
             The uncompiled model.
@@ -284,20 +287,20 @@ class Recipe:
         from_logits: bool | None = None,
         **options: Any,
     ) -> None:
-        """Compiles a model, to be trained by this recipe.
+        """Compiles a model for training by this recipe.
 
-        The loss is the cross-entropy between the outputs and the numbers of
-        the classes or, where the outputs have an axis of tissues before the
-        classes, as those of `mas_mlp`, distributions over the classes. The
-        metric is the accuracy, without tissues.
+        The loss is the cross-entropy between the outputs and integer labels,
+        and the metric is the accuracy. If the outputs have a tissue axis
+        before the classes, as those of `mas_mlp` have, the targets are
+        distributions over the classes, and the model has no metric.
 
         Args:
-            model: The model, such as `network` builds.
-            steps_per_epoch: The number of batches in an epoch.
-            from_logits: Boolean. Whether the model returns logits; by default
-                the activation function of its last layer says so.
-            **options: Other arguments of `model.compile`, also in place of
-                the recipe's own, such as `loss` and `metrics`.
+            model: The model, such as one that `network` builds.
+            steps_per_epoch: Number of batches in an epoch.
+            from_logits: Boolean. Whether the model returns logits. By default
+                derived from the activation function of the last layer.
+            **options: Other arguments of `model.compile`. They override the
+                recipe's, such as `loss` and `metrics`.
 
         Raises:
             ValueError: If an argument, or a setting of the recipe, is not
@@ -346,8 +349,8 @@ class Recipe:
         """The optimiser of a training.
 
         Args:
-            steps_per_epoch: The number of batches.
-            with_beta: Whether the network has weights called `beta`.
+            steps_per_epoch: Number of batches in an epoch.
+            with_beta: Whether the network has weights named `beta`.
         """
         schedules = keras.optimizers.schedules
         schedule: keras.optimizers.schedules.LearningRateSchedule
@@ -391,9 +394,9 @@ class Recipe:
 
 @contextmanager
 def _dtype_policy(name: str) -> Iterator[None]:
-    """Layers that are made in the block compute by this dtype policy.
+    """Gives layers created in the block this dtype policy.
 
-    The preparation of the data, outside of the block, keeps Keras' own.
+    The data preparation, outside the block, keeps Keras' global policy.
     """
     check_choice("dtype_policy", name, DTYPE_POLICIES)
     before = keras.config.dtype_policy()
@@ -405,11 +408,11 @@ def _dtype_policy(name: str) -> Iterator[None]:
 
 
 def _returns_logits(model: keras.Model) -> bool:
-    """Whether a model returns logits, and not probabilities."""
+    """Whether a model returns logits rather than probabilities."""
     last = model
     while isinstance(last, keras.Model):
-        # A functional model may end with a function of `keras.ops`, which is
-        # none of its layers.
+        # A functional model may end with an operation of `keras.ops`, which
+        # `layers` does not list.
         last = getattr(last, "operations", last.layers)[-1]
     if isinstance(last, keras.layers.Softmax):
         return False
@@ -436,32 +439,33 @@ def _prior(
     return keras.regularizers.L2(check_positive_number(argument, decay) / 2)
 
 
-# Selected with beta calibrated, on the original encoding. Choice: 240 epochs.
+# Selected for calibrated beta on the original encoding. Choice: 240 epochs.
 MNIST = Recipe(epochs=240, learning_rate=0.025, max_norm=2.0)
 MNIST_SELECTION = Selection(56, 100, "learning_rate,max_norm")
 
-# Selected for standard and for invariant dropout from 0 on the inverted
-# encoding, where MNIST's learning rate is too large for what is dropped.
+# Selected on the inverted encoding for standard dropout and for invariant
+# dropout with beta from 0. Dropping inputs that are mostly 1 needs a smaller
+# learning rate than MNIST's.
 MNIST_INVERTED = replace(MNIST, learning_rate=0.004, max_norm=1.0)
 MNIST_INVERTED_SELECTION = Selection(7, 60, "learning_rate,max_norm")
 
-# The 5,000 digits of the demonstration: so many epochs that all of it ends in
-# about five minutes on two cores, and a learning rate selected for them.
+# The 5,000 digits of the demonstration, which takes about five minutes on
+# two cores with 35 epochs. The learning rate was selected for 35 epochs.
 DEMO = Recipe(epochs=35, learning_rate=0.03)
 
 # Table 3, fully connected. Published: 128 images in a batch. Choice, not
-# selected on CIFAR-10: all else is that of Table 2.
+# selected on CIFAR-10: all other settings are Table 2's.
 CIFAR10_MLP = Recipe(batch_size=128)
 
 # Tables 3 and 4. Paper 3: momentum 0.9 for convolutional networks. The learning
-# rate was selected at a quarter of the width on CIFAR-10; epochs, norm and
-# decay are those of Table 2, a choice, not selected.
+# rate was selected at a quarter of the width on CIFAR-10. Choice, not
+# selected: epochs, norm and decay are Table 2's.
 RELU_CNN = Recipe(batch_size=128, learning_rate=0.03, momentum=0.9)
 
-# Table 6. Published, but for Nesterov's form of the momentum (paper 3) and the
-# length of the training: there it ends by the validation error, here with the
-# fall of the learning rate. 1.9365 is the norm of a unit but in the first
-# convolution and in the dense maxout layer.
+# Table 6. Published, except Nesterov momentum (paper 3) and the length of the
+# training: the published runs stop by the validation error, these run until
+# the learning rate has fallen. The norm of a unit is 1.9365 except in the
+# first convolution and in the dense maxout layer.
 CIFAR10_MAXOUT = Recipe(
     epochs=500,
     batch_size=128,
@@ -482,6 +486,6 @@ SVHN_MAXOUT = replace(
     retrain=False,
 )
 
-# Table 5. Choice, not selected: that of Table 2. Paper 3.4: the same for all
-# three methods, "not tuned to amplify the improvement".
+# Table 5. Choice, not selected: the settings of Table 2. Paper 3.4: all three
+# methods share their settings, "not tuned to amplify the improvement".
 MAS = Recipe()

@@ -1,12 +1,12 @@
-"""Checks the paper: trains the rows of its tables, and reports the results.
+"""Checks the paper: trains the rows of its tables and reports the results.
 
-It needs the extra `experiments`; in a clone of the repository,
-`pip install '.[experiments]'`. The command `keras-invdrop` leads through its
-rooms, of which each imports only those below it:
+The experiments need the extra `experiments`; in a clone of the repository,
+run `pip install '.[experiments]'`. Each part imports only parts further
+down this list:
 
     command_line    the command
     runners         many trainings: pool, search, demonstration
     train           one training
-    results         what is kept and shown of trainings
+    results         saved results, tables, figures, reports
     data, paper     data sets; the rows of the paper's tables
 """

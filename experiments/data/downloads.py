@@ -1,4 +1,4 @@
-"""Images that tensorflow-datasets keeps, and what can be wrong with them."""
+"""Image data sets of tensorflow-datasets, with clear errors."""
 
 import importlib
 import time
@@ -14,23 +14,24 @@ import numpy as np
 
 from keras_invdrop._extras import missing
 
-# Seconds that a host has to accept a connection. More are for its answer.
+# Seconds that a host has to accept a connection; its response may take longer.
 PATIENCE = 10
 
 
 class Download:
-    """A data set of tensorflow-datasets, downloaded unless it is there.
+    """A data set of tensorflow-datasets, downloaded if it is absent.
 
     Args:
-        name: Its name in tensorflow-datasets.
-        image_shape: Shape of its images.
-        classes: Number of its classes.
+        name: Name of the data set in tensorflow-datasets.
+        image_shape: Shape of one image.
+        classes: Number of classes.
 
     Raises:
-        ImportError: If TensorFlow is missing, which reads the files.
-        OSError: If the data set is not there and cannot be downloaded, or its
+        ImportError: If TensorFlow, which reads the files, is missing.
+        OSError: If the data set is absent and cannot be downloaded, or its
             files cannot be read.
-        ValueError: If its images or labels are not of the kind described.
+        ValueError: If the images do not have `image_shape`, or a label is not
+            below `classes`.
     """
 
     def __init__(self, name: str, image_shape: tuple, classes: int = 10):
@@ -42,7 +43,7 @@ class Download:
 
     @property
     def source(self) -> str:
-        """What the examples come from, in words."""
+        """Description of the origin of the examples."""
         return f"tensorflow-datasets {self.builder.info.full_name}"
 
     def _find(self) -> Any:
@@ -50,7 +51,7 @@ class Download:
         try:
             return datasets.builder(self.name)
         except Exception as error:
-            # What describes the prepared files is itself among them.
+            # The description of the prepared files is one of the files.
             directory = Path(datasets.core.constants.DATA_DIR) / self.name
             raise self._unreadable(directory, error) from error
 
@@ -58,19 +59,19 @@ class Download:
         folder = self.builder.data_path
         if folder.exists():
             return
-        # tensorflow-datasets makes these before it downloads.
+        # tensorflow-datasets makes these directories before it downloads.
         downloads = folder.parents[1] / "downloads"
         extracted = downloads / "extracted"
         made = [folder.parent, extracted, *extracted.parents]
         made = [path for path in made if not path.exists()]
         try:
-            # Without a network it would try ten times, for 204 s.
+            # Without a network, tensorflow-datasets would retry for 204 s.
             for url in self._missing(downloads)[: not self._is_mocked]:
                 _connect(url)
             self.builder.download_and_prepare()
         except Exception as error:
             for path in made:
-                with suppress(OSError):  # Something is in it.
+                with suppress(OSError):  # The directory is not empty.
                     path.rmdir()
             raise OSError(
                 f"The data set '{self.name}' is not in "
@@ -84,12 +85,12 @@ class Download:
 
     @property
     def _is_mocked(self) -> bool:
-        """Whether `tfds.testing.mock_data` makes the examples up."""
+        """Whether `tfds.testing.mock_data` generates the examples."""
         package = Path(_tensorflow_datasets(self.name).__file__).parent
         return package in self.builder.data_path.parents
 
     def _missing(self, downloads: Any) -> list[str]:
-        """Where the files are that are neither downloaded nor put there."""
+        """URLs of the files that are not in the directory of downloads."""
         resource = _tensorflow_datasets(self.name).core.download.resource
         missing = []
         for url, info in (self.builder.url_infos or {}).items():
@@ -102,17 +103,17 @@ class Download:
     def arrays(
         self, split: str, which: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The images of a split, `(examples, ...)` of uint8, and labels.
+        """Images `(examples, ...)`, uint8, and labels of a split.
 
-        They are those for which `which` is true, by default all.
+        Boolean array `which` selects the examples, by default all.
         """
-        # There may be no batch at all.
+        # `concatenate` needs an array even if no example is selected.
         none = np.empty((0, *self.image_shape), "uint8"), np.empty(0, "int32")
         images, labels = zip(none, *self._batches(split, which), strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
     def labels(self, split: str) -> np.ndarray:
-        """The labels of a split; its images are not decoded."""
+        """The labels of a split, without decoding its images."""
         decoders = {
             "image": _tensorflow_datasets(self.name).decode.SkipDecoding()
         }
@@ -129,11 +130,11 @@ class Download:
         which: np.ndarray | None = None,
         decoders: dict | None = None,
     ) -> Any:
-        """The examples of a split for which `which` is true, by default all.
+        """The examples of a split where `which` is true, by default all.
 
         Returns:
-            A `tf.data.Dataset` of pairs of an image and its label, which
-            reads them as they are asked for, in the order of the files.
+            A `tf.data.Dataset` of pairs of an image and its label. It reads
+            the examples on demand, in the order of the files.
         """
         import tensorflow as tf
 
@@ -142,7 +143,7 @@ class Download:
                 split=split,
                 decoders=decoders,
                 read_config=_tensorflow_datasets(self.name).ReadConfig(
-                    try_autocache=False  # Nothing is to stay in memory.
+                    try_autocache=False  # Examples must not stay in memory.
                 ),
                 as_supervised=True,
             )
@@ -180,7 +181,7 @@ class Download:
     def _check_labels(
         self, labels: np.ndarray, split: str, first: int = 0
     ) -> None:
-        """Raises an error unless labels, from example `first` on, are such."""
+        """Raises unless all labels, from example `first` on, are valid."""
         outside = (labels < 0) | (labels >= self.classes)
         if outside.any():
             i = int(outside.argmax())
@@ -192,13 +193,13 @@ class Download:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Says of which data set a file cannot be read, if one cannot."""
+        """Names the data set in the error for a file that cannot be read."""
         import tensorflow as tf
 
         try:
             yield
         except tf.errors.OpError as error:
-            # Others come from the training.
+            # Other errors come from the training.
             if "IteratorGetNext" not in str(error):
                 raise
             raise self._unreadable(self.builder.data_dir, error) from error
@@ -224,22 +225,22 @@ def _tensorflow_datasets(name: str) -> Any:
             "tensorflow",
         ) from error
     if keras.backend.backend() != "tensorflow":
-        # It only reads files: the memory of a GPU is left to the backend.
+        # TensorFlow only reads files: leave the GPU's memory to the backend.
         with suppress(RuntimeError):  # TensorFlow is in use already
             tensorflow.config.set_visible_devices([], "GPU")
     return datasets
 
 
 def _connect(url: str) -> None:
-    """Raises an error if the host of a file cannot be connected to."""
-    import requests  # As tensorflow-datasets does: the same proxies.
+    """Raises an error if the host of a URL accepts no connection."""
+    import requests  # As tensorflow-datasets does, for the same proxies.
 
     errors: list[Exception] = [
         TimeoutError(f"no connection to {url} in {PATIENCE} s")
     ]
 
     def connect() -> None:
-        for pause in (0, 1, 2):  # A busy host is not an absent one.
+        for pause in (0, 1, 2):  # Retry: the host may be busy.
             time.sleep(pause)
             try:
                 requests.get(url, stream=True, timeout=(PATIENCE, 1)).close()
@@ -247,11 +248,11 @@ def _connect(url: str) -> None:
                 errors[0] = error
                 continue
             except requests.RequestException:
-                pass  # There is a host: what it lacks, the download says.
+                pass  # The host responds; the download reports any other error.
             errors.clear()
             return
 
-    # The timeout is for each address of a host, and none is for its name.
+    # `timeout` applies to each address of a host, and not to the name lookup.
     thread = Thread(target=connect, daemon=True)
     thread.start()
     thread.join(PATIENCE)

@@ -1,9 +1,9 @@
-"""Images of the user's own, from a file.
+"""The user's own images, from a file.
 
-An NPZ file has the arrays `x_train`, `y_train`, `x_test` and `y_test`. Images
-are of shape `(examples, height, width, channels)`, or without channels where
-they are grey, all of one size: bytes (uint8), or floats from 0 to 1. Labels
-are of shape `(examples,)`: integers from 0 on.
+The NPZ file has the arrays `x_train`, `y_train`, `x_test` and `y_test`. Images
+have the shape `(examples, height, width, channels)`; grey images may omit the
+channels. All images have one size, and are bytes (uint8) or floats from 0 to 1.
+Labels have the shape `(examples,)` and are integers from 0 on.
 
     np.savez(
         "pictures.npz",
@@ -30,16 +30,16 @@ from .datasets import whitened
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
-# Values of an image up to which it is whitened: the matrix has as many rows
-# and as many columns.
+# Largest number of values in an image that is whitened: the whitening matrix
+# has this number of rows and columns.
 LARGEST = 12_288
 
-# Images as those of which data set they are prepared.
+# The data set whose preparation the images get.
 Preparation = Literal["mnist", "cifar10", "svhn_cropped"]
 
 
 def check_images(path: Path) -> None:
-    """Raises an error if `load_images` cannot read such a file."""
+    """Raises an error if `path` is no existing .npz file."""
     if path.suffix != ".npz":
         raise invalid("--data", "a file that ends in .npz", str(path))
     if not path.is_file():
@@ -56,7 +56,7 @@ def load_images(
     validation: int | None = None,
     limit_train: int | None = None,
 ) -> Dataset:
-    """Reads a file of images, and prepares them as in the paper.
+    """Reads a file of images and prepares them as in the paper.
 
     Args:
         path: A file as described above.
@@ -65,12 +65,12 @@ def load_images(
             `"svhn_cropped"` for global contrast normalisation alone.
         encoding: `"original"`, or, with `"mnist"`, `"inverted"`: `1 - x`.
         validation: Number of training examples to set aside for validation,
-            drawn at random; by default a sixth.
-        limit_train: Number of training examples to use; by default all.
+            drawn at random. Defaults to a sixth.
+        limit_train: Number of training examples to use. Defaults to all.
 
     Raises:
         ValueError: If the file is not as described.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     path = Path(path)
     check_images(path)
@@ -109,7 +109,7 @@ def load_images(
 
 
 def _read(path: Path) -> tuple[Split, Split]:
-    """The examples for training and for test, images from 0 to 255."""
+    """Reads the training and test examples; images range from 0 to 255."""
     try:
         with np.load(path) as file:
             lacking = [name for name in ARRAYS if name not in file]
@@ -170,7 +170,7 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def _labels(name: str, y: np.ndarray) -> np.ndarray:
-    if y.ndim == 2 and y.shape[1] == 1:  # as Keras' own data sets have them
+    if y.ndim == 2 and y.shape[1] == 1:  # as in Keras' data sets
         y = y[:, 0]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(

@@ -1,14 +1,14 @@
 """The data of Table 5: alternative splicing of exons in mouse tissues.
 
-The data set (section 3.4) is not public in one file. `load_splicing` reads
-the user's own, `generate_splicing` makes data that resemble it.
+The data set (section 3.4) is not public in one file. `load_splicing` reads the
+user's own file, `generate_splicing` generates data that resemble the data set.
 
-A file is one of two kinds, by its suffix.
+The suffix of a file determines its format.
 
 `.csv`: a header, then one line per exon; blank lines are skipped. Columns
-named `tissue/outcome` hold the targets, three outcomes for each tissue, side
-by side; tissues and outcomes may be called anything. A column `partition`, if
-there is one, holds integers from 1 to 6. Every other column is a feature, a
+named `tissue/outcome` hold the targets; the three outcomes of a tissue are side
+by side; tissues and outcomes may have any names. The optional column
+`partition` holds integers from 1 to 6. Every other column is a feature, a
 finite number. For example, with two features and one tissue:
 
     length,stop_codon,brain/inclusion,brain/exclusion,brain/no_change,partition
@@ -19,9 +19,10 @@ finite number. For example, with two features and one tissue:
 `(exons, tissues, 3)` and, optionally, `partition` of shape `(exons,)` and
 `source`, a string that says where the data come from.
 
-In both, the targets of an exon in a tissue are a distribution: not negative,
-with a sum of 1 within 0.001, to which they are then scaled exactly. There are
-at least six exons, and one in each partition.
+In both formats, the targets of an exon in a tissue are a distribution: they are
+not negative, and their sum is within 0.001 of 1. `load_splicing` scales them to
+sum to 1 exactly. A file has at least six exons, one or more in each
+partition.
 """
 
 import reprlib
@@ -52,13 +53,13 @@ OUTCOMES = 3
 
 @dataclass(frozen=True)
 class Splicing:
-    """Exons, described by features, and how tissues splice them.
+    """Features of exons, and how tissues splice the exons.
 
     Attributes:
-        source: Where the data come from, in words.
+        source: Description of the origin of the data.
         features: `(exons, features)`, float32.
-        targets: `(exons, tissues, 3)`, float32: in each tissue a distribution
-            over three outcomes.
+        targets: `(exons, tissues, 3)`, float32: for each tissue, a
+            distribution over three outcomes.
         partition: `(exons,)`, integers from 1 to 6.
     """
 
@@ -69,19 +70,19 @@ class Splicing:
 
 
 def load_splicing(path: str | Path) -> Splicing:
-    """Reads a file of the user's, in one of the formats described above.
+    """Reads a file in one of the formats described above.
 
-    Exons without partitions are dealt into six at random, as evenly as
-    possible and always in the same way.
+    If the file has no partitions, exons are assigned to six partitions at
+    random, as evenly as possible and the same way each time.
 
     Args:
         path: A file whose name ends in `.csv` or `.npz`.
 
     Raises:
-        ValueError: If the file is not as described. Of a wrong number the
-            message names the place: in a CSV file the line, the header being
-            line 1, in an NPZ file the row, counted from 0.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not as described. For an invalid number the
+            message names the line of a CSV file, where the header is line 1,
+            or the row of an NPZ file, counted from 0.
+        FileNotFoundError: If the file does not exist.
     """
     path = Path(path)
     check_file(path)
@@ -91,7 +92,7 @@ def load_splicing(path: str | Path) -> Splicing:
 
 
 def check_file(path: Path) -> None:
-    """Raises an error if `load_splicing` cannot read such a file."""
+    """Raises an error if `path` is no existing .csv or .npz file."""
     if path.suffix not in (".csv", ".npz"):
         raise invalid("path", "a path that ends in .csv or .npz", str(path))
     if not path.is_file():
@@ -104,11 +105,11 @@ def check_file(path: Path) -> None:
 
 
 def save_splicing(path: str | Path, splicing: Splicing) -> None:
-    """Writes an NPZ file, which `load_splicing` reads.
+    """Writes an NPZ file that `load_splicing` reads.
 
     Args:
-        path: Where to write, a path that ends in `.npz`.
-        splicing: What to write.
+        path: Path of the file, which ends in `.npz`.
+        splicing: The data to write.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -126,23 +127,23 @@ def save_splicing(path: str | Path, splicing: Splicing) -> None:
 def partition_of(
     splicing: Splicing, number: int, limit_train: int | None = None
 ) -> Dataset:
-    """The data set that is tested on one of the six partitions.
+    """The data set with one of the six partitions as its test set.
 
     Args:
         splicing: All exons.
         number: Integer from 1 to 6, a column of Table 5.
-        limit_train: Number of training exons to use, the first ones, for a
-            quick trial; by default all.
+        limit_train: Number of training exons to use, from the first on, for a
+            quick trial. Defaults to all.
 
     Returns:
-        A `Dataset` with the exons of that partition for testing, those of the
-        next (after the sixth comes the first) for validation, and the other
-        four sixths for training. `y` has the shape `(exons, tissues, 3)`.
+        A `Dataset` that tests on this partition, validates on the next one
+        (the first follows the sixth) and trains on the other four. `y` has the
+        shape `(exons, tissues, 3)`.
     """
     if not is_integer(number) or not 1 <= number <= PARTITIONS:
         raise invalid("number", f"an integer from 1 to {PARTITIONS}", number)
-    # A choice: the paper says neither how its six partitions were made nor on
-    # which exons it decided to stop early.
+    # A choice: the paper describes neither the split into six partitions nor
+    # the exons used for early stopping.
     following = number % PARTITIONS + 1
     (test,) = np.nonzero(splicing.partition == number)
     (validation,) = np.nonzero(splicing.partition == following)
@@ -165,22 +166,23 @@ def partition_of(
 def generate_splicing(
     exons: int = 3665, features: int = 1014, tissues: int = 4, seed: int = 0
 ) -> Splicing:
-    """Makes up data of the shape of the paper's: nothing of it was measured.
+    """Generates data of the shape of the paper's, without any measurement.
 
-    Nothing about splicing can be concluded from these data, nor from how well
-    a network predicts them. They are like the paper's in what a network has
-    to cope with: many features for few exons, nearly all of them 0, most of
-    the others 1; and targets that most often say "no change".
+    Neither these data nor a network's predictions of them say anything about
+    splicing. The data pose the same difficulties as the paper's: many features
+    for few exons; features that are nearly always 0, and mostly 1 otherwise;
+    and "no change" as the most frequent outcome.
 
-    The targets depend on the features through rules, each a rectified sum of
-    a few features, whose effects add up, partly in common to all tissues. As
-    much noise as effect is added: a network can learn, and it can overfit.
+    The targets depend on the features through rules. Each rule is a rectified
+    sum of a few features; the effects of the rules add up and are partly shared
+    by all tissues. Noise of equal variance is added, so that a network can
+    learn and can overfit.
 
     Args:
         exons: Number of exons, at least 6.
         features: Number of features.
         tissues: Number of tissues.
-        seed: Integer. The same seed makes the same data.
+        seed: Integer. The same seed generates the same data.
 
     Returns:
         A `Splicing`. The outcomes are: more inclusion, more exclusion, no
@@ -196,7 +198,7 @@ def generate_splicing(
     x = _sparse_features(rng, exons, features)
     effect = _effect_of_rules(rng, x, tissues)
     effect += rng.normal(size=effect.shape)
-    # The constant makes "no change" the most likely nine times out of ten.
+    # With this constant, "no change" is the likeliest in nine of ten cases.
     logits = 1.5 * effect, -1.5 * effect, np.full_like(effect, 3.5)
     targets = scipy.special.softmax(np.stack(logits, axis=-1), axis=-1)
     return Splicing(
@@ -209,8 +211,8 @@ def generate_splicing(
 
 
 def _sparse_features(rng, exons: int, features: int) -> np.ndarray:
-    """Present or absent, rare or rarer; one feature in ten has an amount."""
-    frequency = rng.beta(0.5, 6, size=features)  # 8 % in the mean
+    """Sparse binary features, one in ten of them with an amount."""
+    frequency = rng.beta(0.5, 6, size=features)  # 8 % on average
     present = rng.random((exons, features)) < frequency
     has_amount = rng.random(features) < 0.1
     amount = rng.gamma(2, 0.5, size=(exons, features))
@@ -218,7 +220,7 @@ def _sparse_features(rng, exons: int, features: int) -> np.ndarray:
 
 
 def _effect_of_rules(rng, x: np.ndarray, tissues: int) -> np.ndarray:
-    """`(exons, tissues)`, in each tissue of mean 0 and variance 1."""
+    """`(exons, tissues)`, with mean 0 and variance 1 in each tissue."""
     rules = 60
     looks_at = rng.random((x.shape[1], rules)) < 12 / x.shape[1]
     weights = looks_at * rng.normal(size=looks_at.shape)
@@ -226,7 +228,7 @@ def _effect_of_rules(rng, x: np.ndarray, tissues: int) -> np.ndarray:
     in_common = rng.normal(size=(rules, 1))
     effect = fires @ (in_common + 0.5 * rng.normal(size=(rules, tissues)))
     effect -= effect.mean(axis=0)
-    # Of few exons, no rule may fire for any.
+    # With few exons, possibly no rule fires at all.
     return effect / np.maximum(effect.std(axis=0), 1e-6)
 
 
@@ -235,15 +237,15 @@ def _random_partition(exons: int) -> np.ndarray:
     return np.random.default_rng(SPLIT_SEED).permutation(evenly)
 
 
-# Both kinds of file become one kind of table: a row per exon, called what it
-# is called in messages, and columns named as in a CSV file.
+# Files of both formats become one kind of table: one row per exon, indexed by
+# the name that messages use, and columns named as in a CSV file.
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        # As text, with the header and the blank lines: row i is line i + 1,
-        # and what is no number can be quoted. Short lines are filled up with
-        # "", longer ones than the header are an error.
+        # Read as text, with the header and blank lines: row i is line i + 1,
+        # and messages can quote invalid numbers. pandas pads short lines with
+        # "" and rejects lines longer than the header.
         lines = pd.read_csv(
             path,
             header=None,
@@ -273,12 +275,12 @@ def _read_npz(path: Path) -> tuple[pd.DataFrame, str]:
     names = ("features", "targets", "partition", "source")
     try:
         if not zipfile.is_zipfile(path):
-            # NumPy would advise to unpickle it.
+            # NumPy's message would suggest unpickling the file.
             raise ValueError("it is not a ZIP archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names if name in file}
     except Exception as error:
-        # NumPy, zipfile and zlib each have their own for a damaged file.
+        # NumPy, zipfile and zlib raise different errors for damaged files.
         raise ValueError(
             f"{path} cannot be read as NPZ, it may be damaged: {error}"
         ) from error
@@ -299,7 +301,7 @@ def _read_npz(path: Path) -> tuple[pd.DataFrame, str]:
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raises if these are no numbers, or their shapes do not agree."""
+    """Raises unless the arrays are numbers of consistent shapes."""
     features, targets, *partition = arrays.values()
     fits = (
         features.ndim == 2
@@ -317,7 +319,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _splicing(path: Path, table: pd.DataFrame, source: str) -> Splicing:
-    """Makes a `Splicing` of a table, if all that is in it is as described."""
+    """Makes a `Splicing` from a table, after checking its contents."""
     if len(table) < PARTITIONS:
         raise ValueError(
             f"{path}: expected at least {PARTITIONS} exons, one for each "
@@ -346,8 +348,8 @@ def _splicing(path: Path, table: pd.DataFrame, source: str) -> Splicing:
 
 
 def _tissues(path: Path, columns: Iterable[str]) -> list[str]:
-    """The tissues that the columns of targets, `tissue/outcome`, name."""
-    # Columns side by side: a tissue that comes twice is in two places.
+    """The tissues named in the target columns, `tissue/outcome`."""
+    # Runs of adjacent columns: a tissue with two runs is not contiguous.
     runs = [
         (tissue, len(list(run)))
         for (is_target, tissue), run in groupby(
@@ -375,8 +377,8 @@ def _numbers(
     expected: str,
     accepts: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """The table's numbers as float64; the first bad one is an error."""
-    # What is no number becomes a NaN, which no comparison accepts.
+    """The table as float64; raises for the first invalid number."""
+    # Text that is not a number becomes NaN, which fails every comparison.
     numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy("float64")
     for row, column in np.argwhere(~accepts(numbers))[:1]:
         # Text after a stray quotation mark may be long.
@@ -402,14 +404,14 @@ def _distributions(
             f"{path}, {table.index[row]}, tissue `{tissues[tissue]}`: expected "
             f"targets with a sum of 1. Found: {totals[row, tissue, 0]:.6g}"
         )
-    # What float32 has rounded stays as it is, so that what is saved and
-    # loaded again is the same.
+    # Leave float32 rounding errors, so that saving and loading reproduces the
+    # targets exactly.
     totals[np.abs(totals - 1) < 1e-6] = 1
     return (targets / totals).astype("float32")
 
 
 def _partition(path: Path, table: pd.DataFrame) -> np.ndarray:
-    """`(exons,)`, integers from 1 to 6, each of which occurs."""
+    """`(exons,)`, integers from 1 to 6; each of them must occur."""
     numbers = range(1, PARTITIONS + 1)
     partition = _numbers(
         path,

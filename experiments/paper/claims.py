@@ -1,9 +1,9 @@
-"""What the paper claims of its rows, and what we claim beside it."""
+"""The paper's claims about its rows, and our own."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Where beta starts calibrated, which is ours and not the paper's.
+# Suffix of rows whose beta starts calibrated: ours, not the paper's.
 CALIBRATED = "+calibrated"
 
 
@@ -13,12 +13,12 @@ class Claim:
 
     Attributes:
         text: The sentence.
-        source: Where the paper says so, or that it is ours.
+        source: Place in the paper, or `"ours"`.
         kind: `"better"` if the first row of each pair has the better figure,
-            `"same"` if both have the same one, `"negative"` if beta and the
-            mean activity of a layer of the first row correlate negatively.
-        pairs: Ids of rows, with `+calibrated` where beta starts calibrated;
-            or the id of a row and the name of a layer.
+            `"same"` if both rows have the same figure, `"negative"` if beta
+            and the mean activity in a layer of a row correlate negatively.
+        pairs: Pairs of row ids, with `+calibrated` if beta starts calibrated;
+            or pairs of a row id and the name of a layer.
     """
 
     text: str
@@ -85,8 +85,8 @@ def _invariant(text: str, source: str, row: str) -> Claim:
     )
 
 
-# No claim: that calibrated dropout makes as many errors on both encodings. One
-# training is the mirror image of the other (test_mirror.py).
+# Equal errors of calibrated dropout on both encodings are no claim: the two
+# trainings mirror each other (test_mirror.py).
 CLAIMS: tuple[Claim, ...] = (
     *_table_2("original"),
     *_table_2("inverted"),

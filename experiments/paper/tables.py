@@ -1,4 +1,4 @@
-"""The tables of the paper as data: a literal for each row.
+"""The paper's tables as data, one literal per row.
 
 `printed` is the paper's figure, in the unit of the table: the test error in
 percent, or, in Table 5, the code quality in bits.
@@ -27,7 +27,7 @@ from keras_invdrop._checks import invalid
 
 @dataclass(frozen=True)
 class Network:
-    """A network as the paper names it, and the function that builds it.
+    """A network under the paper's name, and the function that builds it.
 
     `any_activation` says whether the function takes an `activation`.
     """
@@ -45,16 +45,16 @@ class Row:
         id: Table, row and method: `"table2/inverted/invariant"`.
         dataset: Name of the data set.
         network: The network.
-        method: The dropout, one of `METHODS`.
+        method: The dropout method, one of `METHODS`.
         printed: The paper's figure.
-        recipe: How the network is trained.
+        recipe: The settings of the training.
         encoding: `"original"` or `"inverted"`.
-        partition: Of the splicing data: 1 to 6.
-        calibrated_recipe: How the network is trained where beta starts
-            calibrated; None if no settings were selected for that.
-        selection: The search by which settings of the recipe were selected
-            for this row; None if they were taken over from another one.
-        calibrated_selection: That of `calibrated_recipe`.
+        partition: Partition of the splicing data, from 1 to 6.
+        calibrated_recipe: The recipe for beta that starts calibrated; None to
+            use `recipe`.
+        selection: The search that selected settings of `recipe` for this row;
+            None if the recipe reuses another row's settings.
+        calibrated_selection: The search for `calibrated_recipe`.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Row:
         return replace(self.calibrated_recipe or self.recipe, calibrated=True)
 
     def selected_by(self, calibrated: bool) -> Selection | None:
-        """The search for the settings of `trained(calibrated)`."""
+        """The search that selected the settings of `trained(calibrated)`."""
         return self.calibrated_selection if calibrated else self.selection
 
     @property
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def unit(self) -> Literal["%", "bits"]:
-        """The unit of `printed` and of what is measured."""
+        """The unit of `printed` and of the measurements."""
         return "bits" if self.dataset == "mas" else "%"
 
 
@@ -103,7 +103,7 @@ LOCALLY_CONNECTED = Network(
         hidden_units=(),
     ),
 )
-# Zeiler and Fergus, 2013, where the one fully connected layer is the softmax.
+# Zeiler and Fergus, 2013: the only fully connected layer is the softmax.
 STOCHASTIC_POOLING = Network(
     "ReLU CNN 64c-p-64c-p-128c-p-fc, stochastic pooling",
     partial(
@@ -113,7 +113,7 @@ STOCHASTIC_POOLING = Network(
         pooling="stochastic",
     ),
 )
-# Choice: 2,048 units in each of the two layers, of which no size is printed.
+# Choice: 2,048 units in each of the two layers; the paper prints no size.
 TWO_HIDDEN = Network(
     "ReLU CNN 64c-p-64c-p-128c-p-fc-fc",
     partial(relu_cnn, filters=(64, 64, 128), hidden_units=(2048, 2048)),
@@ -161,7 +161,7 @@ _ROWS = (
     _table_2("inverted", "standard", 1.32, recipes.MNIST_INVERTED, selection=recipes.MNIST_INVERTED_SELECTION),
     _table_2("inverted", "invariant_input", 1.17, recipes.MNIST_INVERTED, calibrated_recipe=recipes.MNIST),
     _table_2("inverted", "invariant_hidden", 1.23, recipes.MNIST_INVERTED),
-    # Calibrated, it is the mirror of that on the original encoding.
+    # Calibrated, this row mirrors the one on the original encoding.
     _table_2(
         "inverted", "invariant", 0.94, recipes.MNIST_INVERTED,
         selection=recipes.MNIST_INVERTED_SELECTION,
@@ -201,11 +201,11 @@ def rows(name: str) -> list[Row]:
     """The rows that a name stands for.
 
     Args:
-        name: The id of a row, `"table5/1/invariant"`, or the beginning of
-            several, up to a slash: `"table5"`, `"table5/1"`.
+        name: The id of a row, `"table5/1/invariant"`, or a prefix of several
+            ids, up to a slash: `"table5"`, `"table5/1"`.
 
     Raises:
-        ValueError: If no row has such an id; it suggests the nearest, or
+        ValueError: If no id matches. The message suggests similar ids, or
             names the tables.
     """
     found = [

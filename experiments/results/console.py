@@ -1,4 +1,4 @@
-"""What a person sees of trainings: their progress, and their results."""
+"""Shows the progress and the results of trainings."""
 
 import time
 from collections.abc import Mapping
@@ -20,36 +20,35 @@ from .records import Result
 
 
 def console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints text as it stands.
+    """A console that prints text literally.
 
-    To others "[jax]" in `pip install '.[jax]'`, or in the name of a file, is
-    markup.
+    By default Rich would read "[jax]" in `pip install '.[jax]'`, or in the name
+    of a file, as markup.
     """
     return Console(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False
     )
 
 
-# Seconds between two lines of a training, where lines are printed.
+# Seconds between two progress lines of a training.
 INTERVAL = 5.0
 
 
 class ProgressTable:
     """Shows the progress of trainings; a context manager.
 
-    In a terminal that is one live table. In a file or a pipe it is a line when
-    a training begins, and one after an epoch, but for those that end within
-    `INTERVAL` of the last line.
+    A terminal shows a live table. A file or a pipe gets a line when a training
+    begins, and a line after each epoch, at most one per `INTERVAL`.
 
     Args:
         epochs: Title of a training -> its number of epochs.
         units: Title of a training -> the unit of its figures.
-        quiet: Whether to show nothing: another process does.
-        live: Whether a terminal has the table; if not, it has the lines.
+        quiet: Whether to show nothing, because another process does.
+        live: Whether a terminal shows the table rather than lines.
 
     Attributes:
-        results: Title -> result of those that have ended.
-        failures: Title -> what was wrong with those that could not be done.
+        results: Title -> result of a finished training.
+        failures: Title -> error message of a failed training.
     """
 
     def __init__(
@@ -63,14 +62,14 @@ class ProgressTable:
         self.failures: dict[str, str] = {}
         self._units = units
         self._expected = epochs
-        # Title -> when, how many epochs done, validation: first and last.
+        # Title -> first and last epoch since the training began or moved.
         self._epochs: dict[str, tuple[_Epoch, _Epoch]] = {}
         self._console = console(stderr=True, quiet=quiet)
         self._has_table = live and self._console.is_terminal
         self._live = Live(
             console=self._console, get_renderable=self._table, transient=True
         )
-        # Title -> when its last line was printed.
+        # Title -> time of the training's last printed line.
         self._printed: dict[str, float] = {}
         self._open = ExitStack()
 
@@ -78,7 +77,7 @@ class ProgressTable:
         if self._has_table:
             self._live.start()
             self._open.callback(self._live.stop)
-            # A terminal is left with its cursor, and without the table.
+            # Restore the cursor and remove the table.
             self._open.enter_context(when_interrupted(self._live.stop))
         return self
 
@@ -86,20 +85,20 @@ class ProgressTable:
         self._open.close()
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Prints a line, above the table where there is one."""
+        """Prints a line, above the table if one is shown."""
         self._console.print(text, style=style, soft_wrap=True)
 
     def began(self, title: str) -> None:
-        """Shows that a training is at work, before its first epoch."""
+        """Shows that a training has begun, before its first epoch."""
         self._epochs.setdefault(title, (_Epoch(0, 0, None),) * 2)
         self._say_progress(title, "loading the data, compiling the network")
 
     def epoch(self, title: str, done: int, validation: float | None) -> None:
-        """Shows that so many epochs are done, the last with that figure."""
+        """Shows the number of finished epochs and the last one's figure."""
         now = _Epoch(time.monotonic(), done, validation)
         first, last = self._epochs.get(title, (now, now))
-        # The first epoch takes longer, as the network is compiled. A training
-        # that has moved to another process went back to its backup.
+        # The first epoch takes longer, because it compiles the network. A
+        # training that moves to another process returns to its backup.
         goes_on = first.done > 0 and last.done < done
         self._epochs[title] = (first if goes_on else now, now)
         if not goes_on or now.time >= self._printed[title] + INTERVAL:
@@ -121,7 +120,7 @@ class ProgressTable:
         self.say(f"done: {title}: {told}")
 
     def failed(self, title: str, error: BaseException) -> None:
-        """Shows that a training cannot be done."""
+        """Shows the error of a failed training."""
         self.failures[title] = str(error)
         self.say(f"failed: {title}: {error}", style="red")
 
@@ -154,9 +153,9 @@ class ProgressTable:
         return f"{done}/{total}", figure, left
 
     def _progress(self, title: str) -> tuple[int, str, str]:
-        """Number of epochs in all, validation, and the time that is left."""
+        """Total number of epochs, validation figure, and remaining time."""
         first, last = self._epochs[title]
-        # Training anew goes beyond the epochs that were expected.
+        # Retraining may exceed the expected number of epochs.
         total = max(self._expected[title], last.done)
         figure = (
             ""
@@ -179,10 +178,10 @@ class _Epoch(NamedTuple):
 def paper_table(
     results: Sequence[Result], measured_only: bool = False
 ) -> Group:
-    """The rows of the paper's tables, printed and measured, to print.
+    """A table of the paper's rows with printed and measured figures.
 
-    All of them, or those that were measured. Notes below the table say on
-    what each figure was measured.
+    `measured_only` leaves out rows without measurements. Notes below the table
+    describe the conditions of each measurement.
     """
     table = Table(
         title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",

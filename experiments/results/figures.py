@@ -27,15 +27,14 @@ def figure_1(
     histories: Mapping[str, Sequence[pd.DataFrame]],
     model: keras.Model | None = None,
 ) -> Figure:
-    """Draws Figure 1: the curves, the mean image and the learned beta.
+    """Draws Figure 1: error curves, the mean image and the learned beta.
 
-    The curves are those of the training error and of the test error, or of
-    the validation error where that of the test set was not measured after
-    each epoch, if there was one.
+    The curves show the training error and, if every history has it, the test
+    error or otherwise the validation error.
 
     Args:
         dataset: The data set on which the networks were trained.
-        histories: For each method, the histories of its runs, one per seed.
+        histories: Method -> histories of its runs, one per seed.
         model: A network trained with invariant dropout on the input, or None
             for a figure without beta.
     """

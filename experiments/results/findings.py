@@ -1,4 +1,4 @@
-"""Whether what the paper claims holds for what was measured."""
+"""Tests the paper's claims against the results."""
 
 import functools
 import json
@@ -25,16 +25,16 @@ from .inference import within
 from .measurements import measurements
 from .records import Result
 
-# Errors are as many if their difference is less than this, in points.
+# Error rates count as equal if they differ by less than this, in points.
 SAME_WITHIN = 0.1
 
-# With a p value below it a claim is decided.
+# A p value below this decides a claim.
 SIGNIFICANT = 0.05
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 
-# What may be selected for each row, and then does not keep rows from being
-# compared.
+# Settings that may be selected for each row; rows remain comparable if they
+# differ in selected settings.
 SELECTED = (
     "learning_rate",
     "max_norm",
@@ -51,18 +51,18 @@ SELECTED = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, and what trainings under the same conditions say of it.
+    """A claim, tested by trainings under the same conditions.
 
     Attributes:
         claim: The claim.
-        compared: The results that took part: of each pair, one and the other
-            with the same seed; alone, where it is about a correlation.
-        unit: The unit of the difference, or `"r"` of a correlation.
-        values: The paired differences, one for each seed, or for each
-            partition of the splicing data their mean over seeds, in favour of
-            the claim if they are positive; or the correlations.
-        corrected: The p value of `inference`, corrected for those that are
-            reported with it.
+        compared: The compared results: pairs with the same seed or, for a
+            correlation, single results.
+        unit: The unit of the difference, or `"r"` for a correlation.
+        values: The correlations, or the paired differences, which favour the
+            claim if positive: one per seed or, for the splicing data, the
+            mean over seeds of each partition.
+        corrected: The p value of `inference`, corrected for all findings of
+            the report.
     """
 
     claim: Claim
@@ -73,19 +73,19 @@ class Finding:
 
     @property
     def results(self) -> list[Result]:
-        """All results that took part."""
+        """All compared results."""
         return [result for each in self.compared for result in each]
 
     @property
     def conditions(self) -> str:
-        """On what, in a few words."""
+        """The conditions of the trainings, in a few words."""
         first = self.results[0]
         (measured,) = measurements(ROWS[first.row], [first])
         return measured.conditions
 
     @property
     def inference(self) -> Inference:
-        """What the values say, over seeds, of this claim alone."""
+        """The test of this claim alone, over seeds."""
         if self.claim.kind == "negative":
             return negative(self.values)
         if self.claim.kind == "same":
@@ -96,8 +96,8 @@ class Finding:
     def interval_with_examples(self) -> tuple[float, float] | None:
         """The 95 % interval of the difference over seeds and test examples.
 
-        None where it is not one of error rates, of a single seed, or where
-        results do not say which examples were wrong.
+        None if the figures are no error rates, for a single seed, or if a
+        result does not record which examples were wrong.
         """
         if self.unit != "points" or len(self.compared) < 2:
             return None
@@ -110,7 +110,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """What seeds say, corrected, if test examples do not leave it open."""
+        """The verdict of the corrected p value and the interval above."""
         if not self.corrected < SIGNIFICANT:
             return "undecided"
         favourable = self.inference.favourable
@@ -125,12 +125,12 @@ class Finding:
 
     @property
     def searches(self) -> list[Selection | None]:
-        """By what the settings of those that are compared were selected."""
+        """The searches that selected the compared rows' settings."""
         return [_selection(result) for result in self.compared[0]]
 
     @property
     def settings(self) -> list[str]:
-        """Of those that are compared, the settings in which they differ."""
+        """The settings in which the compared rows differ, for each row."""
         recipes = [result.recipe for result in self.compared[0]]
         names = [
             name
@@ -144,13 +144,13 @@ class Finding:
 
 
 def findings(results: Iterable[Result]) -> list[Finding]:
-    """What results say of the claims.
+    """Tests the claims against results.
 
-    Compared are trainings with the same seed, under the same conditions but
-    for the method, the encoding, how beta starts and decays, and what was
-    selected for each row. A claim of which nothing was measured is left out;
-    one that was measured under several conditions is there several times. The
-    p values are corrected for all that are found.
+    A comparison takes trainings with the same seed under the same conditions,
+    apart from the method, the encoding, the start and decay of beta, and the
+    settings selected for each row. Claims without results are left out; a claim
+    with results under several conditions has several findings. The p values
+    are corrected for the number of findings.
     """
     found: list[Finding] = []
     trainings = _frame(results)
@@ -158,7 +158,7 @@ def findings(results: Iterable[Result]) -> list[Finding]:
         for _, alike in trainings.groupby("comparable", sort=False):
             for group in _by_decay(alike):
                 finding = _finding(claim, group)
-                # Of results without beta, every decay says the same.
+                # Results without beta give the same finding for every decay.
                 if finding is not None and finding not in found:
                     found.append(finding)
     corrected = holm([finding.inference.p for finding in found])
@@ -169,7 +169,7 @@ def findings(results: Iterable[Result]) -> list[Finding]:
 
 
 def _frame(results: Iterable[Result]) -> pd.DataFrame:
-    """One line for each training, with what decides about comparisons."""
+    """One line per training, with the columns that comparisons need."""
     return pd.DataFrame(
         [
             {
@@ -189,7 +189,7 @@ def _frame(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def _by_decay(trainings: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """For each decay of beta, its trainings and those that have no beta."""
+    """For each decay of beta: its trainings, and trainings without beta."""
     without = trainings.decay.isna()
     for decay in sorted(trainings.decay.dropna().unique()) or [None]:
         group = trainings[without | (trainings.decay == decay)]
@@ -197,21 +197,21 @@ def _by_decay(trainings: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def comparable(result: Result) -> str:
-    """What must be alike in trainings that are compared."""
+    """A key that is equal for comparable trainings."""
     conditions = {**result.conditions, "limit_train": result.limit_train}
     recipe = dict(conditions["recipe"])
     if _has_own_settings(result):
         recipe |= dict.fromkeys(SELECTED, "the row's own")
     del recipe["calibrated"], recipe["beta_decay"]
     if ROWS[result.row].partition is not None:
-        # Partitions differ by an example.
+        # The sizes of partitions differ by one example.
         for name in [name for name in conditions if "examples" in name]:
             del conditions[name]
     return json.dumps({**conditions, "recipe": recipe}, sort_keys=True)
 
 
 def _has_own_settings(result: Result) -> bool:
-    """Whether the settings are those that are selected for the row."""
+    """Whether the training has the settings selected for the row."""
     own = ROWS[result.row].trained(result.recipe["calibrated"])
     return all(result.recipe[name] == getattr(own, name) for name in SELECTED)
 
@@ -255,13 +255,13 @@ def _differences(
         paired = group[group.row == one].merge(
             group[group.row == other], on="seed", suffixes=("", "_of_other")
         )
-        # The lower error is the better one, and the higher code quality.
+        # Lower errors and higher code qualities are better.
         sign = -1 if ROWS[one.removesuffix(CALIBRATED)].unit == "%" else 1
-        # Without what rounding leaves: equal differences do not vary.
+        # Remove rounding errors, so that equal differences are exactly equal.
         values = (sign * (paired.test - paired.test_of_other)).round(9)
         pairs = [*zip(paired.result, paired.result_of_other, strict=True)]
         if len(claim.pairs) == 1:
             yield from zip(values, ([pair] for pair in pairs), strict=True)
         elif pairs:
-            # Seeds of one partition have their examples in common.
+            # All seeds of a partition share its examples.
             yield values.mean(), [*pairs]

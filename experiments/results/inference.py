@@ -1,4 +1,4 @@
-"""How sure a figure over seeds is: tests, and intervals."""
+"""Tests and confidence intervals over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ import numpy as np
 
 from keras_invdrop._statistics import mean_and_interval
 
-# Correlations are stored with four decimals: 1.0 may be any above this.
+# Correlations are stored with four decimals: 1.0 may be any value above this.
 NEARLY_ONE = 0.99995
 
-# Draws of a bootstrap.
+# Number of bootstrap draws.
 DRAWS = 10_000
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What values say of a claim.
+    """The result of testing a claim on values.
 
     Attributes:
-        mean: Their mean.
-        interval: Its 95 % confidence interval; NaN for a single value.
-        favourable: Whether the mean is as claimed.
-        p: How likely a mean so far in its direction is by chance, if the
-            claim (or, where the mean is not as claimed, its opposite) is
-            false. NaN where values that do not vary say nothing.
+        mean: Mean of the values.
+        interval: 95 % confidence interval of the mean; NaN for a single value.
+        favourable: Whether the mean supports the claim.
+        p: Probability of a mean at least this extreme by chance if the claim
+            (or, if the mean contradicts the claim, its opposite) is false. NaN
+            if the values do not vary.
     """
 
     mean: float
@@ -47,8 +47,9 @@ def above_zero(values: Sequence[float]) -> Inference:
 def within(values: Sequence[float], margin: float) -> Inference:
     """Whether the mean is less than a margin away from 0.
 
-    By two one-sided t tests, that it is above `-margin` and below `margin`.
-    Where the mean is farther away, by the one that it is beyond the margin.
+    Two one-sided t tests check that the mean is above `-margin` and below
+    `margin`. If the sample mean is farther from 0, one t test checks that the
+    mean is beyond the margin.
     """
     import scipy.stats
     from statsmodels.stats.weightstats import DescrStatsW
@@ -82,9 +83,9 @@ def negative(correlations: Sequence[float]) -> Inference:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P values of tests that are made together, by Holm's correction.
+    """Corrects the p values of a family of tests by Holm's method.
 
-    A NaN is that of no test, and stays.
+    A NaN stands for no test and remains NaN.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -98,15 +99,15 @@ def holm(ps: Sequence[float]) -> list[float]:
 def over_seeds_and_examples(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a mean over seeds and examples.
 
-    The bootstrap of both: in each draw, as many seeds and as many examples,
-    with repetition.
+    Each bootstrap draw resamples both the seeds and the examples with
+    replacement.
 
     Args:
         differences: Array of shape `(seeds, examples)`.
     """
     rng = np.random.default_rng(0)
     seeds, examples = differences.shape
-    # Examples that make no difference are drawn all together.
+    # Examples without any difference are drawn as one category.
     different = differences[:, differences.any(axis=0)]
     number = different.shape[1]
     rest = 1 - number / examples
@@ -120,8 +121,8 @@ def over_seeds_and_examples(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _vary(values: Sequence[float]) -> bool:
-    # Figures of few test examples are often equal; that tells nothing of how
-    # far they vary.
+    # Figures on few test examples are often equal, which does not show a
+    # variance of 0.
     return len(values) > 1 and bool(np.ptp(values) > 0)
 
 

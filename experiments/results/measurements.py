@@ -1,4 +1,4 @@
-"""What has been measured of the rows of the paper's tables."""
+"""Measurements of the rows of the paper's tables."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,19 +16,21 @@ from .records import Result
 
 @dataclass(frozen=True)
 class Measurement:
-    """Trainings of one row that differ in their seeds alone.
+    """Trainings of one row that differ only in their seeds.
 
     Attributes:
-        dataset, source: The data set, and where it comes from.
-        training_examples, validation_examples, test_examples: Their numbers.
+        dataset, source: The data set and its origin.
+        training_examples, validation_examples, test_examples: Numbers of
+            examples.
         width: Multiplier of the units of the network's layers.
-        activation: Of the hidden units; None if it is the network's own.
-        epochs: Of each training.
+        activation: Activation function of the hidden units; None for the
+            network's default.
+        epochs: Number of epochs of each training.
         backend: Keras' backend.
-        settings: What in the recipe is not the row's.
-        seeds, commands: The seeds, and what was called for each.
-        commits: Those of the code, None where that is not known.
-        mean, half_width: Mean of the figures of the test set, and half the
+        settings: Settings of the recipe that differ from the row's.
+        seeds, commands: The seeds, and the command line for each seed.
+        commits: Commits of the code, None if unknown.
+        mean, half_width: Mean of the figures on the test set, and half the
             width of its 95 % confidence interval; None for a single seed.
     """
 
@@ -50,12 +52,12 @@ class Measurement:
 
     @property
     def figure(self) -> str:
-        """What was measured: `"1.50 ± 0.17"`, or the mean alone."""
+        """The measured figure: `"1.50 ± 0.17"`, or the mean alone."""
         return with_interval(self.mean, self.half_width)
 
     @property
     def conditions(self) -> str:
-        """On what, in a few words."""
+        """The conditions of the trainings, in a few words."""
         return (
             f"{self.dataset}, {counted(self.training_examples, 'example')}, "
             f"{self._training()}, {self.backend}"
@@ -63,7 +65,7 @@ class Measurement:
 
     @property
     def note(self) -> str:
-        """On what, and how, in a sentence."""
+        """The conditions of the trainings, in a sentence."""
         seeds = ", ".join(map(str, self.seeds))
         return (
             f"{self.source}: {counted(self.training_examples, 'example')} for "
@@ -81,7 +83,7 @@ class Measurement:
         )
 
     def _training(self) -> str:
-        """Epochs, and what is not the row's own."""
+        """The epochs, and the settings that differ from the row's."""
         details = dict(self.settings)
         if details.pop("calibrated", False):
             details["beta"] = "calibrated"
@@ -95,19 +97,19 @@ class Measurement:
 
 
 def counted(number: int, noun: str) -> str:
-    """So many of something: `"1 epoch"`, `"1,000 examples"`."""
+    """A number and a noun: `"1 epoch"`, `"1,000 examples"`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def with_interval(mean: float, half_width: float | None) -> str:
-    """A mean and half the width of its interval, which may be missing."""
+    """A mean, with half the width of its interval unless that is None."""
     return f"{mean:.2f}" + (
         "" if half_width is None else f" ± {half_width:.2f}"
     )
 
 
 def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
-    """What `results` say of a row, grouped by all but the seed."""
+    """The measurements of a row, one for all seeds of equal conditions."""
     of_row = [result for result in results if result.row == row.id]
     conditions = [_conditions(row, result) for result in of_row]
     trainings = pd.DataFrame(
@@ -136,7 +138,7 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
 
 
 def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """The rows of the tables, with what has been measured, for scripts."""
+    """The rows of the tables with their measurements, for scripts."""
     results = list(results)
     return [
         {
@@ -159,7 +161,7 @@ def _conditions(row: Row, result: Result) -> dict[str, Any]:
     conditions = result.conditions
     recipe = conditions.pop("recipe")
     usual = asdict(row.trained(recipe.get("calibrated", False)))
-    usual["calibrated"] = False  # said where it is not so
+    usual["calibrated"] = False  # so that `settings` lists it if True
     settings = {
         name: value
         for name, value in recipe.items()
@@ -169,5 +171,5 @@ def _conditions(row: Row, result: Result) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    # A tuple comes back from a file as a list.
+    # JSON files return tuples as lists.
     return list(value) if isinstance(value, tuple) else value

@@ -20,12 +20,12 @@ from keras_invdrop._files import replacing
 
 from ..paper.tables import rows
 
-# The version of the files' format. A setting that is new in `Recipe` raises it,
-# and goes into `BEFORE`.
+# Version of the file format. Each new setting of `Recipe` raises the version
+# and needs an entry in `BEFORE`.
 FORMAT = 2
 
-# What was done before a recipe could say so, in results of format 1, which do
-# not say their format.
+# Values of settings that results of format 1 lack, because their recipes did
+# not have these settings. Files of format 1 do not record their format.
 BEFORE: dict[str, Any] = {
     "dtype_policy": "float32",
     "calibrated": False,
@@ -39,11 +39,11 @@ BEFORE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Code:
-    """Which version of this package a training was made with.
+    """The version of this package that made a training.
 
     Attributes:
-        version: Of the package.
-        commit: Of its repository, None where that is not known.
+        version: Version of the package.
+        commit: Commit of the repository, None if unknown.
     """
 
     version: str
@@ -57,19 +57,19 @@ class Code:
 
 @dataclass(frozen=True)
 class Result:
-    """One training, with all that is needed to repeat it.
+    """One training, with everything needed to repeat it.
 
     `validation` and `test` are figures in `unit`: the error in "%", or the
-    code quality in "bits". `validation` is that of the selected epoch, None
-    where nothing was selected on validation examples; `activation` is None
-    where it is the network's own. `training_examples` are those from which the
-    tested weights were learned: where a network is trained anew, on the
-    validation examples as well, they are among them. `correlations` are those
-    of beta with the mean activity, by layer. `seconds` is the time of all
-    epochs, with the validation after each. `commit` is that of this code, None
-    where it is not known. `limit_train` is what was asked for, None for all
-    training examples. `wrong` says which test examples were classified wrongly
-    (see `wrong_examples`), None where that is not known.
+    code quality in "bits". `validation` is the figure of the selected epoch,
+    None without validation examples; `activation` is None for the network's
+    default. `training_examples` counts the examples from which the tested
+    weights were learned, after retraining the validation examples included.
+    `correlations` maps layers to the correlation of beta and the mean
+    activity. `seconds` is the time of all epochs, validation included.
+    `commit` is the commit of the code, None if unknown. `limit_train` is the
+    requested number of training examples, None for all. `wrong` encodes which
+    test examples were classified wrongly (see `wrong_examples`), None if
+    unknown.
     """
 
     row: str
@@ -102,7 +102,7 @@ class Result:
 
     @property
     def code(self) -> Code:
-        """The version of this package with which it was trained."""
+        """The version of this package that made the training."""
         return Code(self.versions.get("keras-invdrop", ""), self.commit)
 
     @property
@@ -115,7 +115,7 @@ class Result:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What a result depends on, beside the row and the seed."""
+        """The conditions of the training, besides the row and the seed."""
         return {
             "dataset": self.dataset,
             "source": self.source,
@@ -130,25 +130,25 @@ class Result:
 
     @property
     def identity(self) -> str:
-        """What two results of the same training have in common."""
+        """A key that is equal for two results of the same training."""
         return json.dumps(
             [self.row, self.seed, self.conditions], sort_keys=True
         )
 
 
 def packed(wrong: np.ndarray) -> str:
-    """Eight examples in a byte, the first in its highest bit, as base64."""
+    """Packs eight examples per byte, highest bit first, into base64."""
     return base64.b64encode(np.packbits(wrong).tobytes()).decode()
 
 
 @functools.cache
 def this_code() -> Code:
-    """The code of this process, as it is when this is first called."""
+    """The version of the code at the time of the first call."""
     return Code(importlib.metadata.version("keras-invdrop"), _commit())
 
 
 def _commit() -> str | None:
-    """The commit of this code, if it runs from a clone of its repository."""
+    """The commit of this code if it runs from a clone, or None."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -166,17 +166,17 @@ def _commit() -> str | None:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Writes `result` as JSON, in place of what `path` held."""
+    """Writes `result` as JSON, replacing the file at `path`."""
     with replacing(path) as temporary:
         content = {"format": FORMAT, **asdict(result)}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_result(path: Path) -> Result:
-    """Reads what `write_result` wrote, now or in an earlier version.
+    """Reads a file of `write_result`, of this or an earlier version.
 
     Raises:
-        ValueError: If it is not a result, or one of a later version.
+        ValueError: If the file is no result, or a later version wrote it.
     """
     try:
         content = json.loads(path.read_text())
@@ -211,13 +211,13 @@ def read_results(directory: Path) -> list[Result]:
 def stored(directory: Path) -> dict[Path, Result]:
     """The results below a directory, by their files.
 
-    Of a training that is found twice the last one counts, by the names of the
-    files. History and model of a training lie beside its result, with suffixes
-    of their own.
+    If several files hold the same training, the last file name counts. The
+    history and the model of a training lie beside its result and differ only in
+    the suffix.
     """
     found = {}
     for path in sorted(directory.rglob("*.json")):
-        if not path.name.startswith("."):  # not being written
+        if not path.name.startswith("."):  # a leading dot marks a partial file
             result = read_result(path)
             found[result.identity] = path, result
     return dict(found.values())

@@ -1,4 +1,4 @@
-"""What was measured, beside what the paper prints, as Markdown and pictures."""
+"""Reports measured figures beside the paper's, as Markdown and pictures."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from .measurements import with_interval
 from .records import Result
 from .records import stored
 
-# Between these lines of a file `write_summary` writes.
+# Lines of a file between which `write_summary` writes.
 MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 
 INTRODUCTION = (
@@ -48,11 +48,11 @@ TITLES = {
 
 
 def write_report(directory: Path) -> Path:
-    """Writes `report.md`, and the figures that the files allow.
+    """Writes `report.md`, and figures if histories and models are saved.
 
     Args:
-        directory: Below it are the results (`.json`); a history (`.csv`) and
-            a model (`.keras`) of the same name are drawn.
+        directory: Directory with the results (`.json`), at any depth. Figures
+            need a history (`.csv`) and a model (`.keras`) of the same name.
 
     Returns:
         The path of the report.
@@ -75,17 +75,16 @@ def write_report(directory: Path) -> Path:
 
 
 def write_summary(directory: Path, path: Path) -> None:
-    """Writes what was measured into a Markdown file, between two marks.
+    """Writes the measurements into a Markdown file, between two marks.
 
     Args:
-        directory: Below it are the results (`.json`).
-        path: A file with the lines of `MARKS`, of which what is between them
-            is replaced: by the rows that were measured, and what holds and
-            what does not.
+        directory: Directory with the results (`.json`), at any depth.
+        path: A file with the lines `MARKS`. The measured rows and the decided
+            claims replace the text between these lines.
 
     Raises:
         OSError: If there are no results, or the file cannot be written.
-        ValueError: If the marks are not there, or a file is no result.
+        ValueError: If a mark is missing, or a file is no result.
     """
     results = _results(directory).values()
     text = path.read_text()
@@ -117,7 +116,7 @@ def _results(directory: Path) -> dict[Path, Result]:
 
 
 def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
-    """The paper's tables, with what was measured, as Markdown."""
+    """The paper's tables with the measurements, as Markdown."""
     results = list(results)
     notes: dict[str, int] = {}
     parts = []
@@ -165,7 +164,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
-    """The claims of the paper of which something was measured."""
+    """The claims that the results test, as Markdown."""
     lines = []
     undecided = 0
     for found in findings(results):
@@ -220,11 +219,11 @@ def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
 
 
 def _difference(found: Finding) -> str:
-    """The mean, with its interval where there is one."""
+    """The mean, with its interval unless that is NaN."""
     mean, (low, high) = found.inference.mean, found.inference.interval
     if math.isnan(low):
         return f"{mean:.2f} {found.unit}"
-    if found.unit == "r":  # whose interval is not symmetric
+    if found.unit == "r":  # correlations have asymmetric intervals
         return f"{mean:.2f} ({_range((low, high))}) r"
     return f"{with_interval(mean, high - mean)} {found.unit}"
 
@@ -238,7 +237,7 @@ def _p(p: float) -> str:
 
 
 def _settings(found: Finding) -> str:
-    """In which settings two differ, and by what searches if they do."""
+    """The settings and searches in which the compared rows differ."""
     if len(found.settings) == 1:
         return ""
     alike = len(set(found.searches)) == 1
@@ -252,7 +251,7 @@ def _settings(found: Finding) -> str:
 
 
 def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
-    """Draws Figures 1 and 2 of what there is; gives what shows them."""
+    """Draws Figures 1 and 2; returns the Markdown that shows them."""
     groups: dict[str, list[Path]] = {}
     for path, result in found.items():
         if ROWS[result.row].table == 2 and path.with_suffix(".csv").exists():
@@ -292,7 +291,7 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
 
 
 def _drawn_together(result: Result) -> str:
-    """What trainings have in common that one figure shows."""
+    """A key that is equal for trainings in the same figure."""
     return json.dumps(
         [comparable(result), result.encoding, result.recipe["beta_decay"]]
     )

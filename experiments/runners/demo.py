@@ -19,8 +19,8 @@ from ..train.training import save
 from ..train.training import train
 from ..train.trial import Trial
 
-# What each is called in the figure -> its row of Table 2, and whether beta is
-# calibrated, which is ours and not the paper's.
+# Label in the figure -> row of Table 2, and whether beta is calibrated (ours,
+# not the paper's).
 METHODS = {
     "standard": ("standard", False),
     "invariant": ("invariant", False),
@@ -34,18 +34,18 @@ def run_demo(
     epochs: int = recipes.DEMO.epochs,
     command: str = "",
 ) -> list[Result]:
-    """Trains the network of Table 2 on the digits that need no download.
+    """Trains the network of Table 2 on digits that need no download.
 
-    Each method on each encoding, once per seed, for a fixed number of epochs:
-    nothing is selected, so all digits that are not for testing are for
-    training. Models, histories and results are written to `directory` as they
-    come, and the figures at the end.
+    Trains each method on each encoding, once per seed, for a fixed number of
+    epochs. Nothing is selected, so the training set has all digits outside the
+    test set. Each training writes its model, history and result to `directory`;
+    the figures follow at the end.
 
     Args:
-        directory: Where to write; it is made if it does not exist.
-        seeds: The seeds of the trainings.
+        directory: Directory to write to, created if it does not exist.
+        seeds: Seeds of the trainings.
         epochs: Epochs of each training.
-        command: What was called, for the results.
+        command: The command line, recorded in the results.
 
     Returns:
         The results.

@@ -28,20 +28,20 @@ from ..train.training import run
 from ..train.trial import IMAGE_DATA_FORMAT
 from ..train.trial import Trial
 
-# What workers of a cluster tell of their trainings.
+# Topic of the events by which workers report their progress.
 TOPIC = "keras-invdrop"
 
-# How often a training is begun again on this machine after the process that did
-# it was killed. It resumes from its backup each time.
+# How often a training restarts on this machine after its process was killed. It
+# resumes from its backup each time.
 RETRIES = 10
 
-# By which a function tells, from whatever process it is in, what it does.
+# Function by which a call reports its progress, from any process.
 Tell = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where trainings are done: here, in other processes, on other machines."""
+    """Where trainings run: in this process, in others, on other machines."""
 
     workers: int = setting(
         1,
@@ -80,7 +80,7 @@ class Place:
 
     @property
     def joins(self) -> tuple[str | None, int | None, int | None]:
-        """What joins the processes of one training: see `devices.joined`."""
+        """The arguments of `devices.joined`."""
         return self.coordinator, self.processes, self.process_id
 
 
@@ -90,16 +90,16 @@ def train_all(
     table: ProgressTable,
     client: Any = None,
 ) -> None:
-    """Trains, and shows it in `table`.
+    """Runs trainings and shows their progress in `table`.
 
-    Divergence skips one training. Any other error ends them all, as it would
-    come again. On a cluster, the training of a worker that dies moves to
-    another one, and resumes from its backup.
+    Divergence skips one training; any other error would recur and ends them
+    all. On a cluster, the training of a worker that dies moves to another
+    worker and resumes from its backup.
 
     Args:
         trials: The trainings.
-        directory: Where every worker, on whatever machine, finds the files.
-        table: What a person sees.
+        directory: Directory of the files, at the same path for every worker.
+        table: The table that shows the progress.
         client: A `distributed.Client`; None trains in this process.
 
     Raises:
@@ -128,7 +128,7 @@ def _train(directory: Path, trial: Trial, tell: Tell) -> Result:
 
 
 def _killed(client: Any) -> list[type[Exception]]:
-    """What is raised for a task whose workers died again and again."""
+    """The errors for a task whose workers died repeatedly."""
     return [] if client is None else [_dask()[1].KilledWorker]
 
 
@@ -138,18 +138,18 @@ def outcomes(
     on_told: Tell,
     client: Any = None,
 ) -> Iterator[tuple[Any, Future]]:
-    """Calls a function for each argument; gives what comes of it, as it comes.
+    """Calls a function for each argument; yields outcomes as they complete.
 
     Args:
-        function: What to call, with an argument and a function by which it
-            tells what it does.
-        arguments: Of each call.
-        on_told: Called here, in this process, with what was told.
-        client: A `distributed.Client` of the cluster that makes the calls;
-            None makes them in this process, one after another.
+        function: Function of an argument and of a second function, by which
+            the call reports its progress.
+        arguments: The argument of each call.
+        on_told: Called in this process with each report.
+        client: A `distributed.Client` of the cluster that runs the calls;
+            None runs them in this process, one after another.
 
     Yields:
-        Pairs of an argument and a future that is done.
+        Pairs of an argument and a finished future.
     """
     if client is None:
         for each in arguments:
@@ -172,7 +172,7 @@ def outcomes(
                         "the trainings where they stopped"
                     )
                 yield futures[future], future
-        finally:  # Those that have not begun, if the caller has had enough.
+        finally:  # If the caller stops early, calls are still waiting.
             for future in futures:
                 future.cancel()
 
@@ -183,12 +183,12 @@ def _called_on_worker(function: Callable, argument: Any) -> Any:
 
 
 def _prepared_worker() -> Any:
-    """The worker in which this is called, ready to train."""
+    """The worker that runs this call, ready to train."""
     from distributed import get_worker
 
     worker = get_worker()
     if worker.state.nthreads > 1:
-        # Two trainings in one process would draw from one random generator.
+        # Two trainings in one process would share a random generator.
         raise invalid(
             "--scheduler",
             "a cluster whose workers have one thread each (dask worker "
@@ -200,10 +200,10 @@ def _prepared_worker() -> Any:
 
 
 def _sharing_of_cores(workers: int) -> Any:
-    """A plugin of Dask: each of so many workers keeps to its share of cores.
+    """A Dask plugin that restricts each worker to its share of the cores.
 
-    It is there before a worker computes anything, when the backend counts
-    them and starts as many threads.
+    The plugin acts before a worker computes anything: the backend then counts
+    the remaining cores to choose its number of threads.
     """
     from distributed import WorkerPlugin
 
@@ -222,7 +222,7 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
 
 @contextmanager
 def cluster(place: Place) -> Iterator[Any]:
-    """A client of the cluster of a place, None for this process alone."""
+    """Yields a client of the place's cluster, or None for this process."""
     if place.scheduler is not None:
         with running_cluster(place.scheduler) as client:
             yield client
@@ -235,17 +235,17 @@ def cluster(place: Place) -> Iterator[Any]:
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
-    """A client of a Dask cluster of so many processes on this machine."""
+    """Yields a client of a Dask cluster of processes on this machine."""
     dask, distributed = _dask()
     cores = max(1, _cores() // workers)
     environment = {
         "OMP_NUM_THREADS": cores,
-        # They share a GPU: none takes all of its memory.
+        # The workers share a GPU: none may reserve all of its memory.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
-    # If the command is interrupted, Python's tracker of resources removes what
-    # the processes shared. That it does so is of no interest to the user.
+    # If the command is interrupted, Python's resource tracker cleans up and
+    # warns. The user need not see the warning.
     quiet = "ignore:resource_tracker:UserWarning"
     filters = os.environ.get("PYTHONWARNINGS", "")
     if quiet not in filters:
@@ -271,10 +271,10 @@ def local_cluster(workers: int) -> Iterator[Any]:
 
 @contextmanager
 def running_cluster(address: str) -> Iterator[Any]:
-    """A client of the Dask cluster whose scheduler is at `address`.
+    """Yields a client of the Dask cluster with a scheduler at `address`.
 
     Raises:
-        OSError: If there is none.
+        OSError: If no scheduler answers there.
     """
     _, distributed = _dask()
     try:

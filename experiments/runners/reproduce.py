@@ -1,4 +1,4 @@
-"""Trains rows with several seeds, and says what was measured."""
+"""Trains rows with several seeds and prints the measurements."""
 
 import tempfile
 from collections.abc import Iterable
@@ -43,11 +43,11 @@ def trials_of(
     """A training for each row with each seed.
 
     Args:
-        names: Of rows, or the beginnings that several share.
-        seeds: Of each row.
+        names: Names of rows, or prefixes of several rows.
+        seeds: Seeds of each row.
         calibrate: Whether each shift starts calibrated.
-        **given: Settings of the `Recipe`, as the command line has them, where
-            None keeps that of the row; and of the `Trial`.
+        **given: Settings of the `Recipe`, in the command line's format, where
+            None keeps the row's setting; and settings of the `Trial`.
     """
     changes: dict[str, Any] = {"calibrated": True} if calibrate else {}
     for setting in {field.name for field in fields(Recipe)} & set(given):
@@ -58,7 +58,7 @@ def trials_of(
             value = for_layers(f"--{setting.replace('_', '-')}", value)
         changes[setting] = value
     if given.get("data") not in (None, "digits"):
-        # Wherever the process is that reads it.
+        # The process that reads the file may have another working directory.
         given["data"] = str(Path(given["data"]).absolute())
     found = {each.id: each for name in names for each in rows(name)}
     return [
@@ -73,11 +73,12 @@ def trials_of(
 
 
 def check(trials: Sequence[Trial]) -> None:
-    """Finds what cannot be trained before the data are loaded.
+    """Checks all trainings before any data are loaded.
 
     Raises:
-        ValueError: If a row cannot be calibrated, takes no such data, or its
-            network cannot be built; if the backend makes no several steps.
+        ValueError: If a row cannot be calibrated, the data do not suit a row,
+            a network cannot be built, or the backend does not support several
+            steps per execution.
     """
     if keras.backend.backend() == "torch" and trials[0].steps_per_execution > 1:
         raise invalid(
@@ -105,14 +106,14 @@ def check_writable(out: Path) -> None:
         there = next(path for path in parents if path.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        # Better said now than after the first epoch.
+        # Report this now rather than after the first epoch.
         raise OSError(f"{out} is not writable: {error.strerror}") from error
 
 
 def reproduce(
     trials: Sequence[Trial], out: Path, place: Place | None = None
 ) -> None:
-    """Trains, and prints what was measured.
+    """Runs the trainings and prints the measurements.
 
     Args:
         trials: The trainings.
@@ -132,7 +133,7 @@ def reproduce(
             say(f"Training {announced(trials)}")
         if first and trials[0].data_parallel:
             _say_devices(trials)
-        # A network that is trained anew takes as many again, at most.
+        # Retraining takes at most the same number of epochs again.
         epochs = {
             trial.title: trial.row.recipe.epochs
             * (1 + trial.row.recipe.retrain)
@@ -157,12 +158,12 @@ def reproduce(
 
 
 def say(text: str) -> None:
-    """Prints a line that is no result, as it stands."""
+    """Prints a message to stderr, without wrapping."""
     console(stderr=True).print(text, soft_wrap=True)
 
 
 def announced(trials: Sequence[Trial]) -> str:
-    """What is going to be trained, and on what, in a line."""
+    """Announces the trainings, their data and their backend, in a line."""
 
     def listed(values: Iterable[Any], shown: int = 8) -> str:
         texts = list(dict.fromkeys(map(str, values)))
@@ -185,7 +186,7 @@ def announced(trials: Sequence[Trial]) -> str:
 
 
 def _kept(trials: Sequence[Trial], out: Path) -> str:
-    """What is left of trainings that are interrupted."""
+    """Tells the user how interrupted trainings continue."""
     files = (
         out / f"{trial.name}{end}"
         for trial in trials
@@ -200,7 +201,7 @@ def _kept(trials: Sequence[Trial], out: Path) -> str:
 
 
 def _say_devices(trials: Sequence[Trial]) -> None:
-    """Says over how many devices batches are divided."""
+    """Prints the number of devices that share each batch."""
     for size in dict.fromkeys(trial.row.recipe.batch_size for trial in trials):
         devices = Devices(size)
         divided = size % devices.number == 0
@@ -218,11 +219,11 @@ def _say_devices(trials: Sequence[Trial]) -> None:
 
 @contextmanager
 def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
-    """Joins the processes of one training, if it is divided over devices.
+    """Joins the processes of a data-parallel training.
 
     Raises:
-        ValueError: If the options do not go together, or with the backend.
-        OSError: If the processes do not find together.
+        ValueError: If the options contradict each other or the backend.
+        OSError: If the processes cannot connect to one another.
     """
     if not data_parallel:
         if any(each is not None for each in place.joins):

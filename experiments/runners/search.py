@@ -1,4 +1,4 @@
-"""Selects settings of a recipe by the figures of the validation examples."""
+"""Searches settings of a recipe by the figures on validation examples."""
 
 import functools
 import hashlib
@@ -40,7 +40,7 @@ def _between(name: str, low: float, high: float, **options: Any) -> Draw:
     return lambda trial: trial.suggest_float(name, low, high, **options)
 
 
-# What is searched, and how a trial draws it.
+# Setting -> how a trial draws its value.
 SPACE: dict[str, Draw] = {
     "learning_rate": _between("learning_rate", 0.001, 0.3, log=True),
     "beta_decay": _one_of("beta_decay", 0.0, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -59,7 +59,7 @@ SPACE: dict[str, Draw] = {
 
 
 def _norms_of_table_2(trial: Any) -> Any:
-    # One for all layers, or those that are published for networks like it.
+    # One norm for all layers, or norms published for similar networks.
     norms = trial.suggest_categorical(
         "norms", ("equal", "none,4.5,4.5", "4.4,3,4.6")
     )
@@ -68,10 +68,10 @@ def _norms_of_table_2(trial: Any) -> Any:
     return for_layers("max_norm", norms)
 
 
-# What is searched together, by a name of its own. Of Table 2: what the paper
-# does not print, about what is published for networks like its own, and small
-# enough for some 25 trials. Last the setting that only some methods have, so
-# that the searches of all methods begin with the same trials.
+# Named sets of settings to search together. For Table 2: the settings that the
+# paper does not print, around the values published for similar networks, in a
+# space small enough for some 25 trials. The setting that only some methods have
+# comes last, so that the searches of all methods begin with the same trials.
 SPACES: dict[str, dict[str, Draw]] = {
     "table2": {
         "learning_rate": _between("learning_rate", 0.002, 0.1, log=True),
@@ -86,18 +86,19 @@ SPACES: dict[str, dict[str, Draw]] = {
     },
 }
 
-# What says nothing of a network without beta.
+# Settings without effect on a network without beta.
 OF_BETA = ("beta_decay", "beta_factor")
 
 
 def space_of(
     settings: Sequence[str], trainings: Sequence[Trial]
 ) -> dict[str, Draw]:
-    """What a search draws.
+    """The settings that a search draws.
 
     Args:
-        settings: Names in `SPACE`, or in `SPACES` of several settings.
-        trainings: Where none has a beta, nothing is drawn for it.
+        settings: Names in `SPACE`, or in `SPACES` for sets of settings.
+        trainings: The trainings. If no training has a beta, the settings of
+            beta are left out.
     """
     found: dict[str, Draw] = {}
     for name in settings:
@@ -116,33 +117,34 @@ def tune(
     client: Any = None,
     on_epoch: Tell = lambda title, done, validation: None,
 ) -> Any:
-    """Searches settings that serve several trainings, with Optuna.
+    """Searches settings for one or several trainings, with Optuna.
 
-    The figure of a trial is the mean, over the trainings, of that of the
-    selected epoch on the validation examples; the test set is not looked at. A
-    trial that is worse than most after as many epochs of the first training is
-    given up. All are kept in `directory` as they come; a second call
-    resumes the search.
+    A trial's figure is the mean over the trainings of the figure on the
+    validation examples at the selected epoch; the test set is never used. A
+    trial is pruned if it is worse than the median after the same number of
+    epochs of the first training. Each trial is saved in `directory`, and a
+    second call resumes the search.
 
     Args:
-        trainings: What the settings serve, of one unit.
-        settings: What to search, of `SPACE` and `SPACES`; all else is the
-            trainings' own.
-        trials: Number of trials, those of earlier calls among them.
-        directory: Where to write `trials-<name>.log`, Optuna's journal, and
+        trainings: The trainings, with figures of one unit.
+        settings: Names in `SPACE` and `SPACES` of the settings to search. The
+            trainings keep their other settings.
+        trials: Number of trials, those of earlier calls included.
+        directory: Directory of `trials-<name>.log`, Optuna's journal, and
             `trials-<name>.csv`.
         on_trial: Called with each trial (`optuna.trial.FrozenTrial`).
-        client: A `distributed.Client` of the cluster that makes the trials,
-            several at once; None for this process.
-        on_epoch: Called after each epoch with what is trained, the number of
-            epochs done and the figure of the validation examples.
+        client: A `distributed.Client` of the cluster that runs several trials
+            at once; None for this process.
+        on_epoch: Called after each epoch with the title of the training, the
+            number of finished epochs and the figure on the validation
+            examples.
 
     Returns:
         The study (`optuna.Study`).
     """
     optuna = _optuna()
     for training in trainings:
-        training.dataset()  # What is not there is better said before a trial.
+        training.dataset()  # Report absent data before the first trial.
     names = " ".join(training.name for training in trainings)
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
     name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
@@ -155,7 +157,7 @@ def tune(
         load_if_exists=True,
     )
 
-    # A trial that was stopped does not count, one that was given up does.
+    # Interrupted trials do not count; pruned trials do.
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     ended = len(study.get_trials(states=states))
     # A search that resumes does not draw its first trials again.
@@ -171,7 +173,7 @@ def tune(
 
 
 def _storage(journal: Path) -> Any:
-    """Where all processes of a search keep its trials."""
+    """The storage that all processes of a search share."""
     storages = _optuna().storages
     backend = storages.journal.JournalFileBackend(str(journal))
     return storages.JournalStorage(backend)
@@ -185,14 +187,14 @@ def _make_trial(
     seed: int,
     tell: Tell,
 ) -> int:
-    """Makes one trial, and gives its number."""
+    """Runs one trial and returns its number."""
     optuna = _optuna()
     study = optuna.load_study(
         study_name=name,
         storage=_storage(journal),
-        # What others are at work on is not tried beside them.
+        # `constant_liar` keeps away from settings that other workers try.
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        # A high learning rate looks worse than it is until it has fallen.
+        # A high learning rate looks bad until it has fallen.
         pruner=optuna.pruners.MedianPruner(
             n_warmup_steps=trainings[0].row.recipe.epochs // 2
         ),
@@ -211,7 +213,7 @@ def _make_trial(
 
 
 def completed(trial: Any) -> bool:
-    """Whether a trial has come to its end, and was not given up."""
+    """Whether a trial ran to its end, without pruning."""
     return trial.state.name == "COMPLETE"
 
 
@@ -237,7 +239,7 @@ def _figure(
                 f"trial {trial.number}, {trainer.row.id}", fitted.epochs, figure
             )
             if number > 0:
-                return  # Figures of other rows are of another order.
+                return  # Figures of other rows have other magnitudes.
             trial.report(figure, fitted.epochs)
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -264,6 +266,6 @@ def _optuna() -> Any:
         raise missing(
             "The search for settings", error.name, "experiments"
         ) from error
-    # What it says of each trial, `on_trial` says.
+    # `on_trial` reports each trial instead of Optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

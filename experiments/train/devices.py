@@ -1,8 +1,8 @@
-"""One training on many devices, of one process or of many, with JAX.
+"""One training on many devices of one or several processes, with JAX.
 
-`keras.distribution` and JAX do the work: they keep the weights on every device
-and divide each batch. This module decides which device of which process takes
-which examples, so that each example is seen once in an epoch.
+`keras.distribution` and JAX keep the weights on every device and divide each
+batch. This module assigns examples to the devices of each process, so that an
+epoch uses each example once.
 """
 
 import os
@@ -23,11 +23,11 @@ from keras_invdrop._keras import set_initial_epoch
 
 from ..data.datasets import Split
 
-# Seconds of silence after which a process counts as lost. The 100 of JAX are
-# longer than a person waits; 30 still bridge a short failure of the network.
+# Seconds of silence after which a process counts as lost. JAX's default of 100
+# exceeds a user's patience; 30 still bridge a short network failure.
 HEARTBEAT = 30
 
-# What a loss or metric is called -> its value for all examples.
+# Name of a loss or metric -> its value over all examples.
 Logs = dict[str, float]
 
 
@@ -50,21 +50,21 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes that train together, until the end of the block.
 
-    Arguments that are None are taken from the environment, where a launcher
-    that JAX knows (Slurm, Kubernetes, Open MPI) has set them. Without a
-    launcher and without a coordinator, this process trains alone. The block
-    must be entered before JAX computes anything.
+    JAX takes arguments that are None from the environment of a launcher that
+    it supports (Slurm, Kubernetes, Open MPI). Without a launcher and without a
+    coordinator, this process trains alone. Enter the block before JAX computes
+    anything.
 
-    If the block raises an error, this process prints it and ends at once:
-    otherwise the other processes would wait for it.
+    If the block raises an error, this process prints the error and ends at
+    once; otherwise the other processes would wait for this one.
 
     Args:
-        coordinator: `"HOST:PORT"` of the process 0.
-        processes: The number of processes.
-        process_id: Which of them this is, from 0 on.
+        coordinator: `"HOST:PORT"` of process 0.
+        processes: Number of processes.
+        process_id: Number of this process, from 0 on.
 
     Raises:
-        ValueError: If only some of the three are known.
+        ValueError: If only some of the three arguments are known.
         OSError: If the processes cannot connect to one another.
     """
     if not _found_together(coordinator, processes, process_id):
@@ -79,7 +79,7 @@ def joined(
 def _found_together(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> bool:
-    """Connects the processes; says whether there are others than this."""
+    """Connects the processes; returns whether this one has companions."""
     import jax
 
     try:
@@ -100,29 +100,29 @@ def _found_together(
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise OSError(
-            f"The {processes} processes do not find together at "
+            f"The {processes} processes cannot connect to one another at "
             f"{coordinator}: {error}"
         ) from error
     return True
 
 
 def _leave(error: BaseException) -> None:
-    """Prints why this process ends, and ends it."""
+    """Prints the error and ends this process."""
     import jax
 
     told = f"keras-invdrop: process {jax.process_index()}: "
-    # If another process is lost, this one only sees that a sum fails.
+    # If another process is lost, a collective sum fails in this process.
     if "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"{told}what all processes compute together has failed. If one of "
-            f"them is gone, it is said within {HEARTBEAT} s which: its number, "
-            "or that it is the leader, which is process 0. The same command, "
-            f"given in every process, resumes after the last epoch. ({error})",
+            f"{told}a computation of all processes has failed. If a process is "
+            f"lost, JAX names it within {HEARTBEAT} s: by its number, or as "
+            "the leader, which is process 0. The same command, given in every "
+            f"process, resumes after the last epoch. ({error})",
             file=sys.stderr,
             flush=True,
         )
-        # Meanwhile JAX ends this process, and prints what the coordinator
-        # knows.
+        # Meanwhile JAX prints the coordinator's report and ends this
+        # process.
         time.sleep(HEARTBEAT + 15)
     else:
         print(f"{told}{error}", file=sys.stderr, flush=True)
@@ -130,7 +130,7 @@ def _leave(error: BaseException) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this process writes the files and prints."""
     if keras.backend.backend() != "jax":
         return True
     import jax
@@ -139,7 +139,7 @@ def is_first() -> bool:
 
 
 def from_first(content: bytes) -> bytes:
-    """Gives every process the content that the first one has."""
+    """Sends the first process' content to every process."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     size = int(broadcast_one_to_all(np.array(len(content), "uint32")))
@@ -154,17 +154,17 @@ def from_first(content: bytes) -> bytes:
 class Devices:
     """The devices over which batches are divided.
 
-    As many devices of every process are used as divide a batch without
-    remainder. A batch that does not divide, such as the last one of an epoch,
-    is computed whole on every device.
+    Every process uses the largest number of its devices that divides a batch
+    without remainder. Every device computes the whole of a batch that does not
+    divide evenly, such as the last one of an epoch.
 
     Args:
         batch_size: Number of examples in a batch.
 
     Attributes:
-        number: The number of devices that are used.
-        available: The number of devices that the processes have.
-        processes: The number of processes.
+        number: Number of devices in use.
+        available: Number of devices of all processes.
+        processes: Number of processes.
     """
 
     def __init__(self, batch_size: int):
@@ -189,7 +189,7 @@ class Devices:
         self._whole = _Whole(devices=used, auto_shard_dataset=False)
 
     def scope(self) -> Any:
-        """Context manager: variables made in it are on every device."""
+        """Context manager that puts new variables on every device."""
         return self._divided.scope()
 
     def fit(
@@ -201,20 +201,20 @@ class Devices:
         epochs: int,
         callbacks: list[keras.callbacks.Callback],
     ) -> None:
-        """Fits a model, made and compiled in `scope`.
+        """Fits a model that was built and compiled in `scope`.
 
-        An epoch is two calls of `model.fit`: Keras lays out all batches of a
-        call as the first one, and the last batch of an epoch may not divide
-        over the devices.
+        An epoch takes two calls of `model.fit`: Keras gives all batches of a
+        call the layout of the first batch, and the last batch of an epoch may
+        not divide over the devices.
 
         Args:
             model: The model.
-            batches: `PyDataset` or `tf.data.Dataset` of the whole batches, the
-                same in every process.
-            examples: The number of examples in them.
-            batch_size: That of all but the last.
+            batches: `PyDataset` or `tf.data.Dataset` of undivided batches,
+                the same in every process.
+            examples: Number of examples.
+            batch_size: Number of examples in every batch but the last.
             epochs: Number of epochs.
-            callbacks: As `model.fit` takes them; they see whole epochs.
+            callbacks: Callbacks as for `model.fit`. They see whole epochs.
         """
         followed = keras.callbacks.CallbackList(
             callbacks,
@@ -223,17 +223,17 @@ class Devices:
             epochs=epochs,
             steps=-(-examples // batch_size),
         )
-        # At the end of each call Keras would replace the weights by their
-        # averages.
+        # Keep Keras from replacing the weights by their averages at the end of
+        # each call.
         if optimizer := averaging(model):
             optimizer.finalize_variable_values = lambda variables: None
         followed.on_train_begin()
-        # `ExactResume` has set where to go on; each call has one epoch, 0.
+        # `ExactResume` has set the initial epoch; each call runs one epoch, 0.
         first = initial_epoch(model)
         set_initial_epoch(model, None)
         for epoch in range(first, epochs):
-            # Inside the first call: what Keras does before its first step may
-            # take random numbers.
+            # Begin the epoch inside the first call: Keras may draw random
+            # numbers before its first step.
             begins = [
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda _, logs, epoch=epoch: (
@@ -277,10 +277,10 @@ class Devices:
         examples: int,
         batch_size: int,
     ) -> Logs:
-        """Calls a function with the batches that divide, and the last one.
+        """Calls a function with the full batches, then with the last batch.
 
-        Keras' metrics begin anew in each call. Their variables, sums and
-        counts, are added up.
+        Keras resets its metrics in each call. This method adds up their
+        variables, which are sums and counts.
         """
         full, rest = divmod(examples, batch_size)
         reader = _Reader(batches)
@@ -304,13 +304,13 @@ class Devices:
         return {name: float(value) for name, value in results.items()}
 
     def _part(self, size: int) -> slice:
-        """Which examples of a batch this process feeds to its devices."""
+        """The examples of a batch that this process feeds to its devices."""
         each = size // self.processes
         return slice(self._process * each, (self._process + 1) * each)
 
 
 def _most(batch_size: int, processes: int, devices: int) -> int:
-    """How many devices of each process divide a batch; all if none do."""
+    """The most devices per process that divide a batch; all if none do."""
     divide = [
         each
         for each in range(1, devices + 1)
@@ -329,10 +329,10 @@ class _Whole(keras.distribution.DataParallel):
 
 
 class _Reader:
-    """Batches by number, which are read in turn, and anew from 0 on.
+    """Batches by number, read in order; batch 0 restarts the reading.
 
-    Keras looks at the first batch before an epoch begins, and asks for it
-    again when its order is known.
+    Keras reads the first batch before an epoch begins, and reads it again once
+    the order of the epoch is set.
     """
 
     def __init__(self, batches: Any):
@@ -351,7 +351,7 @@ class _Reader:
 
 
 class _Parts(keras.utils.PyDataset):
-    """This process' part of each of the batches with some numbers."""
+    """This process' part of each of the numbered batches."""
 
     def __init__(self, reader: _Reader, numbers: range, part: slice):
         super().__init__()
@@ -368,7 +368,7 @@ class _Parts(keras.utils.PyDataset):
 
 
 def _each(batches: Any) -> Iterator[Any]:
-    """The batches, as arrays of NumPy."""
+    """The batches as NumPy arrays."""
     if isinstance(batches, keras.utils.PyDataset):
         return (batches[i] for i in range(len(batches)))
     return batches.as_numpy_iterator()

@@ -1,4 +1,4 @@
-"""Fits a model by one `model.fit`, and resumes where it stopped."""
+"""Fits a model by one `model.fit` that resumes after an interruption."""
 
 import time
 from collections.abc import Callable
@@ -26,31 +26,31 @@ class Diverged(ValueError):
 
 
 def evaluation_batch(split: Split) -> int:
-    """How many examples to evaluate at once.
+    """The batch size for evaluation.
 
-    In larger batches of images, the paper's convolutional networks take more
-    memory than in training, and are no faster; on JAX they are far slower.
+    With larger batches of images, the paper's convolutional networks take more
+    memory than in training and are no faster; on JAX they are far slower.
     """
     return 500 if len(split.x.shape) == 2 else 100
 
 
 class Fitted(BestEpoch):
-    """Callback that evaluates and selects, and what a fit has led to so far.
+    """Callback that evaluates, selects an epoch and holds a fit's outcome.
 
-    Where the optimizer averages the weights (`use_ema`), the averages are
-    evaluated, and selected.
+    If the optimizer averages the weights (`use_ema`), the callback evaluates
+    and selects the averages.
 
     Args:
-        metric: Name of the metric that selects: the higher the better.
-        evaluated: Examples on which to evaluate the model after each epoch;
-            those called `"val"` select the first of the best epochs. Without
-            them the last epoch is selected.
-        devices: On which the model is; None for one.
+        metric: Name of the metric that selects the epoch; higher is better.
+        evaluated: Name -> examples on which to evaluate the model after each
+            epoch. The examples `"val"` select the first of the best epochs;
+            without them the last epoch is selected.
+        devices: Devices that hold the model; None for one.
 
     Attributes:
         metric: As above.
         logs: Name of a loss or metric -> its value in each epoch.
-        seconds: What the epochs have taken, with the evaluation after each.
+        seconds: Time of the epochs, evaluations included.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Fitted(BestEpoch):
 
     @property
     def epochs(self) -> int:
-        """The number of epochs done."""
+        """The number of finished epochs."""
         return len(self.logs.get("loss", ()))
 
     @property
     def validation(self) -> list[float]:
-        """The metric on the examples for validation; empty without any."""
+        """The metric on the validation examples; empty without them."""
         return self.logs.get(f"val_{self.metric}", [])
 
     @property
@@ -98,7 +98,7 @@ class Fitted(BestEpoch):
                 figures = self._evaluation(split)
                 logs |= {f"{name}_{key}": each for key, each in figures.items()}
         super().on_epoch_end(epoch, logs)
-        # The loss of an epoch was measured before its last step.
+        # Keras measures an epoch's loss before its last step.
         if self.epoch == epoch and not all(
             np.isfinite(weight).all() for weight in self.weights
         ):
@@ -124,11 +124,11 @@ def _diverged(epoch: int, loss: float) -> Diverged:
 
 
 class _SharedResume(ExactResume):
-    """Of several processes the first one alone reads and writes the file."""
+    """`ExactResume` in which only the first process accesses the file."""
 
     def read(self) -> bytes | None:
         content = super().read() if is_first() else None
-        # An empty file is a file, too.
+        # The prefix tells an empty file from an absent one.
         sent = from_first(b"" if content is None else b"." + content)
         return sent[1:] if sent else None
 
@@ -149,32 +149,31 @@ def fit(
     on_epoch: Callable[[Fitted], None] = lambda fitted: None,
     devices: Devices | None = None,
 ) -> Fitted:
-    """Fits a compiled model, and selects an epoch.
+    """Fits a compiled model and selects an epoch.
 
     Args:
-        model: The model; it is left with the weights of the last epoch, or
-            their averages if the optimizer takes such.
-        examples: What it is fitted to, in batches of `batch_size`.
+        model: The model. It ends with the weights of the last epoch, or with
+            their averages if the optimizer averages weights.
+        examples: The training examples.
         batch_size: Number of examples in a batch.
         epochs: Number of epochs.
-        seed: Of the order of the examples and of the masks.
-        metric: Name of the metric that selects: the higher the better.
-        evaluated: Examples on which to evaluate the model after each epoch;
-            those called `"val"` select.
-        backup: File that holds, after each epoch, what the next one depends
-            on. If it exists, the fit resumes from it. The caller deletes it.
-        on_epoch: Called after each epoch.
-        devices: Over which the batches are divided, and on which the model
-            is; None for one. The first process alone reads and writes
-            `backup`.
+        seed: Seed of the order of the examples and of the masks.
+        metric: Name of the metric that selects the epoch; higher is better.
+        evaluated: Name -> examples on which to evaluate the model after each
+            epoch. The examples `"val"` select the epoch.
+        backup: File that stores the state of the fit after each epoch. If the
+            file exists, the fit resumes from it. The caller deletes the file.
+        on_epoch: Function to call after each epoch.
+        devices: Devices that hold the model and share each batch; None for
+            one. Only the first process reads and writes `backup`.
 
     Returns:
         A `Fitted`.
 
     Raises:
         Diverged: If the loss is no longer finite.
-        ValueError: If `backup` is not that of this fit.
-        OSError: If `backup` cannot be written; it is then what it was.
+        ValueError: If `backup` belongs to another fit.
+        OSError: If `backup` cannot be written; the old file then remains.
     """
     fitted = Fitted(metric, evaluated, devices)
     reseed = Reseed(seed)

@@ -1,4 +1,4 @@
-"""Several training steps as one program of XLA, on the JAX backend."""
+"""Several training steps as one XLA program, on the JAX backend."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ from keras import tree
 
 
 def scan_steps(model: keras.Model) -> None:
-    """Makes one program of the steps that a model takes per execution.
+    """Compiles the steps of one execution of a model into one program.
 
-    Keras calls the compiled step as often as `steps_per_execution` says, from
-    Python. On a GPU the calls take longer than the steps of a small network.
-    Here the steps are one call, of `jax.lax.scan`.
+    Keras calls the compiled step `steps_per_execution` times from Python. On a
+    GPU these calls take longer than the steps of a small network. One call of
+    `jax.lax.scan` replaces them.
 
     Args:
-        model: A compiled model, on the JAX backend, whose training function
-            is replaced. In an epoch all batches but the last have one shape.
+        model: A compiled model on the JAX backend. This function replaces its
+            training function. In an epoch all batches but the last must have
+            one shape.
     """
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -33,7 +34,7 @@ def scan_steps(model: keras.Model) -> None:
     compiled = jax.jit(steps, donate_argnums=0)
 
     def train(state: Any, iterator: Iterator[Any]) -> tuple[Any, Any]:
-        # The first one raises StopIteration at the end of the epoch.
+        # At the end of the epoch `next` raises StopIteration.
         batches = [next(iterator)]
         batches += itertools.islice(iterator, model.steps_per_execution - 1)
         for _, same in itertools.groupby(batches, _shapes):

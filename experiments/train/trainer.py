@@ -1,4 +1,4 @@
-"""What a training does with a network: builds, fits and measures it."""
+"""Builds, fits and measures the network of a training."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -41,7 +41,7 @@ class Trainer:
 
     Attributes:
         trial: The training.
-        dataset: Its examples.
+        dataset: The examples.
     """
 
     trial: Trial
@@ -54,13 +54,13 @@ class Trainer:
 
     @property
     def measure(self) -> str:
-        """What is measured, for headings: `"error"` or `"bits"`."""
+        """The measure, for headings: `"error"` or `"bits"`."""
         return "bits" if self.row.unit == "bits" else "error"
 
     def network(
         self, classifier_activation: str | None, method: str | None = None
     ) -> keras.Model:
-        """The network, untrained, of the row's method or of another."""
+        """Builds the network with the row's dropout method or another."""
         options: dict = {}
         if self.row.unit == "bits":
             _, options["tissues"], options["classes"] = (
@@ -78,13 +78,14 @@ class Trainer:
     def model(self) -> keras.Model:
         """Builds the network to train, which returns logits.
 
-        The networks of all methods get their initial weights from one of
-        them: layers draw in turn, and each method has other layers. If the
-        recipe says so, the shifts are calibrated on the training examples.
+        Layers draw their weights in turn, and methods differ in their layers;
+        therefore all methods copy the initial weights of one network. If the
+        recipe is calibrated, this method calibrates the shifts on the training
+        examples.
 
         Raises:
-            ValueError: If the recipe calibrates shifts, and the method has
-                none.
+            ValueError: If the recipe is calibrated and the method has no
+                shift.
         """
         calibrated = self.row.recipe.calibrated
         if calibrated and not has_shift(self.row.method):
@@ -109,7 +110,7 @@ class Trainer:
         return calibrate(model, examples.x, batch_size, keep_predictions=False)
 
     def metric(self, from_logits: bool) -> keras.Metric:
-        """The metric whose values are `figures`: the higher the better."""
+        """The metric that `figures` converts; higher is better."""
         if self.row.unit == "bits":
             naive_guess = in_memory(self.dataset.train).y.mean(axis=0)
             return CodeQuality(naive_guess, from_logits=from_logits)
@@ -124,10 +125,10 @@ class Trainer:
         backup: Path | None = None,
         on_epoch: Callable[[Fitted], None] = lambda fitted: None,
     ) -> Fitted:
-        """Compiles `model` and fits it by the recipe; see `fitting.fit`.
+        """Compiles and fits `model` by the recipe; see `fitting.fit`.
 
-        With several devices it fits a copy of `model`, which is on all of
-        them.
+        With several devices, this method fits a copy of `model` that is on
+        all devices.
         """
         recipe = self.row.recipe
         devices = (
@@ -136,8 +137,8 @@ class Trainer:
         with nullcontext() if devices is None else devices.scope():
             metric = self.metric(from_logits=True)
             if devices is not None:
-                # Every process would draw other weights, on which the devices
-                # must agree.
+                # The devices must agree on the weights, which every process
+                # would draw differently.
                 keras.utils.set_random_seed(self.trial.seed)
                 weights = model.get_weights()
                 model = type(model).from_config(model.get_config())
@@ -174,9 +175,9 @@ class Trainer:
         return np.round(100 * (1 - np.asarray(values)), 4)
 
     def validation(self, fitted: Fitted, epoch: int) -> float | None:
-        """The figure of the validation examples after an epoch.
+        """The figure on the validation examples after an epoch.
 
-        Epochs count from 1. Without validation examples it is None.
+        Epochs count from 1. Returns None without validation examples.
         """
         if not fitted.validation:
             return None
@@ -186,8 +187,9 @@ class Trainer:
         """Measures a network on the test set.
 
         Returns:
-            The figure, in the unit of the row, and which examples the network
-            gets wrong: None where it predicts distributions.
+            The figure, in the unit of the row, and a Boolean array of the
+            examples that the network gets wrong, or None if the network
+            predicts distributions.
         """
         test = self.dataset.test
         batches = test.batches(evaluation_batch(test))
@@ -203,9 +205,8 @@ class Trainer:
 def _drawn_from(seed: int, model: keras.Model) -> keras.Model:
     """The same network, with initial weights that depend on `seed` alone.
 
-    Keras takes the seeds of initializers from Python's generator, from which
-    other threads of the process, such as those of a Dask worker, take numbers
-    as well.
+    Keras draws the seeds of initializers from Python's random generator. Other
+    threads of the process, such as a Dask worker's, draw from it, too.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Trains: from a trial to what it leaves, in files."""
+"""Trains the network of a trial and saves the outcome."""
 
 import importlib.metadata
 import json
@@ -37,8 +37,8 @@ from .fitting import evaluation_batch
 from .trainer import Trainer
 from .trial import Trial
 
-# The number of examples over which activities are averaged, to be compared
-# with beta.
+# Number of examples over which the activities that are compared with beta are
+# averaged.
 OBSERVED = 1000
 
 
@@ -47,14 +47,14 @@ class Trained:
     """The outcome of a training.
 
     Attributes:
-        model: The network at the selected epoch, or trained anew for so many
-            epochs; it returns probabilities.
+        model: The network at the selected epoch, or retrained for that number
+            of epochs. It returns probabilities.
         history: One row per epoch: `training_loss` and `training_error`
-            (measured while training, with dropout), `validation_error` if
-            there is a validation set, `test_error` if a curve was asked for.
-            Errors are in percent; for the splicing data, `_bits` of code
-            quality stand in their place.
-        result: The figures, and all that is needed to repeat them.
+            (measured during the training, with dropout), `validation_error`
+            if there is a validation set, `test_error` if `test_curve` is
+            True. Errors are in percent; for the splicing data, code quality
+            in `_bits` replaces them.
+        result: The figures, and everything needed to repeat them.
     """
 
     model: keras.Model
@@ -62,8 +62,8 @@ class Trained:
     result: Result
 
 
-# Called after each epoch with the number of epochs done and the figure of the
-# validation examples, None without such.
+# Called after each epoch with the number of finished epochs and the figure on
+# the validation examples, or None without validation examples.
 OnEpoch = Callable[[int, float | None], None]
 
 
@@ -76,35 +76,36 @@ def train(
 ) -> Trained:
     """Trains the network of a row by its recipe.
 
-    The weights of the epoch with the lowest validation error (or the highest
-    code quality) are selected, the earlier one if two are equal, or those of
-    the last epoch where the data set has no validation examples. If the
-    recipe says so, the network is trained anew, on the validation examples as
-    well, for as many epochs. Only then is the test set looked at, once: by
-    the selected weights or, for a curve, after every epoch, by which nothing
-    is selected.
+    The validation examples select the epoch with the lowest error (or the
+    highest code quality), the earliest one in a tie; without validation
+    examples, the last epoch is selected. If the recipe sets `retrain`, a new
+    network is trained for the selected number of epochs on the training and
+    validation examples. Afterwards the final weights are tested once. A test
+    curve also tests after every epoch, but never affects the selection.
 
-    With one seed, the networks of all methods have the same initial weights.
+    With the same seed, the networks of all methods have the same initial
+    weights.
 
     Args:
         trial: The training.
-        dataset: The examples; by default those that the trial loads.
-        test_curve: Whether to measure the test set after every epoch, too.
-        backup: File (`.npz`) to write to after each epoch, from which a
-            training that was stopped resumes, to the same weights. It and
-            that of training anew, `-anew.npz`, are left: see
+        dataset: The examples; by default the trial loads them.
+        test_curve: Whether to test after every epoch, too.
+        backup: File (`.npz`) to write after each epoch. A stopped training
+            resumes from this file and ends with the same weights. This file
+            and the backup of the retraining, `-anew.npz`, remain: see
             `remove_backups`.
-        on_epoch: Called after each epoch with the number of epochs done and
-            the figure of the validation examples, None without.
+        on_epoch: Called after each epoch with the number of finished epochs
+            and the figure on the validation examples, or None without
+            validation examples.
 
     Returns:
         A `Trained`.
 
     Raises:
-        ValueError: If the loss is no longer finite, the recipe trains a
-            network anew whose examples are a `Stream`, `width` leaves a layer
-            empty, the network does not take an `activation`, or `backup` is
-            not that of this training.
+        ValueError: If the loss is no longer finite, the recipe retrains but
+            the examples are a `Stream`, `width` leaves a layer empty, the
+            network does not take an `activation`, or `backup` belongs to
+            another training.
         OSError: If `backup` cannot be written.
     """
     row = trial.row
@@ -145,7 +146,7 @@ def train(
         tested.seconds += fitted.seconds
     network = trainer.network("softmax")
     network.set_weights(tested.selected)
-    # Everything is selected: from here on the test set may be used.
+    # The selection is over: from here on the test set may be used.
     figure, wrong = trainer.test(network)
     result = Result(
         row=row.id,
@@ -199,7 +200,7 @@ def _history(trainer: Trainer, fitted: Fitted) -> pd.DataFrame:
 def _trained_anew(
     trainer: Trainer, fitted: Fitted, backup: Path | None, on_epoch: OnEpoch
 ) -> Fitted:
-    """Trains a network on the validation examples as well."""
+    """Retrains with the validation examples among the training examples."""
     splits = in_memory(trainer.dataset.train), trainer.dataset.validation
     everything = Split(
         np.concatenate([split.x for split in splits]),
@@ -225,10 +226,10 @@ def _anew(backup: Path) -> Path:
 def _correlations(
     network: keras.Model, dataset: Dataset
 ) -> dict[str, float | None]:
-    """Of beta with the mean activity, by layer (Figure 2).
+    """Correlations of beta and the mean activity, by layer (Figure 2).
 
-    A layer whose shifts, or means, are all equal has None. Without examples
-    in memory the dictionary is empty.
+    The correlation is None for a layer with equal shifts or equal means.
+    Without examples in memory the dictionary is empty.
     """
     examples = dataset.train
     if not isinstance(examples, Split):
@@ -255,8 +256,8 @@ def _correlations(
 def save(trained: Trained, directory: Path, name: str) -> None:
     """Writes model (`.keras`), history (`.csv`) and result (`.json`).
 
-    Each file appears when it is whole, and the result last: where it is, the
-    others are, too.
+    Each file appears only when complete, and the result last: if the result
+    exists, the other files exist, too.
     """
     with replacing(directory / f"{name}.keras") as temporary:
         trained.model.save(temporary)
@@ -266,9 +267,9 @@ def save(trained: Trained, directory: Path, name: str) -> None:
 
 
 def remove_backups(backup: Path) -> None:
-    """Deletes the backups of a training that has ended.
+    """Deletes the backups of a finished training.
 
-    Files that were being written when it was killed go as well.
+    Partial files that a killed process has left are deleted, too.
     """
     for path in (backup, _anew(backup)):
         path.unlink(missing_ok=True)
@@ -282,11 +283,11 @@ def _versions() -> dict[str, str]:
 
 
 def finished(trial: Trial, directory: Path) -> Result | None:
-    """The result of a trial, if it has been trained.
+    """The result of a finished trial, or None.
 
     Raises:
-        ValueError: If the result is that of another version of the code,
-            with which results of this one are not to be mixed.
+        ValueError: If another version of the code has trained the trial: the
+            results of two versions must not be mixed.
     """
     path = directory / f"{trial.name}.json"
     if not path.exists():
@@ -305,23 +306,23 @@ def run(
     directory: Path,
     on_epoch: OnEpoch = lambda done, validation: None,
 ) -> Result:
-    """Trains, or does what is left of a training.
+    """Trains a trial, or finishes a stopped training.
 
-    Writes to `directory` the model (`.keras`), the history (`.csv`) and the
-    result (`.json`), called by the trial's name, and until then a backup after
-    each epoch. A trial that is finished is not repeated, and one that was
-    stopped resumes from its last backup, to the same result. Of several
-    processes that train together, all call this; the first one alone reads
-    and writes files.
+    Writes a backup after each epoch and finally the model (`.keras`), the
+    history (`.csv`) and the result (`.json`), named after the trial, to
+    `directory`. A finished trial is not repeated. A stopped trial resumes from
+    its last backup and leads to the same result. All processes that train
+    together call this function; only the first one reads and writes files.
 
     Args:
         trial: The training.
-        directory: Where to write; it is made if it does not exist.
-        on_epoch: Called after each epoch with the number of epochs done and
-            the figure of the validation examples, None without.
+        directory: Directory to write to, created if it does not exist.
+        on_epoch: Called after each epoch with the number of finished epochs
+            and the figure on the validation examples, or None without
+            validation examples.
 
     Raises:
-        ValueError: If it cannot be done, or the loss is no longer
+        ValueError: If the trial cannot be trained, or the loss is no longer
             finite.
         OSError: If a file cannot be read or written.
     """
@@ -345,7 +346,7 @@ def run(
 
 
 def _from_first(result: Result | None) -> Result | None:
-    """The result that the first process has found, in every process."""
+    """Sends the first process' result to every process."""
     found = json.dumps(asdict(result)) if result else ""
     sent = from_first(found.encode())
     return Result(**json.loads(sent)) if sent else None

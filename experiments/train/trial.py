@@ -23,13 +23,14 @@ from ..data.splicing import load_splicing
 from ..data.splicing import partition_of
 from ..paper.tables import Row
 
-# With which a backend trains convolutions fastest (benchmarks/README.md).
+# Format in which the backend trains convolutions fastest
+# (benchmarks/README.md).
 IMAGE_DATA_FORMAT = (
     "channels_first" if keras.backend.backend() == "torch" else "channels_last"
 )
 
-# Trials that follow one another have their examples in common, on two
-# encodings.
+# Consecutive trials share their examples, in two encodings: keep both in
+# memory.
 _load = functools.lru_cache(maxsize=2)(load)
 _load_images = functools.lru_cache(maxsize=2)(load_images)
 _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
@@ -39,12 +40,12 @@ _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 class Trial:
     """One training: a row with one seed.
 
-    It is made once, from the command line or in Python, and says all on which
-    the result depends.
+    A trial is created once, from the command line or in Python, and holds
+    everything that the result depends on.
 
     Attributes:
-        row: The row, with the recipe by which it is trained.
-        command: What was called, for the result.
+        row: The row, with its recipe.
+        command: The command line, recorded in the result.
         backend: Keras' backend.
     """
 
@@ -55,7 +56,7 @@ class Trial:
         min=0,
     )
     width: float = setting(
-        1.0, "Multiplies the units and feature maps of every layer."
+        1.0, "Multiplier of the units and feature maps of every layer."
     )
     limit_train: int | None = setting(
         None, "Number of training examples to use.", min=1, show_default="all"
@@ -88,8 +89,8 @@ class Trial:
         "a GPU, 100 steps save most of the time that a small network takes.",
         min=1,
     )
-    # Results differ by rounding alone, so that a training that was stopped may
-    # go on with another number of devices.
+    # Results differ by rounding only, so a stopped training may resume with
+    # another number of devices.
     data_parallel: bool = setting(
         False,
         "Divide each batch over all devices, on JAX: those of this machine, "
@@ -101,12 +102,12 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """Name of the trial in messages."""
         return f"{self.row.id}, seed {self.seed}"
 
     @property
     def name(self) -> str:
-        """What its files are called; with other settings, other names."""
+        """Name of the trial's files; other settings give other names."""
         settings = {
             "width": self.width,
             "activation": self.activation,
@@ -122,7 +123,7 @@ class Trial:
         return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
 
     def _digest_of_data(self) -> str | None:
-        """What tells apart files of data, wherever they lie."""
+        """Identifies a data file by its content, wherever it lies."""
         if self.data in (None, "digits"):
             return self.data
         return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
@@ -131,12 +132,12 @@ class Trial:
         """The network of the row, with the constraints of its recipe.
 
         Args:
-            method: The dropout; by default the row's.
+            method: The dropout method; by default the row's.
             **options: Other arguments of the function that builds it.
 
         Raises:
             ValueError: If `width` leaves a layer empty, the network does not
-                take an activation function, or there is no such dtype policy.
+                take an activation function, or the dtype policy is unknown.
         """
         network, recipe = self.row.network, self.row.recipe
         if self.activation is not None:
@@ -153,7 +154,7 @@ class Trial:
         )
 
     def check_data(self) -> None:
-        """Raises an error if `data` is not what the row takes."""
+        """Raises an error if `data` does not suit the row."""
         if self.row.partition is None:
             if self.data == "digits" and self.row.dataset != "mnist":
                 raise invalid(
@@ -182,8 +183,8 @@ class Trial:
         """Loads the examples.
 
         Raises:
-            ValueError: If there are none as `data` says.
-            OSError: If they cannot be read.
+            ValueError: If `data` does not suit the row.
+            OSError: If the examples cannot be read.
         """
         self.check_data()
         row = self.row

@@ -178,7 +178,7 @@ def test_a_process_that_dies(
     seconds = time.monotonic() - start
     assert dead[0] == -signal.SIGKILL
     assert survivor[0] == -signal.SIGABRT
-    assert "process 0: what all processes compute together has" in survivor[2]
+    assert "process 0: a computation of all processes has" in survivor[2]
     assert re.search(r"stopped sending heartbeats\):\n1\n", survivor[2])
     assert seconds < 60
     record_property("ended, imports and the first epoch included", seconds)
@@ -195,7 +195,7 @@ def test_the_first_process_dies(arguments, tmp_path):
     dead, survivor = ended(together(2, tmp_path, arguments, dies=[0]))
     assert dead[0] == -signal.SIGKILL
     assert survivor[0] == -signal.SIGABRT
-    assert "or that it is the leader, which is process 0" in survivor[2]
+    assert "or as the leader, which is process 0" in survivor[2]
     assert "the leader task was preempted/died" in survivor[2]
     # What the first epoch has left.
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
