@@ -142,7 +142,7 @@ class RampedSGD(keras.optimizers.SGD):
         ]
         super().build(variables)
 
-    def current_momentum(self):
+    def current_momentum(self) -> Any:
         """The momentum of the next step, a scalar tensor."""
         done = ops.cast(self.iterations, "float32") / self.ramp_steps
         rise = self.momentum - self.momentum_start

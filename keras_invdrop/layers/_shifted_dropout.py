@@ -4,8 +4,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from .._arguments import Axes
-from .._arguments import NoiseShape
 from .._checks import StrictConfig
 from .._checks import check_broadcast
 from .._checks import check_fraction
@@ -20,6 +18,8 @@ from .._masks import mask_shape
 from .._masks import scaled_sum
 from .._masks import seed_generator
 from .._masks import selected
+from ..arguments import Axes
+from ..arguments import NoiseShape
 
 
 class ShiftedDropout(StrictConfig, keras.Layer):

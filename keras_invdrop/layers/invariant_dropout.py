@@ -3,14 +3,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from .._arguments import Axes
-from .._arguments import Constraint
-from .._arguments import Initializer
-from .._arguments import NoiseShape
-from .._arguments import Regularizer
-from .._arguments import Scaling
 from .._checks import check_choice
 from .._masks import keep_probability
+from ..arguments import Axes
+from ..arguments import Constraint
+from ..arguments import Initializer
+from ..arguments import NoiseShape
+from ..arguments import Regularizer
+from ..arguments import Scaling
 from ._shifted_dropout import ShiftedDropout
 
 

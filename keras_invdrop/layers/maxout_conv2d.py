@@ -2,17 +2,17 @@ from typing import Any
 
 import keras
 
-from .._arguments import Activation
-from .._arguments import Constraint
-from .._arguments import DataFormat
-from .._arguments import Initializer
-from .._arguments import Padding
-from .._arguments import Pair
-from .._arguments import Regularizer
 from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import invalid
+from ..arguments import Activation
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Initializer
+from ..arguments import Padding
+from ..arguments import Pair
+from ..arguments import Regularizer
 from ._windows import check_padding
 from .maxout import Maxout
 

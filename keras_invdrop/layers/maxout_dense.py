@@ -2,13 +2,13 @@ from typing import Any
 
 import keras
 
-from .._arguments import Activation
-from .._arguments import Constraint
-from .._arguments import Initializer
-from .._arguments import Regularizer
 from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_integer
+from ..arguments import Activation
+from ..arguments import Constraint
+from ..arguments import Initializer
+from ..arguments import Regularizer
 from .maxout import Maxout
 
 

@@ -3,11 +3,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from .._arguments import Axes
-from .._arguments import NoiseShape
 from .._checks import check_fraction
 from .._masks import check_first_pass
 from .._precision import dtype_of_sums
+from ..arguments import Axes
+from ..arguments import NoiseShape
 from ._shifted_dropout import ShiftedDropout
 
 

@@ -3,14 +3,14 @@ from typing import Any
 
 import keras
 
-from .._arguments import Constraint
-from .._arguments import DataFormat
-from .._arguments import Initializer
-from .._arguments import Regularizer
-from .._arguments import Scaling
 from .._checks import channel_axis
 from .._checks import check_data_format
 from .._checks import resolve_data_format
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Initializer
+from ..arguments import Regularizer
+from ..arguments import Scaling
 from .invariant_dropout import InvariantDropout
 
 

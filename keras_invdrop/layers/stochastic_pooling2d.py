@@ -3,9 +3,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from .._arguments import DataFormat
-from .._arguments import Padding
-from .._arguments import Pair
 from .._checks import StrictConfig
 from .._checks import check_data_format
 from .._checks import check_seed
@@ -14,6 +11,9 @@ from .._masks import check_first_pass
 from .._masks import seed_generator
 from .._masks import uniform
 from .._precision import dtype_of_sums
+from ..arguments import DataFormat
+from ..arguments import Padding
+from ..arguments import Pair
 from ._windows import check_padding
 from ._windows import check_pair
 from ._windows import windows

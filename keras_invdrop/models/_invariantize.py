@@ -3,14 +3,14 @@ from typing import Literal
 
 import keras
 
-from .._arguments import Constraint
-from .._arguments import DataFormat
-from .._arguments import Regularizer
 from .._checks import channel_axis
 from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import invalid
 from .._keras import graph_of
+from ..arguments import Constraint
+from ..arguments import DataFormat
+from ..arguments import Regularizer
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._copies import copied
