@@ -113,23 +113,13 @@ class Recipe:
     """
 
     # Choice: enough epochs for the learning rate to fall slowly.
-    epochs: int = setting(
-        60,
-        "Epochs of each training.",
-        min=1,
-    )
+    epochs: int = setting(60, "Epochs of each training.", min=1)
     # Published.
-    batch_size: int = setting(
-        100,
-        "Number of examples in a batch.",
-        min=1,
-    )
+    batch_size: int = setting(100, "Number of examples in a batch.", min=1)
     # Selected, as in the paper (3.1), which does not print the value: here on
     # MNIST with 20 epochs; longer trainings have other values, see below.
     learning_rate: float = setting(
-        0.01,
-        "Learning rate at the start of the training.",
-        min=0,
+        0.01, "Learning rate at the start of the training.", min=0
     )
     # Choice: the learning rate falls to this fraction of its start ...
     learning_rate_end: float = setting(
@@ -156,23 +146,13 @@ class Recipe:
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
     # Ours: beta's learning rate is this multiple of the weights' rate.
     beta_factor: float = setting(
-        1.0,
-        "Multiplier of the learning rate for beta.",
-        min=0,
+        1.0, "Multiplier of the learning rate for beta.", min=0
     )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
-    momentum: float = setting(
-        0.99,
-        "Momentum after its rise.",
-        min=0,
-        max=1,
-    )
+    momentum: float = setting(0.99, "Momentum after its rise.", min=0, max=1)
     # Published: the momentum rises linearly from this value ...
     momentum_start: float = setting(
-        0.5,
-        "Momentum of the first step.",
-        min=0,
-        max=1,
+        0.5, "Momentum of the first step.", min=0, max=1
     )
     # ... choice: over this fraction of the training.
     momentum_ramp: float = setting(
@@ -200,10 +180,7 @@ class Recipe:
     )
     # Published: keep 0.8 of the input and half of the hidden units.
     input_rate: float = setting(
-        0.2,
-        "Fraction of the input to drop.",
-        min=0,
-        max=1,
+        0.2, "Fraction of the input to drop.", min=0, max=1
     )
     hidden_rate: ForEach = setting(
         0.5,
