@@ -229,7 +229,7 @@ def test_variance_report_has_three_bars_for_each_layer(ax):
 
 @pytest.mark.parametrize("report", [[], None, [1.0]])
 def test_what_is_no_report(report):
-    with pytest.raises(ValueError, match="`report`. Expected what `variance_"):
+    with pytest.raises(ValueError, match="`report`. Expected the result"):
         plots.plot_variance_report(report)
 
 

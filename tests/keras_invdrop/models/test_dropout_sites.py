@@ -258,7 +258,7 @@ def test_dropout_that_is_not_seen_is_named():
     inputs = keras.Input((3,))
     x = layers.Dropout(0.5, name="seen")(inputs)
     model = keras.Model(inputs, Subclassed()(x))
-    with pytest.warns(UserWarning, match="not seen.*hidden_drop"):
+    with pytest.warns(UserWarning, match="is ignored.*hidden_drop"):
         assert names(dropout_sites(model)) == ["seen"]
 
 

@@ -389,7 +389,7 @@ def test_dropout_inside_a_transformer_of_keras_hub_is_named():
         8, 2, dropout=0.1, name="encoder"
     )
     model = keras.Model(inputs, encoder(x))
-    with pytest.warns(UserWarning, match="not seen.*'encoder'"):
+    with pytest.warns(UserWarning, match="is ignored.*'encoder'"):
         new = invariantize(model)
     assert len(by_class(new, InvariantDropout)) == 1
     assert_same_predictions(model, new, random(2, 5, 6))
