@@ -1,6 +1,6 @@
 # make demo   set up .venv, train the demonstration: runs/demo/
 # make test   set up .venv, run every check that must pass
-# make test-all   the same with every case, which takes about 40 minutes
+# make test-all   the same with every case, which takes longer
 # make test-keras-versions  set up .venv, test the library on other versions of Keras
 # make docs   set up .venv, build the documentation: build/site/index.html
 # make bench  set up .venv, run the benchmarks: adds to runs/bench.jsonl
