@@ -196,7 +196,7 @@ class _Walk:
                 continue
             if type(layer) is layers.BatchNormalization:
                 statistics = [layer.moving_mean]
-                if layer.renorm:
+                if getattr(layer, "renorm", False):  # Keras 3.10 has none
                     statistics.append(layer.renorm_mean)
                 for mean in statistics:
                     mean.assign(array(mean) - taken)
