@@ -36,6 +36,8 @@ DIRECT = {
     "torch": ("onnx", "openvino"),
 }
 SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # which Keras requires
+# The first Keras that exports a format.
+SINCE = {"openvino": (3, 11), "litert": (3, 13)}
 BATCH = 3  # unlike the batch of 1 with which some exporters trace
 UNKNOWN_SIZE = 32  # large enough for a few pooling layers
 ON_TENSORFLOW = """
@@ -109,7 +111,8 @@ def export(
         Keras exported and the `difference` from `predict`.
 
     Raises:
-        ImportError: If a package is missing.
+        ImportError: If a package is missing, or Keras is too old: `"litert"`
+            needs Keras 3.13, `"openvino"` 3.11.
         RuntimeError: If the engine's outputs differ from those of `predict`,
             or an exporter or the engine fails.
         ValueError: If `fold` does not take `model`, `format` or `tolerance`
@@ -139,6 +142,7 @@ def export(
     check_choice("format", format, tuple(ENGINES))
     tolerance = check_positive_number("tolerance", tolerance)
     target = _check_path(path, format)
+    _check_keras(format)
     # The copy is not compiled: exported files need no loss or optimizer.
     network = copied(fold(model), _as_constants, compiled=False)
     inputs = _random_inputs(network)
@@ -245,6 +249,16 @@ def _backends(network, format):
         yield backend
     if backend != "tensorflow":
         yield "tensorflow"
+
+
+def _check_keras(format):
+    since = SINCE.get(format, (3, 10))
+    if tuple(map(int, keras.__version__.split(".")[:2])) < since:
+        raise ImportError(
+            f"Format '{format}' needs Keras {'.'.join(map(str, since))} or "
+            f"newer. Installed: {keras.__version__}",
+            name="keras",
+        )
 
 
 def _check_packages(backend, format):

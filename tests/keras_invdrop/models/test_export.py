@@ -31,9 +31,18 @@ FILES = {
 }
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "export.md").read_text()
+# The figures and messages of the page are those of this Keras.
+OF_THE_PAGE = f"`keras=={keras.__version__}`" in PAGE
 # A format that needs no other process.
 DIRECT = _export.DIRECT[BACKEND][0]
-every_format = pytest.mark.parametrize("format", FILES)
+
+
+def check_keras(format):
+    """Skips a test of a format that this Keras does not have."""
+    try:
+        _export._check_keras(format)
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def random(*shape, seed=0):
@@ -94,6 +103,7 @@ def content(folder):
     ],
 )
 def test_the_engine_says_what_predict_says(format, tmp_path):
+    check_keras(format)
     model = cifar_network()
     before = model.get_weights()
     exported = export(model, tmp_path / FILES[format], format)
@@ -119,7 +129,8 @@ def cells():
     return dict(zip(FILES, map(str.strip, line.split("|")), strict=True))
 
 
-@every_format
+@pytest.mark.skipif(not OF_THE_PAGE, reason="the page is on another Keras")
+@pytest.mark.parametrize("format", FILES)
 def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
     network = fold(cifar_network())
     path = tmp_path / FILES[format]
@@ -166,6 +177,7 @@ def test_the_page_names_the_versions_that_are_tested():
     "format", FILES if BACKEND == "tensorflow" else ["litert"]
 )
 def test_several_inputs_and_outputs(format, tmp_path):
+    check_keras(format)
     exported = export(several(), tmp_path / FILES[format], format)
     assert exported.backend == "tensorflow"
     assert exported.difference < 1e-5
@@ -247,14 +259,15 @@ def test_a_layer_that_the_other_process_cannot_load(tmp_path, monkeypatch):
     monkeypatch.setattr(_export.keras.backend, "backend", lambda: "another")
     with pytest.raises(
         RuntimeError,
-        match="(?s)'litert' failed. Nothing was.*On the tensorflow backend"
+        match="(?s)'onnx' failed. Nothing was.*On the tensorflow backend"
         ".*OfThisProcess",
     ):
-        export(model, tmp_path / "network.tflite", "litert")
+        export(model, tmp_path / "network.onnx", "onnx")
     assert not content(tmp_path)
 
 
 def test_a_layer_that_the_engine_does_not_know(tmp_path):
+    check_keras("litert")
     (says,) = re.findall(r"refuses an LSTM, with `(.+?)`", PAGE, re.DOTALL)
     model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(2)])
     with pytest.raises(RuntimeError, match=re.escape(" ".join(says.split()))):
@@ -266,11 +279,27 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         _extras,
         "find_spec",
-        lambda name: None if name == "ai_edge_litert" else object(),
+        lambda name: None if name == "onnxruntime" else object(),
     )
-    error = _extras.missing("Format 'litert'", "ai_edge_litert", "export")
+    error = _extras.missing("Format 'onnx'", "onnxruntime", "export")
     with pytest.raises(ImportError, match=re.escape(str(error))):
-        export(dense_network(), tmp_path / "network.tflite", "litert")
+        export(dense_network(), tmp_path / "network.onnx", "onnx")
+    assert not content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "format", "message"),
+    [
+        ("3.12.0", "litert", "needs Keras 3.13 or newer. Installed: 3.12.0"),
+        ("3.10.0", "openvino", "needs Keras 3.11 or newer. Installed: 3.10.0"),
+    ],
+)
+def test_a_keras_without_the_format(
+    version, format, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keras, "__version__", version)
+    with pytest.raises(ImportError, match=message):
+        export(dense_network(), tmp_path / FILES[format], format)
     assert not content(tmp_path)
 
 
