@@ -50,6 +50,27 @@ def check_positive_integer(argument, value):
     return int(value)
 
 
+def check_integer(argument, value, low, high):
+    """Returns `value` as an int from `low` to `high`."""
+    if not is_integer(value) or not low <= value <= high:
+        raise invalid(argument, f"an integer from {low} to {high}", value)
+    return int(value)
+
+
+def is_shape(value, ranks):
+    """Whether `value` is a list or tuple of positive integers.
+
+    Args:
+        value: Any value.
+        ranks: The allowed numbers of elements.
+    """
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) in ranks
+        and all(is_integer(size) and size > 0 for size in value)
+    )
+
+
 def check_boolean(argument, value):
     """Returns `value`, a bool."""
     if not isinstance(value, (bool, np.bool_)):
@@ -108,9 +129,9 @@ def check_shared_axes(shared_axes):
     if is_integer(shared_axes):
         shared_axes = [shared_axes]
     expected = "an integer or a list of distinct integers"
-    if not isinstance(shared_axes, (list, tuple)):
-        raise invalid("shared_axes", expected, shared_axes)
-    if not all(is_integer(axis) for axis in shared_axes):
+    if not isinstance(shared_axes, (list, tuple)) or not all(
+        is_integer(axis) for axis in shared_axes
+    ):
         raise invalid("shared_axes", expected, shared_axes)
     if 0 in shared_axes:
         raise invalid(

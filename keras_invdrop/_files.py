@@ -1,4 +1,4 @@
-"""Writes files as a whole or not at all."""
+"""Writes files as a whole or not at all, and hashes them."""
 
 import hashlib
 import os

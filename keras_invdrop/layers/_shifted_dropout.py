@@ -4,6 +4,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import StrictConfig
 from .._checks import check_broadcast
 from .._checks import check_fraction
@@ -18,8 +19,6 @@ from .._masks import mask_shape
 from .._masks import scaled_sum
 from .._masks import seed_generator
 from .._masks import selected
-from ..arguments import Axes
-from ..arguments import NoiseShape
 
 
 class ShiftedDropout(StrictConfig, keras.Layer):
@@ -40,10 +39,10 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
-        shared_axes: Axes | None = None,
+        shared_axes: arguments.Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

@@ -3,15 +3,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import check_choice
 from .._checks import config_of
 from .._masks import keep_probability
-from ..arguments import Axes
-from ..arguments import Constraint
-from ..arguments import Initializer
-from ..arguments import NoiseShape
-from ..arguments import Regularizer
-from ..arguments import Scaling
 from ._shifted_dropout import ShiftedDropout
 
 
@@ -118,14 +113,14 @@ class InvariantDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
-        shared_axes: Axes | None = None,
-        scaling: Scaling = "train",
-        beta_initializer: Initializer = "zeros",
-        beta_regularizer: Regularizer | None = None,
-        beta_constraint: Constraint | None = None,
+        shared_axes: arguments.Axes | None = None,
+        scaling: arguments.Scaling = "train",
+        beta_initializer: arguments.Initializer = "zeros",
+        beta_regularizer: arguments.Regularizer | None = None,
+        beta_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(

@@ -2,17 +2,11 @@ from typing import Any
 
 import keras
 
+from .. import arguments
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import config_of
 from .._checks import invalid
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Padding
-from ..arguments import Pair
-from ..arguments import Regularizer
 from ._affine_maxout import AffineMaxout
 from ._windows import check_padding
 from .maxout import Maxout
@@ -87,22 +81,22 @@ class MaxoutConv2D(AffineMaxout):
     def __init__(
         self,
         filters: int,
-        kernel_size: Pair,
+        kernel_size: arguments.Pair,
         pieces: int,
-        strides: Pair = (1, 1),
-        padding: Padding = "valid",
-        data_format: DataFormat | None = None,
-        dilation_rate: Pair = (1, 1),
+        strides: arguments.Pair = (1, 1),
+        padding: arguments.Padding = "valid",
+        data_format: arguments.DataFormat | None = None,
+        dilation_rate: arguments.Pair = (1, 1),
         groups: int = 1,
-        activation: Activation | None = None,
+        activation: arguments.Activation | None = None,
         use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer | None = None,
-        bias_regularizer: Regularizer | None = None,
-        activity_regularizer: Regularizer | None = None,
-        kernel_constraint: Constraint | None = None,
-        bias_constraint: Constraint | None = None,
+        kernel_initializer: arguments.Initializer = "glorot_uniform",
+        bias_initializer: arguments.Initializer = "zeros",
+        kernel_regularizer: arguments.Regularizer | None = None,
+        bias_regularizer: arguments.Regularizer | None = None,
+        activity_regularizer: arguments.Regularizer | None = None,
+        kernel_constraint: arguments.Constraint | None = None,
+        bias_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)

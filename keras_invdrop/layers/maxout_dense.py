@@ -2,13 +2,10 @@ from typing import Any
 
 import keras
 
+from .. import arguments
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import config_of
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import Initializer
-from ..arguments import Regularizer
 from ._affine_maxout import AffineMaxout
 from .maxout import Maxout
 
@@ -70,15 +67,15 @@ class MaxoutDense(AffineMaxout):
         self,
         units: int,
         pieces: int,
-        activation: Activation | None = None,
+        activation: arguments.Activation | None = None,
         use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer | None = None,
-        bias_regularizer: Regularizer | None = None,
-        activity_regularizer: Regularizer | None = None,
-        kernel_constraint: Constraint | None = None,
-        bias_constraint: Constraint | None = None,
+        kernel_initializer: arguments.Initializer = "glorot_uniform",
+        bias_initializer: arguments.Initializer = "zeros",
+        kernel_regularizer: arguments.Regularizer | None = None,
+        bias_regularizer: arguments.Regularizer | None = None,
+        activity_regularizer: arguments.Regularizer | None = None,
+        kernel_constraint: arguments.Constraint | None = None,
+        bias_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)

@@ -3,12 +3,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import check_fraction
 from .._checks import config_of
 from .._masks import check_first_pass
 from .._precision import dtype_of_sums
-from ..arguments import Axes
-from ..arguments import NoiseShape
 from ._shifted_dropout import ShiftedDropout
 
 
@@ -72,11 +71,11 @@ class RunningAverageDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
         momentum: float = 0.99,
-        shared_axes: Axes | None = None,
+        shared_axes: arguments.Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(

@@ -226,9 +226,7 @@ def _chunks(data):
         gathered.append(batch)
         examples += len(batch)
         if examples >= CHUNK:
-            yield (
-                gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
-            )
+            yield batch if len(gathered) == 1 else np.concatenate(gathered)
             gathered, examples = [], 0
     if gathered:
         yield np.concatenate(gathered)
