@@ -103,8 +103,7 @@ def load_images(
             for split in splits
         )
     source = f"{path.name} (SHA-256 {sha256(path)[:12]})"
-    train, held_out, test = splits
-    return Dataset(path.name, source, encoding, train, held_out, test, classes)
+    return Dataset(path.name, source, encoding, *splits, classes=classes)
 
 
 def _read(path: Path) -> tuple[Split, Split]:

@@ -157,12 +157,9 @@ class ProgressTable:
         first, last = self._epochs[title]
         # Retraining may exceed the expected number of epochs.
         total = max(self._expected[title], last.done)
-        figure = (
-            ""
-            if last.validation is None
-            else f"{last.validation:.2f} {self._units[title]}"
-        )
-        left = ""
+        figure = left = ""
+        if last.validation is not None:
+            figure = f"{last.validation:.2f} {self._units[title]}"
         if last.done > first.done:
             each = (last.time - first.time) / (last.done - first.done)
             left = str(timedelta(seconds=round(each * (total - last.done))))

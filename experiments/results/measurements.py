@@ -112,15 +112,8 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
     """The measurements of a row, one for all seeds of equal conditions."""
     of_row = [result for result in results if result.row == row.id]
     conditions = [_conditions(row, result) for result in of_row]
-    trainings = pd.DataFrame(
-        {
-            "conditions": [repr(each) for each in conditions],
-            "seed": [result.seed for result in of_row],
-            "command": [result.command for result in of_row],
-            "commit": [result.commit for result in of_row],
-            "test": [result.test for result in of_row],
-        }
-    )
+    trainings = pd.DataFrame(of_row)
+    trainings["conditions"] = [repr(each) for each in conditions]
     measured = []
     for _, group in trainings.groupby("conditions", sort=False):
         mean, half_width = mean_and_interval(group.test)

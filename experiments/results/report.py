@@ -142,13 +142,12 @@ def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
 def _lines(
     row: Row, measured: Sequence[Measurement], notes: dict[str, int]
 ) -> list[tuple[str, ...]]:
-    printed = f"*{row.printed:.2f}*"
+    cells = f"`{row.id}`", f"*{row.printed:.2f}*"
     if not measured:
-        return [(f"`{row.id}`", printed, "not run", "", "", "")]
+        return [(*cells, "not run", "", "", "")]
     return [
         (
-            f"`{row.id}`",
-            printed,
+            *cells,
             each.figure,
             str(len(each.seeds)),
             each.conditions,
@@ -158,46 +157,22 @@ def _lines(
     ]
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
+def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    rows = [header, ["---" for _ in header], *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
     """The claims that the results test, as Markdown."""
-    lines = []
-    undecided = 0
-    for found in findings(results):
-        if decided_only and found.verdict == "undecided":
-            undecided += 1
-            continue
-        lines.append(
-            (
-                found.claim.text,
-                found.claim.source,
-                _difference(found),
-                _range(found.interval_with_examples),
-                *map(_p, (found.inference.p, found.corrected)),
-                str(len(found.values)),
-                found.conditions,
-                _settings(found),
-                found.verdict,
-            )
-        )
-    if not lines and not undecided:
+    every = findings(results)
+    if not every:
         return []
-    header = (
-        "claim",
-        "source",
-        "difference",
-        "with examples",
-        "p",
-        "p, Holm",
-        "pairs",
-        "on",
-        "settings",
-        "",
-    )
+    lines = [
+        _cells(found)
+        for found in every
+        if not decided_only or found.verdict != "undecided"
+    ]
+    undecided = len(every) - len(lines)
     left_out = f"Undecided, and left out here: {undecided}."
     return [
         "### What holds",
@@ -213,9 +188,25 @@ def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
         "is a partition, with the mean over seeds. Each row has the settings "
         "that were selected for it: those in which two differ are said, and "
         "where their searches were not alike.",
-        _table(header, lines),
+        _table(_cells(every[0]), [each.values() for each in lines]),
         *[left_out] * bool(undecided),
     ]
+
+
+def _cells(found: Finding) -> dict[str, str]:
+    """The line of a finding: the head of each column, and what it says."""
+    return {
+        "claim": found.claim.text,
+        "source": found.claim.source,
+        "difference": _difference(found),
+        "with examples": _range(found.interval_with_examples),
+        "p": _p(found.inference.p),
+        "p, Holm": _p(found.corrected),
+        "pairs": str(len(found.values)),
+        "on": found.conditions,
+        "settings": _settings(found),
+        "": found.verdict,
+    }
 
 
 def _difference(found: Finding) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import as_completed
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,17 +222,13 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
     return set(cores[worker::workers] or cores)
 
 
-@contextmanager
-def cluster(place: Place) -> Iterator[Any]:
+def cluster(place: Place) -> AbstractContextManager:
     """Yields a client of the place's cluster, or None for this process."""
     if place.scheduler is not None:
-        with running_cluster(place.scheduler) as client:
-            yield client
-    elif place.workers > 1:
-        with local_cluster(place.workers) as client:
-            yield client
-    else:
-        yield None
+        return running_cluster(place.scheduler)
+    if place.workers > 1:
+        return local_cluster(place.workers)
+    return nullcontext()
 
 
 @contextmanager
