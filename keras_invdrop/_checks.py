@@ -1,5 +1,6 @@
 """Checks of arguments, and the wording of their errors."""
 
+import inspect
 import math
 import numbers
 
@@ -208,6 +209,27 @@ def check_keras_object(argument, value):
         raise ValueError(
             f"{invalid(argument, expected, value)}. {error}"
         ) from error
+
+
+def config_of(cls, layer, inner=None):
+    """The arguments of the constructor of `cls`, as `get_config` returns them.
+
+    Args:
+        cls: A class of layers.
+        layer: A layer of the class, or of a subclass with other arguments. Each
+            argument is its attribute.
+        inner: The layer that has the attributes which `layer` lacks.
+    """
+    config = {}
+    for argument in inspect.signature(cls.__init__).parameters:
+        if argument not in ("self", "kwargs"):
+            holder = layer if hasattr(layer, argument) else inner
+            value = getattr(holder, argument)
+            kind = KINDS.get(argument.rpartition("_")[2])
+            if kind is not None:
+                value = getattr(keras, kind).serialize(value)
+            config[argument] = value
+    return config
 
 
 class StrictConfig:

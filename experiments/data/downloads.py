@@ -1,6 +1,5 @@
 """Image data sets of tensorflow-datasets, with clear errors."""
 
-import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_invdrop._extras import missing
+from keras_invdrop._extras import imported
 
 # Seconds that a host has to accept a connection; its response may take longer.
 PATIENCE = 10
@@ -214,16 +213,12 @@ class Download:
 
 
 def _tensorflow_datasets(name: str) -> Any:
-    try:
-        tensorflow = importlib.import_module("tensorflow")
-        datasets = importlib.import_module("tensorflow_datasets")
-    except ModuleNotFoundError as error:
-        raise missing(
-            f"The data set '{name}', with every backend,",
-            error.name,
-            "experiments",
-            "tensorflow",
-        ) from error
+    tensorflow, datasets = imported(
+        f"The data set '{name}', with every backend,",
+        ["tensorflow", "tensorflow_datasets"],
+        "experiments",
+        "tensorflow",
+    )
     if keras.backend.backend() != "tensorflow":
         # TensorFlow only reads files: leave the GPU's memory to the backend.
         with suppress(RuntimeError):  # TensorFlow is in use already

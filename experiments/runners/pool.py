@@ -18,7 +18,7 @@ import keras
 from keras_invdrop.applications.recipes import setting
 
 from keras_invdrop._checks import invalid
-from keras_invdrop._extras import missing
+from keras_invdrop._extras import imported
 
 from ..results.console import ProgressTable
 from ..results.records import Result
@@ -294,12 +294,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _dask() -> tuple[Any, Any]:
-    try:
-        import dask
-        import distributed
-    except ModuleNotFoundError as error:
-        raise missing(
-            "Training in several processes", error.name, "experiments"
-        ) from error
-    return dask, distributed
+def _dask() -> list[Any]:
+    return imported(
+        "Training in several processes", ["dask", "distributed"], "experiments"
+    )

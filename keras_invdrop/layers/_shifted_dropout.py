@@ -179,12 +179,3 @@ class ShiftedDropout(StrictConfig, keras.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        config = {
-            "rate": self.rate,
-            "noise_shape": self.noise_shape,
-            "seed": self.seed,
-            "shared_axes": self.shared_axes,
-        }
-        return {**super().get_config(), **config}

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from .._checks import check_choice
+from .._checks import config_of
 from .._masks import keep_probability
 from ..arguments import Axes
 from ..arguments import Constraint
@@ -170,16 +171,4 @@ class InvariantDropout(ShiftedDropout):
         return x if self.scaling == "train" else x * keep_probability(self.rate)
 
     def get_config(self):
-        config = {
-            "scaling": self.scaling,
-            "beta_initializer": keras.initializers.serialize(
-                self.beta_initializer
-            ),
-            "beta_regularizer": keras.regularizers.serialize(
-                self.beta_regularizer
-            ),
-            "beta_constraint": keras.constraints.serialize(
-                self.beta_constraint
-            ),
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(InvariantDropout, self)}

@@ -7,6 +7,7 @@ from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_data_format
 from .._checks import check_positive_integer
+from .._checks import config_of
 from ..arguments import Activation
 from ..arguments import Constraint
 from ..arguments import DataFormat
@@ -194,34 +195,4 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
         return super().from_config(config)
 
     def get_config(self):
-        config = {
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(
-                self.kernel_initializer
-            ),
-            "bias_initializer": keras.initializers.serialize(
-                self.bias_initializer
-            ),
-            "kernel_regularizer": keras.regularizers.serialize(
-                self.kernel_regularizer
-            ),
-            "bias_regularizer": keras.regularizers.serialize(
-                self.bias_regularizer
-            ),
-            "activity_regularizer": keras.regularizers.serialize(
-                self.activity_regularizer
-            ),
-            "kernel_constraint": keras.constraints.serialize(
-                self.kernel_constraint
-            ),
-            "bias_constraint": keras.constraints.serialize(
-                self.bias_constraint
-            ),
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(LocallyConnected2D, self)}

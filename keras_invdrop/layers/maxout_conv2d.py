@@ -2,9 +2,9 @@ from typing import Any
 
 import keras
 
-from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_integer
+from .._checks import config_of
 from .._checks import invalid
 from ..arguments import Activation
 from ..arguments import Constraint
@@ -13,12 +13,13 @@ from ..arguments import Initializer
 from ..arguments import Padding
 from ..arguments import Pair
 from ..arguments import Regularizer
+from ._affine_maxout import AffineMaxout
 from ._windows import check_padding
 from .maxout import Maxout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
-class MaxoutConv2D(StrictConfig, keras.Layer):
+class MaxoutConv2D(AffineMaxout):
     """2D convolution layer whose activation function is maxout.
 
     Each feature map is the pointwise maximum of `pieces` convolutions, each
@@ -137,21 +138,8 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
             dtype=self.dtype_policy,
         )
 
-    @property
-    def kernel(self) -> keras.Variable:
-        return self.conv.kernel
-
-    @property
-    def bias(self) -> keras.Variable | None:
-        return self.conv.bias
-
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.maxout.build(self.conv.compute_output_shape(input_shape))
-        self.input_spec = self.conv.input_spec
-
-    def call(self, inputs):
-        return self.activation(self.maxout(self.conv(inputs)))
+    def affine(self) -> Any:
+        return self.conv
 
     def compute_output_shape(self, input_shape):
         return self.maxout.compute_output_shape(
@@ -159,26 +147,5 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
         )
 
     def get_config(self):
-        conv = self.conv.get_config()
-        config = {
-            "filters": self.filters,
-            "kernel_size": conv["kernel_size"],
-            "pieces": self.pieces,
-            "strides": conv["strides"],
-            "padding": conv["padding"],
-            "data_format": conv["data_format"],
-            "dilation_rate": conv["dilation_rate"],
-            "groups": self.groups,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": conv["use_bias"],
-            "kernel_initializer": conv["kernel_initializer"],
-            "bias_initializer": conv["bias_initializer"],
-            "kernel_regularizer": conv["kernel_regularizer"],
-            "bias_regularizer": conv["bias_regularizer"],
-            "activity_regularizer": keras.regularizers.serialize(
-                self.activity_regularizer
-            ),
-            "kernel_constraint": conv["kernel_constraint"],
-            "bias_constraint": conv["bias_constraint"],
-        }
+        config = config_of(MaxoutConv2D, self, self.conv)
         return {**super().get_config(), **config}

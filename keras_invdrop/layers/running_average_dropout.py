@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from .._checks import check_fraction
+from .._checks import config_of
 from .._masks import check_first_pass
 from .._precision import dtype_of_sums
 from ..arguments import Axes
@@ -145,4 +146,7 @@ class RunningAverageDropout(ShiftedDropout):
         self.average.assign(ops.where(observed, moved, average))
 
     def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum}
+        return {
+            **super().get_config(),
+            **config_of(RunningAverageDropout, self),
+        }

@@ -6,6 +6,7 @@ from keras import ops
 from .._checks import StrictConfig
 from .._checks import check_data_format
 from .._checks import check_seed
+from .._checks import config_of
 from .._keras import build_at_init
 from .._masks import check_first_pass
 from .._masks import seed_generator
@@ -156,11 +157,4 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         )
 
     def get_config(self):
-        config = {
-            "pool_size": self.pool_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "seed": self.seed,
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(StochasticPooling2D, self)}

@@ -102,7 +102,7 @@ def test_what_is_named_exists():
         for folder in ("keras_invdrop", "experiments")
         for path in (ROOT / folder).rglob("*.py")
         for call in re.findall(
-            r"(?:missing|require)\((.*?)\)", path.read_text(), re.S
+            r"(?:missing|require|imported)\((.*?)\)", path.read_text(), re.S
         )
         # The packages are in a list.
         for name in re.findall(r', "([a-z]+)"', re.sub(r"\[.*?\]", "", call))
