@@ -18,7 +18,7 @@ class InvariantDropout(ShiftedDropout):
     for every input encoding and activation function. `InvariantDropout` first
     adds a learned shift `beta`, one per activity, and drops the sum. The bias
     of the next layer makes up for the constant, so that a dropped activity
-    falls back to `-beta`.
+    falls back to `-beta`, the layer's `level`.
 
     With the probability of keeping an activity `p = 1 - rate` and a mask
     `m ~ Bernoulli(p)`, drawn for each activity:
@@ -97,12 +97,21 @@ class InvariantDropout(ShiftedDropout):
             the input, an axis that is not shared has no fixed size, or the
             input has rank 1.
 
+    Attributes:
+        level: NumPy array of the shape of `beta`, the level that each
+            activity falls back to when it is dropped, `-beta`, in the units of
+            the input. Where activities are missing,
+            `np.where(missing, layer.level, x)` puts it in their place. A
+            `ValueError` before the layer is built.
+
     Example:
 
     >>> layer = keras_invdrop.InvariantDropout(0.5, beta_initializer="ones")
     >>> x = layer(np.array([[1.0, 2.0]]))  # Inference: the shift alone.
     >>> ops.convert_to_numpy(x)
     array([[2., 3.]], dtype=float32)
+    >>> layer.level
+    array([-1., -1.], dtype=float32)
 
     Reference:
 

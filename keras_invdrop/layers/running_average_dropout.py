@@ -56,6 +56,10 @@ class RunningAverageDropout(ShiftedDropout):
         ValueError: If `rate` or `momentum` is not a number between 0 and 1,
             or as in `InvariantDropout`.
 
+    Attributes:
+        level: NumPy array, the level that a dropped activity falls back to,
+            which is the average, see `InvariantDropout`.
+
     Example:
 
     >>> layer = keras_invdrop.RunningAverageDropout(0.0, momentum=0.9)

@@ -260,6 +260,7 @@ def test_how_sure_is_it(run):
     assert error.iloc[-1] < 0.6 * error.iloc[0]
 
 
+@pytest.mark.thorough
 def test_cifar10_and_svhn(run):
     settings = {
         "examples": 100,
