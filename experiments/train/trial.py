@@ -106,7 +106,7 @@ class Trial:
         """Name of the trial in messages."""
         return f"{self.row.id}, seed {self.seed}"
 
-    @functools.cached_property
+    @property
     def name(self) -> str:
         """Name of the trial's files; other settings give other names."""
         data = self.data
