@@ -315,8 +315,8 @@ def report(
         typer.Option(
             dir_okay=False,
             exists=True,
-            help="A Markdown file in which to replace, between two marks, the "
-            "rows that were measured and the claims that hold.",
+            help="A Markdown file in which to replace, between two marks, "
+            "one table of the test errors.",
             show_default="none",
         ),
     ] = None,

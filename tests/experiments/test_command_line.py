@@ -555,12 +555,13 @@ def test_report(command, tmp_path, result):
         "The report is runs/report.md",
         "Its summary is in README.md",
     ]
-    for file in ("runs/report.md", "README.md"):
-        row = (
-            "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
-            "4,000 examples, 3 epochs, jax | 1 |"
-        )
-        assert row in (tmp_path / file).read_text()
+    row = (
+        "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
+        "4,000 examples, 3 epochs, jax | 1 |"
+    )
+    assert row in (tmp_path / "runs" / "report.md").read_text()
+    line = "| invariant dropout, beta from 0 | 5.00 (1) | *0.94* |"
+    assert line in (tmp_path / "README.md").read_text()
     process = command("report", "elsewhere")
     assert process.returncode == 1
     assert "There are no results in elsewhere/" in process.stderr
