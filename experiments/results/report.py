@@ -23,6 +23,7 @@ from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import comparable
 from .findings import findings
+from .measurements import METHODS
 from .measurements import Measurement
 from .measurements import measurements
 from .measurements import with_interval
@@ -38,19 +39,6 @@ INTRODUCTION = (
     "interval (Student's t). The notes say on what. Where there were "
     "examples for validation the epoch was selected on them."
 )
-
-# The methods of the summary, by the row's method and whether calibrated.
-METHODS = {
-    ("none", False): "no dropout",
-    ("standard", False): "standard dropout",
-    ("invariant", False): "invariant dropout, beta from 0",
-    ("invariant", True): "invariant dropout, calibrated",
-    ("invariant_input", False): "... from 0, on the input alone",
-    ("invariant_input", True): "... calibrated, on the input alone",
-    ("invariant_hidden", False): "... from 0, on hidden layers alone",
-    ("invariant_hidden", True): "... calibrated, on hidden layers alone",
-    ("running_average", False): "running average subtracted",
-}
 
 DATASETS = {
     "mnist": "MNIST",
@@ -149,11 +137,7 @@ def summary(results: Iterable[Result]) -> list[str]:
             continue
         measured = measurements(row, results)
         for calibrated in (False, True):
-            found = [
-                each
-                for each in measured
-                if each.settings.get("calibrated", False) == calibrated
-            ]
+            found = [each for each in measured if each.calibrated == calibrated]
             if not found:
                 continue
             largest = max(
@@ -172,6 +156,8 @@ def summary(results: Iterable[Result]) -> list[str]:
                 # The paper has no calibrated beta.
                 "" if calibrated else f"*{row.printed:.2f}*",
             ]
+    if not columns:
+        return []
     header = ["test error (%)"]
     for _, title in columns:
         header += [title, "*paper*"]

@@ -285,6 +285,7 @@ def test_splicing_from_generated_data(command, tmp_path, rows, partitions):
 
 @pytest.mark.one_backend
 def test_demo(command, tmp_path, monkeypatch, thorough):
+    monkeypatch.setenv("COLUMNS", "80")
     seeds = range(2 if thorough else 1)
     curves = []
     monkeypatch.setattr(
@@ -296,10 +297,18 @@ def test_demo(command, tmp_path, monkeypatch, thorough):
     )
     process = command("demo", f"--seeds={len(seeds)}", "--epochs=1")
     assert process.returncode == 0, process.stderr
-    for words in ("standard", "invariant", "original", "inverted"):
-        assert words in process.stdout
-    assert ("±" in process.stdout) == (len(seeds) > 1)
-    assert "beta calibrated" in " ".join(process.stdout.split())
+    # Methods down, encodings across, and a sentence; in 80 columns.
+    lines = process.stdout.splitlines()
+    for method in ("standard dropout", "beta from 0", "dropout, calibrated"):
+        (line,) = (
+            line for line in lines if f"{method} " in line and "│" in line
+        )
+        assert line.count("±") == (2 if len(seeds) > 1 else 0)
+    assert "original encoding ┃ inverted encoding" in process.stdout
+    assert max(map(len, lines[1:])) <= 80
+    said = " ".join(process.stdout.split())
+    assert "with standard dropout, and from" in said
+    assert "4,000 examples for training" in said
     out = tmp_path / "runs" / "demo"
     results = read_results(out)
     assert len(results) == len(seeds) * 2 * 3

@@ -176,6 +176,8 @@ def test_the_summary_has_the_largest_measurement_of_each_row(result):
     assert first.startswith("1. ") and ": 40,000 examples" in first
     assert "; 9 epochs" in first
     assert "beta calibrated" in second
+    # Table 5 is not of errors.
+    assert report.summary([bits]) == []
 
 
 @pytest.mark.parametrize("text", ["", report.MARKS[0], report.MARKS[1]])
