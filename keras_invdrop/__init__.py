@@ -23,6 +23,7 @@ from .layers import SharedInvariantDropout
 from .layers import SpatialInvariantDropout
 from .layers import StochasticPooling2D
 from .layers import ZCAWhitening
+from .models import Conversion
 from .models import Exported
 from .models import InjectedVariance
 from .models import MonteCarlo
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BestEpoch",
     "BetaMonitor",
+    "Conversion",
     "ExactResume",
     "Exported",
     "GlobalContrastNormalization",
