@@ -6,14 +6,17 @@ from typing import Any
 
 import keras
 
-from .. import layers as invariant
 from .._keras import become
 from .._keras import build_by_call
 from .._keras import layers_in
 from .._keras import list_again_for_pytorch
-from ..layers._shifted_dropout import ShiftedDropout
+from ..layers._by_shape import DropoutByShape
+from ..layers.invariant_dropout import InvariantDropout
+from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._copies import is_made_of_its_graph
 from ._places import paths_of
+
+KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
 
 
 @keras.saving.register_keras_serializable("keras_invdrop")
@@ -45,7 +48,7 @@ class Converted:
                     "build_config": part.get_build_config(),
                 }
                 for number, part in _numbered(self).items()
-                if isinstance(part, ShiftedDropout)
+                if type(part) in KINDS
             },
         }
 
@@ -59,7 +62,7 @@ class Converted:
         new = {}
         for number, made in config["dropout"].items():
             old = parts.get(number)
-            if isinstance(old, ShiftedDropout):
+            if isinstance(old, KINDS):
                 continue  # made by a config inside this one
             if not isinstance(old, keras.layers.Dropout):
                 raise ValueError(
@@ -67,7 +70,7 @@ class Converted:
                     "saved with converted dropout inside it. It cannot be "
                     "loaded, since its class now makes other layers."
                 )
-            kind = getattr(invariant, made["class_name"])
+            (kind,) = (x for x in KINDS if x.__name__ == made["class_name"])
             shape = made["build_config"]["input_shape"]
             new[id(old)] = kind.from_config(made["config"]), shape
         exchange(layer, new)
@@ -83,7 +86,8 @@ def _numbered(layer, number="", around=()):
     for i, part in enumerate(parts):
         if part not in around:
             found[f"{number}{i}"] = part
-            found |= _numbered(part, f"{number}{i}/", (*around, part))
+            if not isinstance(part, DropoutByShape):
+                found |= _numbered(part, f"{number}{i}/", (*around, part))
     return found
 
 

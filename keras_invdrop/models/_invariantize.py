@@ -17,6 +17,7 @@ from ..arguments import Constraint
 from ..arguments import DataFormat
 from ..arguments import Filters
 from ..arguments import Regularizer
+from ..layers._by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._converted import exchange
@@ -37,14 +38,15 @@ class Conversion(NamedTuple):
         path: The names of the layers around it and its own, joined by `/`.
         layer: The name of its class before.
         rate: The fraction that it drops.
-        beta: The shape of its beta; None if it was not converted.
+        beta: The shape of its beta; None if it was not converted. A tuple of
+            shapes if it is called on different numbers of features.
         reason: Why it was not converted; None if it was.
     """
 
     path: str
     layer: str
     rate: float
-    beta: tuple[int, ...] | None
+    beta: tuple | None
     reason: str | None
 
     def __str__(self):
@@ -86,10 +88,10 @@ def invariantize(
     What cannot be converted stays as it is, and a warning names it: masks
     that a layer draws itself (those of LSTM, GRU and ConvLSTM, and of a
     `call` with `keras.random.dropout`), subclasses of `Dropout` with a `call`
-    of their own, a layer called on different numbers of features,
-    `AlphaDropout`, `GaussianDropout` and the dropping of whole paths. So does
-    the dropout of attention scores inside a layer, unless `attention` is
-    true: scores add up to 1, and a shift changes that.
+    of their own, `AlphaDropout`, `GaussianDropout` and the dropping of whole
+    paths. So does the dropout of attention scores inside a layer, unless
+    `attention` is true: scores add up to 1, and a shift changes that. A layer
+    that is called on different numbers of features gets a beta for each.
 
     Dropout inside layers is found by calling the model once, in training
     mode, which changes none of its variables.
@@ -181,14 +183,13 @@ def invariantize(
         if place not in chosen:
             beta, reason = None, LEFT_OUT
         if beta is not None:
-            made = _invariant(
-                place.layer,
+            new[id(place.layer)] = _invariant(
+                place,
                 axes,
                 data_format,
                 beta_regularizer=beta_regularizer,
                 beta_constraint=beta_constraint,
             )
-            new[id(place.layer)] = made, (None, *place.shapes[0][1:])
         kind = type(place.layer).__name__
         report.append(Conversion(place.path, kind, place.rate, beta, reason))
     _warn(report)
@@ -291,17 +292,23 @@ def _beta(place, shared_axes, attention):
         return None, "not called" if place.rate else "its rate is 0"
     if place.adds_up and not attention:
         return None, "drops attention scores (`attention=True` converts it)"
-    betas = {
+    if len(ranks := {len(shape) for shape in place.shapes}) > 1:
+        return None, f"called on inputs of ranks {sorted(ranks)}"
+    betas = _by_beta(place, shared_axes)
+    if len(betas) > 1 and isinstance(place.layer, SPATIAL_DROPOUT):
+        return None, "called on different numbers of feature maps"
+    return tuple(betas) if len(betas) > 1 else next(iter(betas)), None
+
+
+def _by_beta(place, shared_axes):
+    """For each shape of beta that a place needs, a shape of its input."""
+    return {
         tuple(
             1 if axis in shared_axes else size
             for axis, size in enumerate(shape[1:], 1)
-        )
+        ): (None, *shape[1:])
         for shape in place.shapes
     }
-    if len(betas) > 1:
-        shapes = ", ".join(map(str, dict.fromkeys(place.shapes)))
-        return None, f"called on inputs that cannot share a beta: {shapes}"
-    return betas.pop(), None
 
 
 LEFT_OUT = "left out by `layers` or `filters`"
@@ -321,21 +328,30 @@ def _warn(report):
         )
 
 
-def _invariant(layer, shared_axes, data_format, **kwargs):
-    """The invariant dropout for a dropout layer of Keras."""
-    kwargs = {
-        "rate": layer.rate,
-        "seed": layer.seed,
+def _invariant(place, shared_axes, data_format, **kwargs):
+    """The invariant dropout for a place, and the shapes that it is built on."""
+    layer = place.layer
+    of_layer = {
         "name": layer.name,
         "dtype": layer.dtype_policy,
         "trainable": layer.trainable,
-        **kwargs,
     }
+    kwargs |= {"rate": layer.rate, "seed": layer.seed, **of_layer}
+    shapes = [*_by_beta(place, shared_axes).values()]
     if isinstance(layer, SPATIAL_DROPOUT):
         data_format = getattr(layer, "data_format", "channels_last")
-        return SpatialInvariantDropout(data_format=data_format, **kwargs)
-    return InvariantDropout(
-        shared_axes=shared_axes or None,
-        noise_shape=layer.noise_shape,
-        **kwargs,
-    )
+        return (
+            SpatialInvariantDropout(data_format=data_format, **kwargs),
+            shapes[0],
+        )
+    kwargs |= {
+        "shared_axes": shared_axes or None,
+        "noise_shape": layer.noise_shape,
+    }
+    if len(shapes) == 1:
+        return InvariantDropout(**kwargs), shapes[0]
+    parts = [
+        InvariantDropout(**{**kwargs, "name": f"{layer.name}_{i}"})
+        for i, _ in enumerate(shapes)
+    ]
+    return DropoutByShape(parts, **of_layer), shapes

@@ -231,4 +231,8 @@ def _adds_up(x):
     except Exception:  # inside a loop that the backend compiles
         return False
     sums = values.sum(axis=-1)
-    return bool(np.all(values >= 0) and np.all(np.abs(sums - 1) < 0.02))
+    # A query that may look at nothing has scores of zero.
+    near = np.abs(sums - 1) < 0.02
+    return bool(
+        (values >= 0).all() and near.any() and (near | (sums == 0)).all()
+    )

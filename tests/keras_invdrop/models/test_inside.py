@@ -97,6 +97,19 @@ class Subclassed(keras.Model):
         return self.dense(self.drop(x, training=training))
 
 
+@registered
+class Twice(layers.Layer):
+    """Calls one dropout layer on different numbers of features."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = layers.Dropout(0.5)
+        self.dense = layers.Dense(7)
+
+    def call(self, x):
+        return self.drop(self.dense(self.drop(x)))
+
+
 def graph(*model_layers, shape):
     inputs = x = keras.Input(shape)
     for layer in model_layers:
@@ -138,6 +151,7 @@ MODELS = {
         (4, 4, 3),
         [(3,)],
     ),
+    "twice": (lambda: graph(Twice(), shape=(3,)), (4, 3), [((3,), (7,))]),
     "subclass": (subclassed, (4, 4, 8), [(1, 8), (1, 8), (1, 16), (8,)]),
 }
 
@@ -158,13 +172,14 @@ def betas(model):
     ]
 
 
-def assert_it_works(model, x, new, path, rtol=0.0):
+def assert_it_works(model, x, new, path, rtol=0.0, trains=True):
     """It predicts the same, trains each beta, and loads from a file."""
     expected = predicted(model, x)
     np.testing.assert_allclose(predicted(new, x), expected, rtol=rtol)
-    new.compile("adam", "mse")
-    new.fit(x, random(*expected.shape), epochs=2, verbose=0)
-    assert all(np.any(ops.convert_to_numpy(x)) for x in betas(new))
+    if trains:
+        new.compile("adam", "mse", metrics=None)
+        new.fit(x, random(*expected.shape), epochs=2, verbose=0)
+        assert all(np.any(ops.convert_to_numpy(x)) for x in betas(new))
     new.save(path)
     loaded = keras.models.load_model(path)
     assert len(betas(loaded)) == len(betas(new))
@@ -181,14 +196,21 @@ def test_dropout_inside_layers_is_converted(name, tmp_path):
     assert len(model.weights) == weights and not betas(model)
     done = [row for row in report if row.beta is not None]
     assert set(beta_shapes) <= {row.beta for row in done}
-    assert len(betas(new)) == len(done)
+    assert len(betas(new)) == len(done) + (name == "twice")
     assert {row.reason for row in report if row.beta is None} <= {
         "drops attention scores (`attention=True` converts it)"
     }
     # JAX compiles the loop over a cell, and rounds the sums in it in another
-    # order.
-    rtol = 1e-6 if name == "cell" else 0
-    assert_it_works(model, x, new, tmp_path / "new.keras", rtol)
+    # order. Keras cannot draw masks in such a loop.
+    compiled = name == "cell" and keras.backend.backend() == "jax"
+    assert_it_works(
+        model,
+        x,
+        new,
+        tmp_path / "new.keras",
+        rtol=1e-6 if compiled else 0.0,
+        trains=not compiled,
+    )
 
 
 def test_one_beta_for_each_head(tmp_path):
@@ -247,15 +269,8 @@ class Drawing(layers.Layer):
 class DropPath(layers.Layer):
     rate = 0.25
 
-
-class Twice(layers.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.drop = layers.Dropout(0.5, name="drop")
-        self.dense = layers.Dense(7)
-
     def call(self, x):
-        return self.drop(self.dense(self.drop(x)))
+        return x
 
 
 @pytest.mark.parametrize(
@@ -267,12 +282,6 @@ class Twice(layers.Layer):
             layers.ConvLSTM1D(2, 1, dropout=0.25, name="it"),
             "it/conv_lstm_cell",
             "draws its masks itself (dropout=0.25)",
-        ),
-        (
-            Twice(name="it"),
-            "it/drop",
-            "called on inputs that cannot share a beta: "
-            "(3, 4, 5, 3), (3, 4, 5, 7)",
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -294,7 +303,7 @@ def test_a_model_that_cannot_be_called_on_random_numbers():
             return super().call(x)
 
     model = graph(Picky(), shape=(None, 8))
-    with pytest.raises(ValueError, match="`inputs`. RuntimeError: four"):
+    with pytest.raises(ValueError, match="(?s)argument `inputs`.*four times"):
         invariantize(model)
     new = invariantize(model, inputs=random(2, 6, 8))
     assert len(betas(new)) == 3

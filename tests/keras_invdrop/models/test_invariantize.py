@@ -453,12 +453,22 @@ def test_a_subclass_of_dropout_is_converted_if_it_does_what_dropout_does():
     assert_same_predictions(model, new, random(3, 6))
 
 
-def test_inputs_that_cannot_share_a_beta():
+def test_a_beta_for_each_number_of_features():
     a, b = keras.Input((3,)), keras.Input((4,))
+    drop = layers.Dropout(0.5, name="shared")
+    model = keras.Model([a, b], [drop(a), drop(b)])
+    new = invariantize(model)
+    drops = by_class(new, InvariantDropout)
+    assert sorted(tuple(x.beta.shape) for x in drops) == [(3,), (4,)]
+    assert_same_predictions(model, new, [random(2, 3), random(2, 4)])
+
+
+def test_inputs_that_cannot_share_a_beta():
+    a, b = keras.Input((3,)), keras.Input((4, 3))
     drop = layers.Dropout(0.5, name="shared")
     x = layers.Dropout(0.5)(drop(a))
     model = keras.Model([a, b], [x, drop(b)])
-    with pytest.warns(UserWarning, match="'shared': .*cannot share a beta"):
+    with pytest.warns(UserWarning, match=r"'shared': .*of ranks \[2, 3\]"):
         new = invariantize(model)
     assert len(by_class(new, InvariantDropout)) == 1
 
