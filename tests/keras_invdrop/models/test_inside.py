@@ -9,6 +9,7 @@ from keras import layers
 from keras import ops
 
 from keras_invdrop import InvariantDropout
+from keras_invdrop import MonteCarlo
 from keras_invdrop import fold
 from keras_invdrop import invariantize
 
@@ -177,8 +178,12 @@ def assert_it_works(model, x, new, path, rtol=0.0, trains=True):
     expected = predicted(model, x)
     np.testing.assert_allclose(predicted(new, x), expected, rtol=rtol)
     if trains:
-        new.compile("adam", "mse", metrics=None)
-        new.fit(x, random(*expected.shape), epochs=2, verbose=0)
+        y = random(*expected.shape)
+        if new.compiled:  # as KerasHub compiles a classifier
+            y = np.arange(len(y))
+        else:
+            new.compile("adam", "mse")
+        new.fit(x, y, epochs=2, verbose=0)
         assert all(np.any(ops.convert_to_numpy(x)) for x in betas(new))
     new.save(path)
     loaded = keras.models.load_model(path)
@@ -269,8 +274,11 @@ class Drawing(layers.Layer):
 class DropPath(layers.Layer):
     rate = 0.25
 
-    def call(self, x):
-        return x
+    def call(self, x, training=False):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
+        return x * ops.cast(keras.random.uniform(shape) > self.rate, x.dtype)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +347,92 @@ def test_a_folded_network_keeps_what_is_inside_its_layers(tmp_path):
         predicted(keras.models.load_model(tmp_path / "folded.keras"), x),
         predicted(folded, x),
     )
+
+
+DRAWING = {
+    **{name: MODELS[name][:2] for name in MODELS if name != "cell"},
+    "recurrent": (
+        lambda: graph(
+            layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2),
+            layers.Reshape((4, 1)),
+            layers.Bidirectional(layers.GRU(3, dropout=0.3)),
+            shape=(4, 3),
+        ),
+        (4, 4, 3),
+    ),
+    "attention": (
+        lambda: graph(Attending(), shape=(4, 3)),
+        (4, 4, 3),
+    ),
+    "drawing": (lambda: graph(Drawing(), shape=(3,)), (4, 3)),
+    "path": (lambda: graph(DropPath(), shape=(3,)), (4, 3)),
+    "converted": (
+        lambda: invariantize(MODELS["transformer block"][0](), attention=True),
+        (4, 6, 8),
+    ),
+}
+
+
+class Attending(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = layers.Attention(dropout=0.3)
+
+    def call(self, x):
+        return self.attention([x, x])
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_monte_carlo_draws_the_masks_of_training(name):
+    make, shape = DRAWING[name]
+    model, x = make(), random(*shape)[:2]
+    found = MonteCarlo(model, 2000, seed=0).predict(x, batch_size=4000)
+    y = model(np.repeat(x, 2000, axis=0), training=True)
+    y = ops.convert_to_numpy(y).reshape((2, 2000, *found.mean.shape[1:]))
+    # The standard error of a standard deviation is 2 %, more if few masks are
+    # likely.
+    np.testing.assert_allclose(
+        found.standard_deviation, y.std(axis=1), rtol=0.15
+    )
+    error = y.std(axis=1) / np.sqrt(1000)
+    assert np.abs((found.mean - y.mean(axis=1)) / error).max() < 5
+
+
+def test_monte_carlo_leaves_the_rest_in_inference_mode():
+    class Mixed(Drawing):
+        def __init__(self):
+            super().__init__()
+            self.norm = layers.BatchNormalization()
+            self.noise = layers.GaussianNoise(1.0)
+
+        def call(self, x, training=False):
+            x = self.noise(self.norm(x, training=training))
+            return super().call(x, training=training)
+
+    model = graph(Mixed(), shape=(3,))
+    x = 5 + random(2, 3)
+    found = MonteCarlo(model, 4000, seed=0).predict(x, batch_size=8000)
+    kernel, _ = model.layers[-1].get_weights()
+    x = x / np.sqrt(1.001)  # the initial moving variance, and epsilon
+    np.testing.assert_allclose(
+        found.standard_deviation**2, x**2 @ kernel**2, rtol=0.15
+    )
+
+
+def test_monte_carlo_draws_where_the_filters_say():
+    one, two = TransformerBlock(name="one"), layers.Dropout(0.5, name="two")
+    model = graph(one, two, shape=(4, 8))
+    alone = graph(layers.Dropout(0.5), shape=(4, 8))
+    alone.layers[-1].set_weights(model.layers[-1].get_weights())
+    x = random(2, 4, 8)
+    found = MonteCarlo(model, 500, seed=0, filters="^two$").predict(x)
+    hidden = one(x)
+    expected = MonteCarlo(alone, 500, seed=0).predict(hidden)
+    np.testing.assert_allclose(
+        found.standard_deviation, expected.standard_deviation, rtol=0.2
+    )
+    with pytest.raises(ValueError, match="chosen by `filters`"):
+        MonteCarlo(model, filters="three")
 
 
 def bert():
