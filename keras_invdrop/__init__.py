@@ -23,6 +23,7 @@ from .layers import SharedInvariantDropout as SharedInvariantDropout
 from .layers import SpatialInvariantDropout as SpatialInvariantDropout
 from .layers import StochasticPooling2D as StochasticPooling2D
 from .layers import ZCAWhitening as ZCAWhitening
+from .models import Conversion as Conversion
 from .models import Exported as Exported
 from .models import InjectedVariance as InjectedVariance
 from .models import MonteCarlo as MonteCarlo

@@ -14,6 +14,9 @@ from ._keras import can_convert_arrays
 from ._keras import convert_to_sliceable
 from ._keras import standardize_inputs
 
+BATCH = 3  # unlike the batch of 1 with which some exporters trace
+IMAGE_SIZE = 32
+
 
 class Examples:
     """Examples in arrays of the kinds that `model.predict` takes.
@@ -201,3 +204,25 @@ def _mapped(function, x):
     return tree.map_structure(
         lambda array: None if array is None else function(array), x
     )
+
+
+def random_inputs(tensors, size):
+    """Random arrays for symbolic tensors: integers are 0 or 1.
+
+    Args:
+        tensors: List of `keras.KerasTensor`.
+        size: Integer. The size of the axes of sequences that may have any
+            size; images are large enough for a few pooling layers.
+    """
+    rng = np.random.default_rng(0)
+    arrays = []
+    for tensor in tensors:
+        batch, *sizes = tensor.shape
+        unknown = size if len(sizes) < 3 else IMAGE_SIZE
+        shape = (batch or BATCH, *(n or unknown for n in sizes))
+        is_float = keras.backend.is_float_dtype(tensor.dtype)
+        array = (
+            rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)
+        )
+        arrays.append(array.astype(tensor.dtype))
+    return arrays

@@ -50,6 +50,10 @@ EMPTY = {
     "_losses": list,
     "_loss_ids": set,
 }
+# The methods that Keras wraps, for each layer, when it makes the object.
+WRAPPED = ("build", "quantize")
+# The attributes that say where a layer stands in a graph.
+OF_GRAPH = ("_inbound_nodes", "_outbound_nodes")
 # The attribute that Keras lists again for PyTorch, and the attributes that
 # compiling and training set: a copy starts without them.
 OF_PYTORCH = "_torch_params"
@@ -76,6 +80,15 @@ OF_TRAINING = (
 def build_at_init(layer):
     """Builds a layer, unless a subclass overrides `build`."""
     layer._build_at_init()
+
+
+def build_by_call(layer):
+    """Has a layer that knows its input shape make all layers inside it."""
+    shapes = layer.get_build_config() or {}
+    if "shapes_dict" in shapes:
+        layer._build_by_run_for_kwargs(shapes["shapes_dict"])
+    elif "input_shape" in shapes:
+        layer._build_by_run_for_single_pos_arg(shapes["input_shape"])
 
 
 def graph_of(model):
@@ -124,9 +137,28 @@ def in_inference(layer):
     return operation_fn(layer, training=False)
 
 
-def layers_in(layer, include_self=True):
-    """A layer, and the layers inside it at any depth."""
-    return layer._flatten_layers(include_self=include_self)
+def layers_in(layer, include_self=True, recursive=True):
+    """A layer, and the layers inside it at any depth, or only its own."""
+    return layer._flatten_layers(include_self, recursive)
+
+
+def become(layer, new):
+    """Turns `layer` into `new`, a built layer of another class.
+
+    Whatever refers to `layer`, such as attributes, lists and the graph of a
+    model, then refers to the new layer. `new` must not be used afterwards.
+    """
+    state = {k: v for k, v in vars(new).items() if k not in WRAPPED}
+    state |= {name: vars(layer)[name] for name in OF_GRAPH}
+    vars(layer).clear()
+    vars(layer).update(state)
+    layer.__class__ = type(new)
+
+
+def list_again_for_pytorch(layer):
+    """Lists the variables of a layer, which have changed, for PyTorch."""
+    if OF_PYTORCH in vars(layer).get("_modules", ()):
+        layer._track_variables()
 
 
 def seed_generators(layer):

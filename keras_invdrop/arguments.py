@@ -13,6 +13,8 @@ Initializer = str | dict | keras.initializers.Initializer | Callable
 Regularizer = str | dict | keras.regularizers.Regularizer | Callable
 
 Axes = int | list[int] | tuple[int, ...]
+# Regular expressions of paths of layers.
+Filters = str | list[str] | tuple[str, ...]
 DataFormat = Literal["channels_last", "channels_first"]
 NoiseShape = list[int | None] | tuple[int | None, ...]
 Padding = Literal["valid", "same"]

@@ -2,6 +2,7 @@ from ._calibrate import calibrate
 from ._export import Exported
 from ._export import export
 from ._fold import fold
+from ._invariantize import Conversion
 from ._invariantize import invariantize
 from ._monte_carlo import MonteCarlo
 from ._monte_carlo import MonteCarloPrediction
@@ -9,6 +10,7 @@ from ._variance_report import InjectedVariance
 from ._variance_report import variance_report
 
 __all__ = [
+    "Conversion",
     "Exported",
     "InjectedVariance",
     "MonteCarlo",

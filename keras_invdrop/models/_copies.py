@@ -35,7 +35,6 @@ from .._keras import renew
 from .._keras import run_through_graph
 from .._keras import set_own_trainable
 from .._keras import tracker_of
-from ._graph import nested_models
 from ._graph import new_input_layer
 from ._graph import new_inputs
 
@@ -53,7 +52,7 @@ SHARED = (
     type(threading.RLock()),
     DynamicBackend,
 )
-# Methods with which a subclass changes how a model computes or learns.
+# Methods with which a subclass changes how a model learns.
 OF_SUBCLASS = (
     "call",
     "compute_loss",
@@ -62,7 +61,6 @@ OF_SUBCLASS = (
     "test_step",
     "train_step",
 )
-OF_TRAINER = ("compile", "evaluate", "fit", "predict")
 
 
 def copied(
@@ -75,47 +73,21 @@ def copied(
     Nested models are copied too, and shared layers stay shared.
 
     Args:
-        model: A functional or sequential model that has been built.
+        model: A model that has been built.
         replace: Function from a layer to the layer that takes its place, or
             None where the layer is copied.
         compiled: Whether to compile the copy as `model` was compiled, with a
             new optimizer.
 
     Returns:
-        A model of the same class; a functional `keras.Model` where the class
-        has a constructor of its own, because Keras would then load a model
-        other than the copy from a file.
+        A model of the same class.
 
     Raises:
-        ValueError: If a layer cannot be copied, or if the class of the model
-            cannot be kept and has methods that change how the model computes
-            or learns.
+        ValueError: If a layer cannot be copied.
     """
-    classes: dict[int, type] = {}
-    for part in [model, *nested_models(model)]:
-        if _is_rebuilt_by_constructor(part):
-            continue
-        classes[id(part)] = _plain_class(part)
-        methods = OF_SUBCLASS if part is model and compiled else ["call"]
-        if lost := _methods_of(part, methods):
-            cls = type(part).__name__
-            raise ValueError(
-                f"Model '{part.name}' is a `{cls}`, which has a constructor of "
-                "its own and cannot be rebuilt from new layers. Without its "
-                f"class, its own {_listed(lost)} would be lost. Give `{cls}` "
-                "the constructor of its base class, or use a functional model "
-                "of its layers: `keras.Model(model.inputs, model.outputs)`."
-            )
-    copies = Copies(replace, classes)
+    copies = Copies(replace)
     result = copies.of(model)
     if compiled:
-        if lost := id(model) in classes and _methods_of(model, OF_TRAINER):
-            warnings.warn(
-                f"Model '{model.name}' is a `{type(model).__name__}`, the new "
-                "one a functional `keras.Model`, which loses the original's "
-                f"own {_listed(lost)}.",
-                stacklevel=3,
-            )
         compile_like(result, model, copies)
     return result
 
@@ -143,8 +115,10 @@ def compile_like(
         return
     # If `new` keeps the class, the class' `compile` may take arguments of its
     # own. If not, the class' training and test steps would be lost.
-    kept = type(new) is type(model)
-    own = _methods_of(model, ["compile"] if kept else OF_SUBCLASS)
+    if type(new) is type(model):
+        own = _own_compile(model)
+    else:
+        own = [x for x in OF_SUBCLASS if _is_overridden(model, x)]
     try:
         # `get_compile_config` would require every function to be registered.
         config = compile_config(model)
@@ -168,7 +142,28 @@ def compile_like(
         config[name] = tree.map_structure(
             lambda x: _new_metric(x, copies), config[name]
         )
-    new.compile(**config)
+    keras.Model.compile(new, **config)
+
+
+def recompile(model: keras.Model) -> None:
+    """Compiles a model, whose layers have changed, as it was compiled."""
+    model.make_predict_function(force=True)
+    copies = Copies()
+    copies.made = {id(x): (x, x) for x in model.variables}
+    compile_like(model, model, copies)
+
+
+def _own_compile(model):
+    """`["compile"]` where a class takes other arguments than Keras does."""
+    arguments = inspect.signature(model.compile).parameters
+    return [] if {"optimizer", "loss"} <= set(arguments) else ["compile"]
+
+
+def _is_overridden(model, name):
+    base = keras.Model if graph_of(model) is None else Functional
+    if isinstance(model, keras.Sequential):
+        base = keras.Sequential
+    return getattr(type(model), name) is not getattr(base, name)
 
 
 def _new_metric(metric, copies):
@@ -195,13 +190,10 @@ def _new_optimizer(optimizer, copies):
     return new
 
 
-def _plain_class(model):
-    is_sequential = isinstance(model, keras.Sequential)
-    return keras.Sequential if is_sequential else Functional
-
-
-def _is_rebuilt_by_constructor(model):
-    """Whether the constructor of a model takes what Keras' own takes."""
+def is_made_of_its_graph(model):
+    """Whether a model is saved and made again as the graph of its layers."""
+    if graph_of(model) is None:
+        return False
     if not isinstance(model, keras.Sequential):
         return functional_like_constructor(type(model))
     spec, of_keras = (
@@ -209,16 +201,6 @@ def _is_rebuilt_by_constructor(model):
         for cls in (type(model), keras.Sequential)
     )
     return spec.args == of_keras.args or bool(spec.varargs and spec.varkw)
-
-
-def _methods_of(model, names):
-    """The names in `names` of methods that the class of a model overrides."""
-    base = _plain_class(model)
-    return [
-        name
-        for name in names
-        if getattr(type(model), name) is not getattr(base, name)
-    ]
 
 
 def _listed(methods):
@@ -241,17 +223,13 @@ class Copies:
     Args:
         replace: Function from a layer to the layer that takes its place, or
             None where the layer is copied.
-        classes: Dict from the id of a model to the class of its copy, for
-            models whose copies have another class.
     """
 
     def __init__(
         self,
         replace: Callable[[keras.Layer], keras.Layer | None] = lambda x: None,
-        classes: dict[int, type] | None = None,
     ):
         self.replace = replace
-        self.classes = classes or {}
         # Each entry keeps the original alive, so that its id stays unique.
         self.made: dict[int, tuple[Any, Any]] = {}
         self.unfilled: list[tuple[Any, Any]] = []
@@ -277,8 +255,7 @@ class Copies:
         if isinstance(value, keras.Layer):
             if (new := self.replace(value)) is not None:
                 return new
-            cls = self.classes.get(id(value), type(value))
-            new = keras.Layer.__new__(cls)
+            new = keras.Layer.__new__(type(value))
         elif isinstance(value, keras.Operation):
             new = keras.Operation.__new__(type(value))
         elif isinstance(value, (KerasSaveable, keras.Variable)):
@@ -375,8 +352,6 @@ class Copies:
         # The setter would set `trainable` of every layer.
         set_own_trainable(new, own_trainable(old))
         new.dtype_policy = old.dtype_policy
-        if type(new) is not type(old):
-            return
         # Copy the attributes that the model's class or its user has set.
         self.made[id(tracker_of(old))] = tracker_of(old), tracker_of(new)
         known = {*vars(new), *OF_TRAINING, OF_PYTORCH}

@@ -24,6 +24,8 @@ from ..layers._shifted_dropout import ShiftedDropout
 from ._graph import check_model
 from ._graph import graph_layers
 from ._graph import run_through
+from ._places import OTHER_DROPOUT
+from ._places import RATES
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -32,10 +34,6 @@ SPATIAL_DROPOUT = (
 )
 # SpatialDropout1D, 2D and 3D are subclasses of Dropout.
 DROPOUT = (layers.Dropout, ShiftedDropout)
-# Layers that drop in another way, for which a shift has no meaning.
-OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
-# The attributes in which recurrent layers and attention keep their rates.
-RATES = ("dropout", "recurrent_dropout")
 
 # Layers that only move the elements of their input to other places.
 REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)

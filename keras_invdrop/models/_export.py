@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from .._batches import random_inputs
 from .._checks import check_choice
 from .._checks import check_positive_number
 from .._checks import invalid
@@ -38,8 +39,6 @@ DIRECT = {
 SUFFIXES = {"litert": ".tflite", "openvino": ".xml"}  # which Keras requires
 # The first Keras that exports a format.
 SINCE = {"openvino": (3, 11), "litert": (3, 13)}
-BATCH = 3  # unlike the batch of 1 with which some exporters trace
-UNKNOWN_SIZE = 32  # large enough for a few pooling layers
 ON_TENSORFLOW = """
 import sys
 import keras
@@ -145,7 +144,7 @@ def export(
     _check_keras(format)
     # The copy is not compiled: exported files need no loss or optimizer.
     network = copied(fold(model), _as_constants, compiled=False)
-    inputs = _random_inputs(network)
+    inputs = random_inputs(network.inputs, size=32)
     expected = model.predict(_packed(network, inputs), verbose=0)
     failures = []
     for backend in _backends(network, format):
@@ -268,20 +267,6 @@ def _check_packages(backend, format):
     if format == "onnx":
         needed.append("tf2onnx" if backend == "tensorflow" else "onnx")
     require(f"Format '{format}'", needed, "export")
-
-
-def _random_inputs(network):
-    rng = np.random.default_rng(0)
-    arrays = []
-    for tensor in network.inputs:
-        batch, *sizes = tensor.shape
-        shape = (batch or BATCH, *(size or UNKNOWN_SIZE for size in sizes))
-        is_float = keras.backend.is_float_dtype(tensor.dtype)
-        array: Any = (
-            rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)
-        )
-        arrays.append(array.astype(tensor.dtype))
-    return arrays
 
 
 def _packed(network, arrays):

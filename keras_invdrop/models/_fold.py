@@ -6,7 +6,6 @@ from keras import layers
 from keras import tree
 
 from .._keras import graph_of
-from .._keras import layers_in
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
 from ._copies import Copies
@@ -58,6 +57,8 @@ def fold(model: keras.Model) -> keras.Model:
       must be passed on, beta is the weight of a `PReLU` between an `Add` and
       two `Rescaling`.
     - Standard dropout, which does nothing at inference, disappears.
+    - Dropout inside other layers stays there, since what comes next is not
+      known. At inference it adds its beta.
 
     Args:
         model: A functional or sequential model that has been built, and may
@@ -71,8 +72,8 @@ def fold(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if a dropout layer of this library is inside
-            another layer, or is of an unknown subclass.
+            graph of layers; if a dropout layer of this library is of an
+            unknown subclass.
 
     Example:
 
@@ -115,13 +116,6 @@ def _check_layer(layer):
             "of invariant dropout of which it is not known what it does at "
             "inference. It cannot be folded."
         )
-    for part in layers_in(layer, include_self=False):
-        if isinstance(part, ShiftedDropout):
-            raise ValueError(
-                f"Layer '{part.name}', a `{type(part).__name__}`, is inside "
-                f"layer '{layer.name}', a `{type(layer).__name__}`, where it "
-                "cannot be folded."
-            )
 
 
 class _Folding:

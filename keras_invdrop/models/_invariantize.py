@@ -1,25 +1,61 @@
 import warnings
+from typing import Any
 from typing import Literal
+from typing import NamedTuple
 
 import keras
+from keras import ops
+from keras import tree
 
 from .._checks import channel_axis
+from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import invalid
 from .._keras import graph_of
 from ..arguments import Constraint
 from ..arguments import DataFormat
+from ..arguments import Filters
 from ..arguments import Regularizer
+from ..layers._by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from ._converted import exchange
 from ._copies import copied
+from ._copies import recompile
 from ._dropout_sites import SPATIAL_DROPOUT
-from ._dropout_sites import warn_of_hidden_dropout
 from ._graph import calls
 from ._graph import check_model
+from ._places import matching
+from ._places import observe
+from ._places import places
 
-CONVERTED = (keras.layers.Dropout, *SPATIAL_DROPOUT)
+
+class Conversion(NamedTuple):
+    """What `invariantize` did with one layer that drops.
+
+    Attributes:
+        path: The names of the layers around it and its own, joined by `/`.
+        layer: The name of its class before.
+        rate: The fraction that it drops.
+        beta: The shape of its beta; None if it was not converted. A tuple of
+            shapes if it is called on different numbers of features.
+        reason: Why it was not converted; None if it was.
+    """
+
+    path: str
+    layer: str
+    rate: float
+    beta: tuple | None
+    reason: str | None
+
+    def __str__(self):
+        became = (
+            f"not converted: {self.reason}"
+            if self.beta is None
+            else f"beta of shape {self.beta}"
+        )
+        return f"{self.path} ({self.layer}, rate {self.rate:g}): {became}"
 
 
 def invariantize(
@@ -29,29 +65,39 @@ def invariantize(
     data_format: DataFormat | None = None,
     beta_regularizer: Regularizer | None = None,
     beta_constraint: Constraint | None = None,
-) -> keras.Model:
+    *,
+    filters: Filters | None = None,
+    attention: bool = False,
+    inputs: Any = None,
+    inplace: bool = False,
+    return_report: bool = False,
+) -> Any:
     """Turns the dropout of a model into invariant dropout.
 
     Every `Dropout` becomes an `InvariantDropout`, every `SpatialDropout1D`,
     `2D` and `3D` a `SpatialInvariantDropout`, of the same rate, noise shape,
-    seed, name and dtype policy. Everything else is copied as it is: layers with
-    all that they hold (adapted statistics, vocabularies, low-rank updates,
-    quantized kernels), which variables are trainable, and how the model was
-    compiled: with the same losses, with copies of its metrics and with a new
-    optimizer. As beta starts at zero, the new model predicts exactly what
-    `model` does.
+    seed, name and dtype policy: in the graph of the model, in the models
+    nested in it, and inside its layers, such as the blocks of a transformer,
+    wrappers and recurrent cells. Everything else is copied as it is: layers
+    with all that they hold (adapted statistics, vocabularies, low-rank
+    updates, quantized kernels), which variables are trainable, and how the
+    model was compiled: with the same losses, with copies of its metrics and
+    with a new optimizer. As beta starts at zero, the new model predicts
+    exactly what `model` does.
 
-    Dropout inside other layers is not converted: that of attention, of
-    recurrent layers (`dropout`, `recurrent_dropout`), and of subclassed layers
-    and models; nor are `AlphaDropout` and `GaussianDropout`, which do not
-    replace activities by zero. A warning names all of these layers.
+    What cannot be converted stays as it is, and a warning names it: masks
+    that a layer draws itself (those of LSTM, GRU and ConvLSTM, and of a
+    `call` with `keras.random.dropout`), subclasses of `Dropout` with a `call`
+    of their own, `AlphaDropout`, `GaussianDropout` and the dropping of whole
+    paths. So does the dropout of attention scores inside a layer, unless
+    `attention` is true: scores add up to 1, and a shift changes that. A layer
+    that is called on different numbers of features gets a beta for each.
+
+    Dropout inside layers is found by calling the model once, in training
+    mode, which changes none of its variables.
 
     Args:
-        model: A functional or sequential model that has been built, which
-            may contain other models. It is not changed. The new model has the
-            same class where the constructor of the class takes inputs and
-            outputs (or, of a sequential model, layers). For any other
-            subclass, such as those of KerasHub, it is a functional model.
+        model: A model that has been built, which may contain other models.
         shared: `"auto"` or `"none"`. Which activities share a `beta`:
             `"auto"` shares it over space and time where the input has such
             axes, as section 2.1 of the paper does for feature maps; `"none"`
@@ -63,19 +109,30 @@ def invariantize(
             images and volumes, and to the last axis for sequences.
         beta_regularizer: Regularizer for each `beta`.
         beta_constraint: Constraint for each `beta`.
+        filters: Regular expression, or list of them. Converts the layers
+            whose path, such as `"encoder/dropout"`, contains a match of one.
+            The report lists the paths. All by default.
+        attention: Boolean. Whether to convert the dropout of attention
+            scores, too, with one beta for each head.
+        inputs: An example of the input, on which the model is called. It is
+            required for a subclass without a graph of layers, and defaults to
+            random numbers for other models.
+        inplace: Boolean. Whether to convert `model` itself instead of a copy.
+        return_report: Boolean. Whether to return a report, too.
 
     Returns:
-        A new model. If there is nothing to convert, a warning says so and
-        `model` itself is returned.
+        A new model of the same class, or `model` if `inplace`. Where Keras
+        can load `model` from a file, it can load the new model, if
+        `keras_invdrop` has been imported. If there is nothing to convert, a
+        warning says so and `model` itself is returned. With `return_report`
+        a pair: the model, and a list with a `Conversion` for each layer that
+        drops. Printed, each is a line.
 
     Raises:
-        ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if `layers` names what is not a dropout layer of
-            `model`; if a layer to convert is of a subclass of `Dropout`; if a
-            layer is called on inputs of different shapes that cannot share a
-            `beta`; if a layer cannot be copied; if the model has a
-            `train_step`, `compute_loss` or the like of its own and its class
-            cannot be kept.
+        ValueError: If `model` is not a Keras model, or not built; if `layers`
+            names what is not a dropout layer of `model`; if the model cannot
+            be copied or called; if another argument is not of the kind
+            described.
 
     Example:
 
@@ -87,9 +144,13 @@ def invariantize(
     ...         keras.layers.Dense(10),
     ...     ]
     ... )
-    >>> new_model = keras_invdrop.invariantize(model)
+    >>> new_model, report = keras_invdrop.invariantize(
+    ...     model, return_report=True
+    ... )
     >>> new_model.get_layer("drop").count_params()
     100
+    >>> print(report[0])
+    drop (Dropout, rate 0.5): beta of shape (100,)
 
     Reference:
 
@@ -98,99 +159,199 @@ def invariantize(
     check_choice("shared", shared, ("auto", "none"))
     if data_format is not None:
         check_data_format(data_format)
-    graph = graph_of(check_model(model))
-    shapes: dict[int, set] = {}
-    found: dict[int, keras.Layer] = {}
-    for layer, inputs in calls(graph):
-        if isinstance(layer, CONVERTED):
-            found[id(layer)] = layer
-            shapes.setdefault(id(layer), set()).add(tuple(inputs[0].shape))
-    chosen = _chosen(list(found.values()), layers)
-    warn_of_hidden_dropout(model)
-    if not chosen:
+    check_boolean("attention", attention)
+    check_boolean("inplace", inplace)
+    check_boolean("return_report", return_report)
+    is_on_path = matching(filters)
+    if inputs is not None:
+        inputs = tree.map_structure(ops.convert_to_tensor, inputs)
+    _build(model, inputs)
+    _check_names(places(model), layers)
+    result = model if inplace else _copied(model)
+    found = places(result)
+    chosen = [
+        place
+        for place in found
+        if is_on_path(place.path)
+        and (layers is None or place.layer.name in layers)
+    ]
+    _find_shapes(result, chosen, inputs, shared)
+    new, report = {}, []
+    for place in found:
+        axes = _shared_axes(place, shared, data_format)
+        beta, reason = _beta(place, axes, attention)
+        if place not in chosen:
+            beta, reason = None, LEFT_OUT
+        if beta is not None:
+            new[id(place.layer)] = _invariant(
+                place,
+                axes,
+                data_format,
+                beta_regularizer=beta_regularizer,
+                beta_constraint=beta_constraint,
+            )
+        kind = type(place.layer).__name__
+        report.append(Conversion(place.path, kind, place.rate, beta, reason))
+    _warn(report)
+    if new:
+        exchange(result, new)
+        if inplace:
+            recompile(result)
+    else:
+        result = model
         warnings.warn(
             f"Model '{model.name}' has no `Dropout` or `SpatialDropout` layer "
             "to convert. It is returned as it is.",
             stacklevel=2,
         )
-        return model
-    new = {
-        id(layer): _invariant(
-            layer,
-            shapes[id(layer)],
-            shared,
-            data_format,
-            beta_regularizer=beta_regularizer,
-            beta_constraint=beta_constraint,
+    return (result, report) if return_report else result
+
+
+def _build(model, inputs):
+    """Checks the model, and has a subclass make all its layers."""
+    if isinstance(model, keras.Model) and graph_of(model) is None:
+        if inputs is not None:
+            model(inputs)
+            return
+        if not isinstance(model, keras.Sequential):
+            raise invalid(
+                "inputs",
+                f"an example of the input of model '{model.name}', which is a "
+                f"`{type(model).__name__}` without a graph of layers",
+                inputs,
+            )
+    check_model(model)
+
+
+def _check_names(found, names):
+    if names is None:
+        return
+    if isinstance(names, str) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise invalid("layers", "a list of names of layers", names)
+    of_model = {place.layer.name for place in found}
+    if unknown := sorted(set(names) - of_model):
+        raise ValueError(
+            "Invalid value received for argument `layers`. Expected names "
+            "of `Dropout` or `SpatialDropout` layers, of which the model "
+            f"has {sorted(of_model)}. Received: {unknown}"
         )
-        for layer in chosen
+
+
+def _copied(model):
+    try:
+        return copied(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} `invariantize(model, inplace=True)` converts the model "
+            "itself, and copies nothing."
+        ) from error
+
+
+def _find_shapes(model, chosen, inputs, shared):
+    """Finds the shapes that arrive: in the graph, or by calling the model."""
+    by_id = {id(place.layer): place for place in chosen}
+    if (graph := graph_of(model)) is not None:
+        for layer, tensors in calls(graph):
+            if id(layer) in by_id:
+                by_id[id(layer)].shapes.append(tuple(tensors[0].shape))
+    inside = [
+        place
+        for place in chosen
+        if not (place.shapes or place.obstacle) and place.rate
+    ]
+    if inside:
+        # With two sizes of what may have any size, such sizes are seen.
+        observe(
+            model, inside, inputs, sizes=(4, 5) if shared == "none" else (4,)
+        )
+
+
+def _shared_axes(place, shared, data_format):
+    """The axes along which the activities at a place share a beta."""
+    if not place.shapes:
+        return []
+    rank = len(place.shapes[0])
+    if place.adds_up:  # of shape (batch, heads, queries, keys)
+        return [rank - 2, rank - 1]
+    if isinstance(place.layer, SPATIAL_DROPOUT):
+        # A SpatialDropout1D has its feature maps on the last axis, always.
+        data_format = getattr(place.layer, "data_format", "channels_last")
+    elif shared == "none":
+        return []
+    channels = channel_axis(data_format, rank)
+    return [axis for axis in range(1, rank) if axis != channels]
+
+
+def _beta(place, shared_axes, attention):
+    """The shape of the beta for a place, or why it can have none."""
+    if place.obstacle is not None:
+        return None, place.obstacle
+    if not place.shapes:
+        return None, "not called" if place.rate else "its rate is 0"
+    if place.adds_up and not attention:
+        return None, "drops attention scores (`attention=True` converts it)"
+    if len(ranks := {len(shape) for shape in place.shapes}) > 1:
+        return None, f"called on inputs of ranks {sorted(ranks)}"
+    betas = _by_beta(place, shared_axes)
+    if len(betas) > 1 and isinstance(place.layer, SPATIAL_DROPOUT):
+        return None, "called on different numbers of feature maps"
+    return tuple(betas) if len(betas) > 1 else next(iter(betas)), None
+
+
+def _by_beta(place, shared_axes):
+    """For each shape of beta that a place needs, a shape of its input."""
+    return {
+        tuple(
+            1 if axis in shared_axes else size
+            for axis, size in enumerate(shape[1:], 1)
+        ): (None, *shape[1:])
+        for shape in place.shapes
     }
-    return copied(model, replace=lambda layer: new.get(id(layer)))
 
 
-def _chosen(found, names):
-    """Those of the dropout layers `found` that are to be converted."""
-    if names is not None:
-        if isinstance(names, str) or not all(
-            isinstance(name, str) for name in names
-        ):
-            raise invalid("layers", "a list of names of layers", names)
-        of_model = [layer.name for layer in found]
-        unknown = sorted(set(names) - set(of_model))
-        if unknown:
-            raise ValueError(
-                "Invalid value received for argument `layers`. Expected names "
-                "of `Dropout` or `SpatialDropout` layers, of which the model "
-                f"has {sorted(set(of_model))}. Received: {unknown}"
-            )
-        found = [layer for layer in found if layer.name in names]
-    for layer in found:
-        if type(layer) not in CONVERTED:
-            raise ValueError(
-                f"Layer '{layer.name}' is a `{type(layer).__name__}`, a "
-                "subclass of dropout of which it is not known what it does. "
-                "Convert the others by naming them in `layers`, or replace it."
-            )
-    return found
+LEFT_OUT = "left out by `layers` or `filters`"
 
 
-def _invariant(layer, shapes, shared, data_format, **beta):
-    """The invariant dropout for a dropout layer of Keras.
+def _warn(report):
+    """Names the layers that drop and have not been converted."""
+    paths: dict[str, list[str]] = {}
+    for row in report:
+        if row.beta is None and row.rate and row.reason != LEFT_OUT:
+            paths.setdefault(row.reason, []).append(f"'{row.path}'")
+    if paths:
+        named = "; ".join(f"{', '.join(x)}: {why}" for why, x in paths.items())
+        warnings.warn(
+            f"Dropout that is not converted stays as it is: {named}",
+            stacklevel=3,
+        )
 
-    `shapes` holds the shapes of its inputs.
-    """
-    kwargs = {
-        "rate": layer.rate,
-        "seed": layer.seed,
+
+def _invariant(place, shared_axes, data_format, **kwargs):
+    """The invariant dropout for a place, and the shapes that it is built on."""
+    layer = place.layer
+    of_layer = {
         "name": layer.name,
         "dtype": layer.dtype_policy,
         "trainable": layer.trainable,
-        **beta,
     }
+    kwargs |= {"rate": layer.rate, "seed": layer.seed, **of_layer}
+    shapes = [*_by_beta(place, shared_axes).values()]
     if isinstance(layer, SPATIAL_DROPOUT):
-        # A SpatialDropout1D has its feature maps on the last axis, always.
         data_format = getattr(layer, "data_format", "channels_last")
-        shared = "auto"
-    beta_shapes, shared_axes = set(), None
-    for shape in shapes:
-        axes = range(1, len(shape))
-        if shared == "auto":
-            channels = channel_axis(data_format, len(shape))
-            shared_axes = [axis for axis in axes if axis != channels] or None
-        beta_shapes.add(
-            tuple(
-                1 if axis in (shared_axes or ()) else shape[axis]
-                for axis in axes
-            )
+        return (
+            SpatialInvariantDropout(data_format=data_format, **kwargs),
+            shapes[0],
         )
-    if len(beta_shapes) > 1:
-        raise ValueError(
-            f"Layer '{layer.name}' is called on inputs of different shapes, "
-            f"{sorted(map(str, shapes))}, which cannot share a beta. Give "
-            "each its own layer, or leave it out of `layers`."
-        )
-    if isinstance(layer, SPATIAL_DROPOUT):
-        return SpatialInvariantDropout(data_format=data_format, **kwargs)
-    return InvariantDropout(
-        shared_axes=shared_axes, noise_shape=layer.noise_shape, **kwargs
-    )
+    kwargs |= {
+        "shared_axes": shared_axes or None,
+        "noise_shape": layer.noise_shape,
+    }
+    if len(shapes) == 1:
+        return InvariantDropout(**kwargs), shapes[0]
+    parts = [
+        InvariantDropout(**{**kwargs, "name": f"{layer.name}_{i}"})
+        for i, _ in enumerate(shapes)
+    ]
+    return DropoutByShape(parts, **of_layer), shapes

@@ -1,3 +1,4 @@
+import inspect
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,19 @@ from .._checks import invalid
 from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import seed_generators
+from ..arguments import Filters
 from ._copies import Copies
 from ._copies import copied
 from ._dropout_sites import DROPOUT
-from ._dropout_sites import OTHER_DROPOUT
-from ._dropout_sites import warn_of_hidden_dropout
 from ._graph import check_model
-from ._graph import graph_layers
+from ._places import OTHER_DROPOUT
+from ._places import drops
+from ._places import matching
+from ._places import paths_of
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
+# What is changed in these layers.
+CHANGED = ("seed", "noise_shape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +62,10 @@ class MonteCarlo:
     masks. Here networks are sampled from it: their mean is the prediction and
     their spread its uncertainty.
 
-    Masks are drawn in dropout layers only: `Dropout`, `SpatialDropout`,
-    `AlphaDropout` and `GaussianDropout` of Keras, and those of this library.
+    Masks are drawn by what drops, at any depth: `Dropout`, `SpatialDropout`,
+    `AlphaDropout` and `GaussianDropout` of Keras and those of this library,
+    recurrent layers and attention with a rate of dropout, layers that drop
+    whole paths, and those whose own `call` uses `keras.random.dropout`.
     Every other layer is in inference mode: batch normalization uses its moving
     statistics and does not change them, and `RunningAverageDropout` does the
     same with its average. Calling the model with `training=True` would change
@@ -67,22 +74,24 @@ class MonteCarlo:
     Every sample of every example has a mask of its own, also where the
     `noise_shape` of a layer shares one over the batch.
 
-    Dropout inside other layers, such as that of attention and of recurrent
-    layers, stays in inference mode, and a warning names those layers.
+    Keras on JAX draws no masks in the loop over a recurrent cell, so that a
+    cell of your own that holds a dropout layer fails there.
 
     Args:
-        model: A functional or sequential model that has been built, which
-            may contain other models. It is copied and not changed: what it
-            learns later has no influence.
+        model: A model that has been built, which may contain other models. It
+            is copied and not changed: what it learns later has no influence.
         samples: Positive integer. Masks to draw for each example.
         seed: Integer. With a seed, `predict` returns the same for the same
             data and batch size each time, whatever the seeds of the layers.
             Without one it draws new masks each time.
+        filters: Regular expression, or list of them. Draws the masks of
+            layers whose path, as in the report of `invariantize`, contains a
+            match of one; the others do not drop. All by default.
 
     Raises:
-        ValueError: If `model` is not a Keras model, is not built, has no
-            graph of layers or no dropout layer in it; if `samples` or `seed`
-            is not of the kind described.
+        ValueError: If `model` is not a Keras model, is not built, cannot be
+            copied or has no dropout layer; if another argument is not of the
+            kind described.
 
     Example:
 
@@ -109,26 +118,29 @@ class MonteCarlo:
     """
 
     def __init__(
-        self, model: keras.Model, samples: int = 100, seed: int | None = None
+        self,
+        model: keras.Model,
+        samples: int = 100,
+        seed: int | None = None,
+        filters: Filters | None = None,
     ):
-        check_model(model)
+        is_subclass = (
+            isinstance(model, keras.Model)
+            and not isinstance(model, keras.Sequential)
+            and model.built
+        )
+        if not is_subclass:
+            check_model(model)
         self.samples = check_positive_integer("samples", samples)
         self.seed = check_seed(seed)
-        warn_of_hidden_dropout(model, seen=SAMPLED)
-        if not any(isinstance(part, SAMPLED) for part in graph_layers(model)):
-            raise invalid(
-                "model",
-                "a model with a dropout layer in its graph: without one all "
-                "samples are the same",
-                model,
-            )
-        self._sampler = _Sampler(model)
+        self.filters = filters
+        self._sampler = _Sampler(model, matching(filters))
 
     def __reduce__(self):
         # To copy and to pickle: the model, which Keras can save. The sampler
         # is made anew.
-        model = Copies(replace=_without_sampling).of(self._sampler.model)
-        return type(self), (model, self.samples, self.seed)
+        model = self._sampler.as_it_was()
+        return type(self), (model, self.samples, self.seed, self.filters)
 
     def predict(
         self, x: Any, batch_size: int = 128
@@ -162,7 +174,8 @@ class MonteCarlo:
         check_positive_integer("batch_size", batch_size)
         graph = graph_of(self._sampler.model)
         given = Examples("x", x)
-        given.check(graph)
+        if graph is not None:
+            given.check(graph)
         examples = len(given)
         # Calls of equal size, of which the last one's surplus is left out:
         # for another size the model would be compiled once more.
@@ -174,15 +187,18 @@ class MonteCarlo:
         parts: list[list[_Statistics]] = []
         for start in range(0, examples, size):
             rows = np.minimum(np.arange(start, start + size), examples - 1)
-            batch = tree.map_structure(
-                ops.convert_to_numpy, standardized(graph, given[rows], "x")
-            )
-            part = [
-                _Statistics(_tolerance(output.dtype))
-                for output in self._sampler.model.outputs
-            ]
+            batch = given[rows]
+            if graph is not None:
+                batch = tree.map_structure(
+                    ops.convert_to_numpy, standardized(graph, batch, "x")
+                )
+            part: list[_Statistics] = []
             for done in range(0, self.samples, repeats):
                 outputs = self._sampler.predict_on_batch(batch)
+                of_dtype = graph.outputs if graph else tree.flatten(outputs)
+                part = part or [
+                    _Statistics(_tolerance(str(x.dtype))) for x in of_dtype
+                ]
                 for statistics, output in zip(
                     part, tree.flatten(outputs), strict=True
                 ):
@@ -196,46 +212,53 @@ class MonteCarlo:
         return tree.pack_sequence_as(outputs, predictions)
 
 
-class _Dropping(keras.layers.Wrapper):
-    """A dropout layer that drops at inference, too."""
-
-    def __init__(self, layer):
-        super().__init__(layer, name=layer.name, dtype=layer.dtype_policy)
-        self.supports_masking = layer.supports_masking
-        names = "seed", "noise_shape"
-        self.given = {x: getattr(layer, x) for x in names if hasattr(layer, x)}
-        # Without a seed PyTorch would draw from its global generator, and not
-        # from those that `set_seeds` starts anew.
-        layer.seed = 0
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.input_spec = self.layer.input_spec
-        if hasattr(self.layer, "noise_shape"):
-            # A mask for each row.
-            rank = len(input_shape)
-            given = tuple(self.layer.noise_shape or [None] * rank)
-            given = (1,) * (rank - len(given)) + given
-            self.layer.noise_shape = (None, *given[1:])
-
-    def call(self, inputs, training=False, mask=None):
-        # Not by way of `__call__`, which would note `training=True` in what
-        # the layers of a model share during a call.
-        return self.layer.call(inputs, training=True)
-
-
 class _Sampler(keras.Model):
     """Repeats each example, and gives each copy masks of its own."""
 
-    def __init__(self, model):
+    def __init__(self, model, is_chosen):
         super().__init__(name="monte_carlo", autocast=False)
-        self.model = copied(model, replace=_dropping, compiled=False)
+        self.model = copied(model, compiled=False)
+        dropping = {
+            id(layer)
+            for path, layer in paths_of(self.model)
+            if drops(layer) and is_chosen(path)
+        }
+        if not dropping:
+            raise invalid(
+                "model",
+                "a model with a dropout layer, chosen by `filters`: without "
+                "one all samples are the same",
+                model,
+            )
+        # What each layer had before `_in_mode` and `seed` changed it.
+        self.before: list[dict] = []
+        for layer in layers_in(self.model):
+            self.before.append({})
+            if isinstance(layer, SAMPLED):
+                known = [x for x in CHANGED if hasattr(layer, x)]
+                self.before[-1] |= {x: getattr(layer, x) for x in known}
+                # Without a seed PyTorch would draw from its global generator,
+                # and not from those that `set_seeds` starts anew.
+                layer.seed = 0
+            # A recurrent layer draws the masks of its cells with them.
+            is_recurrent = isinstance(layer, keras.layers.RNN)
+            drawing = layers_in(layer) if is_recurrent else [layer]
+            _in_mode(layer, any(id(x) in dropping for x in drawing))
         # No average of activities moves.
         self.model.trainable = False
         self.repeats = 1
         self.run_eagerly = model.run_eagerly
         self.jit_compile = model.jit_compile
         self.built = True
+
+    def as_it_was(self):
+        """A copy of the model that draws no masks at inference."""
+        model = Copies().of(self.model)
+        for layer, before in zip(layers_in(model), self.before, strict=True):
+            vars(layer).pop("call", None)
+            for name, value in before.items():
+                setattr(layer, name, value)
+        return model
 
     def call(self, inputs):
         repeated = tree.map_structure(
@@ -263,21 +286,24 @@ class _Sampler(keras.Model):
             generator.state.assign([int(value) >> 1, 0])
 
 
-def _dropping(layer):
-    """What takes the place of `layer`, or None if it is no dropout layer."""
-    if isinstance(layer, SAMPLED):
-        return _Dropping(Copies().of(layer))
-    return None
+def _in_mode(layer, training):
+    """Fixes the mode of a layer, whatever it is called with."""
+    call = layer.call
+    signature = inspect.signature(call)
+    if "training" not in signature.parameters:
+        return
 
+    def in_mode(*args, **kwargs):
+        given = signature.bind(*args, **kwargs)
+        given.arguments["training"] = training
+        if getattr(layer, "noise_shape", None) is not None:
+            # A mask for each row.
+            rank = len(given.args[0].shape)
+            mask = (1,) * (rank - len(layer.noise_shape)) + layer.noise_shape
+            layer.noise_shape = (None, *mask[1:])
+        return call(*given.args, **given.kwargs)
 
-def _without_sampling(layer):
-    """The dropout layer in `layer`, as it was, or None if it is another."""
-    if not isinstance(layer, _Dropping):
-        return None
-    new = Copies().of(layer.layer)
-    for name, value in layer.given.items():
-        setattr(new, name, value)
-    return new
+    vars(layer)["call"] = in_mode
 
 
 def _tolerance(dtype):

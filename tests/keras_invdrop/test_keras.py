@@ -239,6 +239,10 @@ def test_masks_are_kept_with_tensors(room):
 
 
 def test_the_layers_inside_a_layer(room):
+    nested = layers.TimeDistributed(layers.TimeDistributed(layers.Dense(2)))
+    assert room.layers_in(nested, False, recursive=False) == [nested.layer], (
+        "The layers that a layer itself holds are found in another way."
+    )
     layer = layers.TimeDistributed(layers.Dropout(0.5, seed=1))
     found = room.layers_in(layer)
     assert found == [layer, layer.layer], (
@@ -251,6 +255,52 @@ def test_the_layers_inside_a_layer(room):
     assert room.seed_generators(layer) == [], (
         "A layer lists the generators of those inside it: `MonteCarlo` would "
         "seed them twice."
+    )
+
+
+def test_a_layer_becomes_another(room):
+    old, new = layers.Dropout(0.5), layers.Dense(2)
+    model = keras.Sequential([keras.Input((3,)), old])
+    new.build((None, 3))
+    kernel = new.kernel
+    room.become(old, new)
+    assert type(old) is layers.Dense and old.kernel is kernel, (
+        "The state of a layer is not in its attributes alone."
+    )
+    assert model(np.ones((1, 3))).shape == (1, 2), (
+        "A model refers to something else than the object of its layer."
+    )
+    assert model.trainable_weights == new.trainable_weights
+
+
+def test_variables_are_listed_again_for_pytorch(room):
+    inner, new = layers.Dropout(0.5), layers.Dense(2)
+    outer = layers.TimeDistributed(inner)
+    outer.build((None, 3, 4))
+    new.build((None, 4))
+    room.become(inner, new)
+    room.list_again_for_pytorch(outer)
+    if keras.backend.backend() == "torch":
+        assert len([*outer.parameters()]) == 2, (
+            "PyTorch does not find variables where it did."
+        )
+
+
+def test_a_layer_makes_what_is_inside_it(room):
+    class Outer(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = layers.MultiHeadAttention(1, 2)
+
+        def call(self, inputs):
+            return self.inner(inputs, inputs)
+
+    layer = Outer()
+    layer.build((None, 3, 4))
+    assert not layer.inner.built
+    room.build_by_call(layer)
+    assert layer.inner.built, (
+        "A layer without a `build` of its own cannot be built from its shape."
     )
 
 

@@ -22,7 +22,12 @@ MODULES = (
 )
 CALLBACKS = ("BestEpoch", "BetaMonitor", "ExactResume", "Reseed")
 FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
-RESULTS = ("Exported", "InjectedVariance", "MonteCarloPrediction")
+RESULTS = (
+    "Conversion",
+    "Exported",
+    "InjectedVariance",
+    "MonteCarloPrediction",
+)
 PLOTS = (
     "plot_beta",
     "plot_errors",

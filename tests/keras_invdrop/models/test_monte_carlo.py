@@ -598,16 +598,6 @@ def test_one_sample():
     np.testing.assert_array_equal(found.mutual_information, 0)
 
 
-def test_what_is_hidden_is_named():
-    recurrent = layers.LSTM(2, dropout=0.5, name="recurrent")
-    model = sequential(layers.AlphaDropout(0.5), recurrent, shape=(4, 3))
-    with pytest.warns(UserWarning, match="'recurrent'") as record:
-        MonteCarlo(model)
-    (warning,) = (each for each in record if "inside" in str(each.message))
-    assert "Alpha" not in str(warning.message)
-    assert warning.filename == __file__
-
-
 def test_no_dropout():
     with pytest.raises(ValueError, match="`model`.*a dropout layer"):
         MonteCarlo(sequential(layers.Dense(3)))

@@ -1,0 +1,54 @@
+import keras
+
+from .invariant_dropout import InvariantDropout
+
+
+@keras.saving.register_keras_serializable(package="keras_invdrop")
+class DropoutByShape(keras.Layer):
+    """Invariant dropout that has a beta for each shape of its input.
+
+    `invariantize` puts it in the place of a dropout layer that is called on
+    different numbers of features.
+
+    Args:
+        parts: List of `InvariantDropout`, or their configs. `build` takes a
+            list with the input shape of each.
+    """
+
+    def __init__(self, parts: list[InvariantDropout | dict], **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [
+            x
+            if isinstance(x, InvariantDropout)
+            else InvariantDropout.from_config(x)
+            for x in parts
+        ]
+        self.supports_masking = True
+
+    @property
+    def rate(self) -> float:
+        return self.parts[0].rate
+
+    def build(self, input_shapes):
+        for part, shape in zip(self.parts, input_shapes, strict=True):
+            part.build(shape)
+
+    def call(self, inputs, training=False):
+        for part in self.parts:
+            spec = part.input_spec
+            if len(inputs.shape) == spec.ndim and all(
+                inputs.shape[axis] == size for axis, size in spec.axes.items()
+            ):
+                return part(inputs, training=training)
+        raise ValueError(
+            f"Layer '{self.name}' has a beta for each of the shapes "
+            f"{[tuple(part.shift.shape) for part in self.parts]}. "
+            f"Received: an input of shape {tuple(inputs.shape)}"
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        parts = [part.get_config() for part in self.parts]
+        return {**super().get_config(), "parts": parts}

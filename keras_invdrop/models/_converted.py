@@ -1,0 +1,133 @@
+"""Layers whose inner dropout layers have been converted, in files too."""
+
+import contextlib
+from functools import cache
+from typing import Any
+
+import keras
+
+from .._keras import become
+from .._keras import build_by_call
+from .._keras import layers_in
+from .._keras import list_again_for_pytorch
+from ..layers._by_shape import DropoutByShape
+from ..layers.invariant_dropout import InvariantDropout
+from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
+from ._copies import is_made_of_its_graph
+from ._places import paths_of
+
+KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
+
+
+@keras.saving.register_keras_serializable("keras_invdrop")
+class Converted:
+    """Mixed into the class of a layer in which dropout was converted.
+
+    The config of such a layer makes a layer with Keras' own dropout. Here the
+    config also says which layers inside it, by their numbers, are of this
+    library.
+    """
+
+    original: type
+
+    def get_config(self):
+        converted = type(self)
+        # For the public function that also keeps how a layer is built.
+        self.__class__ = converted.original
+        try:
+            layer = keras.saving.serialize_keras_object(self)
+        finally:
+            self.__class__ = converted
+        layer.pop("compile_config", None)
+        return {
+            "layer": layer,
+            "dropout": {
+                number: {
+                    "class_name": type(part).__name__,
+                    "config": part.get_config(),
+                    "build_config": part.get_build_config(),
+                }
+                for number, part in _numbered(self).items()
+                if type(part) in KINDS
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        if not set(config["dropout"]) <= set(_numbered(layer)):
+            # It makes some of the layers inside it when it is called.
+            build_by_call(layer)
+        parts = _numbered(layer)
+        new = {}
+        for number, made in config["dropout"].items():
+            old = parts.get(number)
+            if isinstance(old, KINDS):
+                continue  # made by a config inside this one
+            if not isinstance(old, keras.layers.Dropout):
+                raise ValueError(
+                    f"Layer '{layer.name}', a `{type(layer).__name__}`, was "
+                    "saved with converted dropout inside it. It cannot be "
+                    "loaded, since its class now makes other layers."
+                )
+            (kind,) = (x for x in KINDS if x.__name__ == made["class_name"])
+            shape = made["build_config"]["input_shape"]
+            new[id(old)] = kind.from_config(made["config"]), shape
+        exchange(layer, new)
+        return layer
+
+
+def _numbered(layer, number="", around=()):
+    """The layers inside a layer, each by its number and those around it."""
+    found = {}
+    parts = layers_in(layer, include_self=False, recursive=False)
+    # A Sequential gets its input layer when it is called.
+    parts = [x for x in parts if not isinstance(x, keras.layers.InputLayer)]
+    for i, part in enumerate(parts):
+        if part not in around:
+            found[f"{number}{i}"] = part
+            if not isinstance(part, DropoutByShape):
+                found |= _numbered(part, f"{number}{i}/", (*around, part))
+    return found
+
+
+def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
+    """Puts new layers in the place of layers inside `root`.
+
+    Args:
+        root: A layer or model. It is changed.
+        new: Dict from the id of a layer to a pair: the layer that takes its
+            place, and the shape of its input.
+    """
+    start = "" if isinstance(root, keras.Model) else f"{root.name}/"
+    for path, layer in [*paths_of(root, start)]:
+        if id(layer) in new:
+            made, shape = new[id(layer)]
+            with _scope(path):
+                made.build(shape)
+            become(layer, made)
+    for part in layers_in(root):
+        inside = layers_in(part, include_self=False)
+        if not any(id(layer) in new for layer in inside):
+            continue
+        list_again_for_pytorch(part)
+        if not (isinstance(part, Converted) or is_made_of_its_graph(part)):
+            part.__class__ = _converted_class(type(part))
+
+
+@contextlib.contextmanager
+def _scope(path):
+    """Gives variables paths that differ, by which PyTorch lists them."""
+    with contextlib.ExitStack() as stack:
+        for name in path.split("/")[:-1]:
+            stack.enter_context(keras.name_scope(name))
+        yield
+
+
+@cache
+def _converted_class(original):
+    names = {"__module__": __name__, "original": original}
+    kind = type(original.__name__, (Converted, original), names)
+    return keras.saving.register_keras_serializable(
+        "keras_invdrop", "Converted"
+    )(kind)

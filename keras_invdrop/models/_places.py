@@ -1,0 +1,238 @@
+"""The places at which a model drops, at any depth, and what arrives there."""
+
+import contextlib
+import dis
+import inspect
+import itertools
+import re
+import types
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras import ops
+from keras import tree
+
+from .._batches import random_inputs
+from .._checks import invalid
+from .._checks import is_number
+from .._keras import graph_of
+from .._keras import layers_in
+from ..arguments import Filters
+from ..layers._shifted_dropout import ShiftedDropout
+
+# Layers that drop in another way, for which a shift has no meaning.
+OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
+# Parts of the names of layers, of KerasHub and others, that drop whole paths.
+PATH_DROPOUT = ("DropPath", "StochasticDepth")
+# The attributes in which recurrent layers and attention keep their rates.
+RATES = ("dropout", "recurrent_dropout")
+
+
+@dataclass(eq=False)
+class Place:
+    """A layer that drops.
+
+    Attributes:
+        path: The names of the layers around it and its own, joined by `/`.
+        layer: The layer.
+        obstacle: Why it cannot be converted; None if it can.
+        shapes: The shapes of its inputs, batch included.
+        adds_up: Whether each of its inputs adds up to 1 along the last axis,
+            as attention scores do.
+    """
+
+    path: str
+    layer: keras.Layer
+    obstacle: str | None = None
+    shapes: list[tuple] = field(default_factory=list)
+    adds_up: bool = False
+
+    @property
+    def rate(self) -> float:
+        rates = [getattr(self.layer, x, None) for x in ("rate", *RATES)]
+        return next((x for x in rates if is_number(x) and x > 0), 0.0)
+
+
+def paths_of(
+    layer: keras.Layer, start: str = "", seen: set | None = None
+) -> Iterator[tuple[str, keras.Layer]]:
+    """The layers inside a layer, each once, with their paths."""
+    seen = set() if seen is None else seen
+    for part in layers_in(layer, include_self=False, recursive=False):
+        if id(part) not in seen:
+            seen.add(id(part))
+            path = f"{start}{part.name}"
+            yield path, part
+            yield from paths_of(part, f"{path}/", seen)
+
+
+def places(model: keras.Layer) -> list[Place]:
+    """The layers of a model that drop, but for those of this library."""
+    found = [Place(path, layer) for path, layer in paths_of(model)]
+    for place in found:
+        place.obstacle = _obstacle(place.layer)
+    return [x for x in found if x.obstacle or is_dropout(x.layer)]
+
+
+def drops(layer: keras.Layer) -> bool:
+    """Whether a layer draws masks, itself and not by a layer inside it."""
+    return isinstance(layer, ShiftedDropout | layers.Dropout) or bool(
+        _obstacle(layer)
+    )
+
+
+def is_dropout(layer: keras.Layer) -> bool:
+    """Whether a layer does what a dropout layer of Keras does."""
+    return isinstance(layer, layers.Dropout) and type(
+        layer
+    ).call.__module__.startswith("keras.")
+
+
+def _obstacle(layer):
+    """Why the dropout that a layer draws itself cannot be converted."""
+    kind = type(layer)
+    if isinstance(layer, ShiftedDropout) or is_dropout(layer):
+        return None
+    if isinstance(layer, layers.Dropout):
+        return "a subclass of `Dropout` with a `call` of its own"
+    if isinstance(layer, OTHER_DROPOUT):
+        return "does not replace activities by zero"
+    if any(name in kind.__name__ for name in PATH_DROPOUT):
+        return "drops whole paths" if getattr(layer, "rate", 1) else None
+    if rates := _own_rates(layer):
+        return f"draws its masks itself ({', '.join(rates)})"
+    if any(map(_calls_dropout, _own_functions(kind))):
+        return "calls `keras.random.dropout` itself"
+    return None
+
+
+def _own_rates(layer):
+    """The rates of a layer that holds no layer which drops at that rate."""
+    rates = [
+        f"{name}={getattr(layer, name):g}"
+        for name in RATES
+        if is_number(getattr(layer, name, None)) and getattr(layer, name) > 0
+    ]
+    inner = layers_in(layer, include_self=False)
+    if rates and any(
+        isinstance(x, layers.Dropout | ShiftedDropout) or _own_rates(x)
+        for x in inner
+    ):
+        return []
+    return rates
+
+
+def _own_functions(kind):
+    """The methods of a class that does not come from Keras."""
+    for base in inspect.getmro(kind):
+        if base is keras.Layer:
+            return
+        if not base.__module__.startswith("keras.src."):
+            for value in vars(base).values():
+                if isinstance(value, types.FunctionType):
+                    yield value
+
+
+def _calls_dropout(function):
+    names = [x.argval for x in dis.get_instructions(function)]
+    return ("random", "dropout") in itertools.pairwise(names) or any(
+        function.__globals__.get(name) is keras.random.dropout
+        for name in function.__code__.co_names
+    )
+
+
+def matching(filters: Filters | None) -> Callable[[str], bool]:
+    """A function that says whether a path is one of `filters`.
+
+    Raises:
+        ValueError: If `filters` is no regular expression, or list of them.
+    """
+    if filters is None:
+        return lambda path: True
+    given = [filters] if isinstance(filters, str) else filters
+    try:
+        patterns = [re.compile(pattern) for pattern in given]
+    except (TypeError, re.error):
+        raise invalid(
+            "filters", "a regular expression, or a list of them", filters
+        ) from None
+    return lambda path: any(pattern.search(path) for pattern in patterns)
+
+
+def observe(
+    model: keras.Model, found: list[Place], inputs: Any, sizes: Iterable[int]
+) -> None:
+    """Notes the shapes that arrive at places inside layers.
+
+    The model is called once in training mode; its variables do not change.
+
+    Args:
+        model: A model.
+        found: Its places; the shapes are added to them.
+        inputs: An example of the input of the model. If None, random numbers.
+        sizes: The sizes to try for axes of random sequences of any size.
+
+    Raises:
+        ValueError: If the model cannot be called.
+    """
+    graph = graph_of(model)
+    with contextlib.ExitStack() as stack:
+        for place in found:
+            vars(place.layer)["call"] = _noting(place)
+            stack.callback(vars(place.layer).pop, "call")
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        try:
+            examples = [inputs]
+            if inputs is None:
+                examples = [
+                    tree.pack_sequence_as(
+                        graph.input, random_inputs(graph.inputs, size)
+                    )
+                    for size in sizes
+                ]
+            for example in examples:
+                with keras.StatelessScope():
+                    model(example, training=True)
+        except Exception as error:  # a model raises anything
+            raise ValueError(
+                f"Model '{model.name}' has dropout inside its layers. To find "
+                "what arrives there it was called, which failed. Give an "
+                "example of its input as the argument `inputs`. "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _noting(place):
+    call = place.layer.call
+
+    def noting(inputs, *args, **kwargs):
+        adds_up = place.adds_up or not place.shapes
+        place.adds_up = adds_up and _adds_up(inputs)
+        place.shapes.append(tuple(inputs.shape))
+        return call(inputs, *args, **kwargs)
+
+    return noting
+
+
+def _adds_up(x):
+    """Whether `x` is a probability distribution along the last axis."""
+    if len(x.shape) < 3:
+        return False
+    try:
+        values = ops.convert_to_numpy(x).astype("float32")
+    except Exception:  # inside a loop that the backend compiles
+        return False
+    sums = values.sum(axis=-1)
+    # A query that may look at nothing has scores of zero.
+    near = np.abs(sums - 1) < 0.02
+    return bool(
+        (values >= 0).all() and near.any() and (near | (sums == 0)).all()
+    )

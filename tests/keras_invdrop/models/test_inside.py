@@ -1,0 +1,483 @@
+"""Dropout inside the layers of a model."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_invdrop import InvariantDropout
+from keras_invdrop import MonteCarlo
+from keras_invdrop import fold
+from keras_invdrop import invariantize
+
+HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
+if HAS_KERAS_HUB:
+    import keras_hub
+
+of_keras_hub = pytest.mark.skipif(
+    not HAS_KERAS_HUB, reason="KerasHub needs a newer Keras"
+)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Dropout that is not converted"),
+    pytest.mark.filterwarnings("ignore:`build\\(\\)` was called"),
+]
+registered = keras.saving.register_keras_serializable("test_inside")
+
+
+@registered
+class TransformerBlock(layers.Layer):
+    def __init__(self, units=8, rate=0.3, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.rate = units, rate
+        self.attention = layers.MultiHeadAttention(2, 4, dropout=rate)
+        self.drops = [layers.Dropout(rate), layers.Dropout(rate)]
+        self.dense = keras.Sequential(
+            [
+                layers.Dense(2 * units, activation="relu"),
+                layers.Dropout(rate),
+                layers.Dense(units),
+            ]
+        )
+        self.norms = [layers.LayerNormalization() for _ in range(2)]
+
+    def call(self, x):
+        x = self.norms[0](x + self.drops[0](self.attention(x, x)))
+        return self.norms[1](x + self.drops[1](self.dense(x)))
+
+    def get_config(self):
+        config = {"units": self.units, "rate": self.rate}
+        return {**super().get_config(), **config}
+
+
+@registered
+class ResidualBlock(layers.Layer):
+    """Holds its layers in a dict, and makes them when it is built."""
+
+    def build(self, input_shape):
+        self.parts = {
+            "conv": layers.Conv2D(input_shape[-1], 3, padding="same"),
+            "drop": layers.SpatialDropout2D(0.3, "channels_last"),
+        }
+        self.parts["conv"].build(input_shape)
+
+    def call(self, x):
+        return x + self.parts["drop"](self.parts["conv"](x))
+
+
+@registered
+class Cell(layers.Layer):
+    """A recurrent cell that drops its input."""
+
+    def __init__(self, units=5, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+        self.drop = layers.Dropout(0.4)
+        self.dense = layers.Dense(units, activation="tanh")
+
+    def call(self, x, states):
+        y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
+        return y, [y]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@registered
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.block = TransformerBlock()
+        self.drop = layers.Dropout(0.5, name="last_drop")
+        self.dense = layers.Dense(2)
+
+    def call(self, x, training=False):
+        x = ops.mean(self.block(x, training=training), axis=1)
+        return self.dense(self.drop(x, training=training))
+
+
+@registered
+class Twice(layers.Layer):
+    """Calls one dropout layer on different numbers of features."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = layers.Dropout(0.5)
+        self.dense = layers.Dense(7)
+
+    def call(self, x):
+        return self.drop(self.dense(self.drop(x)))
+
+
+def graph(*model_layers, shape):
+    inputs = x = keras.Input(shape)
+    for layer in model_layers:
+        x = layer(x)
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 4, 8)))
+    return model
+
+
+MODELS = {
+    "transformer block": (
+        lambda: graph(
+            layers.Dropout(0.1),
+            TransformerBlock(),
+            TransformerBlock(),
+            shape=(None, 8),
+        ),
+        (4, 6, 8),
+        [(1, 8), (1, 8), (1, 16)],
+    ),
+    "residual block": (
+        lambda: graph(ResidualBlock(), ResidualBlock(), shape=(5, 5, 3)),
+        (4, 5, 5, 3),
+        [(1, 1, 3)],
+    ),
+    "TimeDistributed": (
+        lambda: graph(
+            layers.TimeDistributed(layers.Dropout(0.5)), shape=(4, 3)
+        ),
+        (4, 4, 3),
+        [(3,)],
+    ),
+    "cell": (
+        lambda: graph(layers.RNN(Cell()), shape=(4, 3)),
+        (4, 4, 3),
+        [(3,)],
+    ),
+    "twice": (lambda: graph(Twice(), shape=(3,)), (4, 3), [((3,), (7,))]),
+    "subclass": (subclassed, (4, 4, 8), [(1, 8), (1, 8), (1, 16), (8,)]),
+}
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def predicted(model, x):
+    return ops.convert_to_numpy(model(x, training=False))
+
+
+def betas(model):
+    return [
+        layer.beta
+        for layer in model._flatten_layers()
+        if isinstance(layer, InvariantDropout)
+    ]
+
+
+def assert_it_works(model, x, new, path, rtol=0.0, trains=True):
+    """It predicts the same, trains each beta, and loads from a file."""
+    expected = predicted(model, x)
+    np.testing.assert_allclose(predicted(new, x), expected, rtol=rtol)
+    if trains:
+        y = random(*expected.shape)
+        if new.compiled:  # as KerasHub compiles a classifier
+            y = np.arange(len(y))
+        else:
+            new.compile("adam", "mse")
+        new.fit(x, y, epochs=2, verbose=0)
+        assert all(np.any(ops.convert_to_numpy(x)) for x in betas(new))
+    new.save(path)
+    loaded = keras.models.load_model(path)
+    assert len(betas(loaded)) == len(betas(new))
+    np.testing.assert_array_equal(predicted(loaded, x), predicted(new, x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_inside_layers_is_converted(name, tmp_path):
+    make, shape, beta_shapes = MODELS[name]
+    model, x = make(), random(*shape)
+    weights = len(model.weights)
+    new, report = invariantize(model, inputs=x, return_report=True)
+    assert type(model) in type(new).__mro__
+    assert len(model.weights) == weights and not betas(model)
+    done = [row for row in report if row.beta is not None]
+    assert set(beta_shapes) <= {row.beta for row in done}
+    assert len(betas(new)) == len(done) + (name == "twice")
+    assert {row.reason for row in report if row.beta is None} <= {
+        "drops attention scores (`attention=True` converts it)"
+    }
+    # JAX compiles the loop over a cell, and rounds the sums in it in another
+    # order. Keras cannot draw masks in such a loop.
+    compiled = name == "cell" and keras.backend.backend() == "jax"
+    assert_it_works(
+        model,
+        x,
+        new,
+        tmp_path / "new.keras",
+        rtol=1e-6 if compiled else 0.0,
+        trains=not compiled,
+    )
+
+
+def test_one_beta_for_each_head(tmp_path):
+    make, shape, _ = MODELS["transformer block"]
+    model, x = make(), random(*shape)
+    new, report = invariantize(model, attention=True, return_report=True)
+    assert [row.beta for row in report].count((2, 1, 1)) == 2
+    assert_it_works(model, x, new, tmp_path / "new.keras")
+
+
+@pytest.mark.parametrize("name", ["transformer block", "subclass"])
+def test_the_model_itself_is_converted(name, tmp_path):
+    make, shape, _ = MODELS[name]
+    model, x = make(), random(*shape)
+    expected = predicted(model, x)
+    model.compile("adam", "mse")
+    model.fit(x, np.zeros(expected.shape), verbose=0)
+    expected = model.predict(x, verbose=0)
+    new = invariantize(model, inputs=x, inplace=True)
+    assert new is model and len(betas(model)) >= 4
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    assert not model.optimizer.built
+    model.fit(x, np.zeros(expected.shape), epochs=2, verbose=0)
+    assert all(np.any(ops.convert_to_numpy(x)) for x in betas(model))
+
+
+def test_filters_choose_by_path():
+    model = graph(
+        TransformerBlock(name="one"), TransformerBlock(name="two"), shape=(4, 8)
+    )
+    with warnings.catch_warnings():
+        # What was left out on purpose is no surprise.
+        warnings.simplefilter("error")
+        new, report = invariantize(
+            model, filters=["^two/dropout", "none"], return_report=True
+        )
+    paths = [row.path for row in report if row.beta is not None]
+    assert len(paths) == len(betas(new)) == 2
+    assert all(path.startswith("two/dropout") for path in paths)
+    assert len(report) == 8
+    assert str(report[0]).startswith(f"{report[0].path} (Dropout, rate 0.3): ")
+
+
+@registered
+class Drawing(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, x, training=False):
+        if training:
+            x = keras.random.dropout(x, 0.5, seed=self.seed_generator)
+        return x
+
+
+class DropPath(layers.Layer):
+    rate = 0.25
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
+        return x * ops.cast(keras.random.uniform(shape) > self.rate, x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "reason"),
+    [
+        (Drawing(name="it"), "it", "calls `keras.random.dropout` itself"),
+        (DropPath(name="it"), "it", "drops whole paths"),
+        (
+            layers.ConvLSTM1D(2, 1, dropout=0.25, name="it"),
+            "it/conv_lstm_cell",
+            "draws its masks itself (dropout=0.25)",
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_cannot_be_converted_is_reported(layer, path, reason):
+    model = keras.Sequential([keras.Input((4, 5, 3)), layer])
+    with pytest.warns(UserWarning, match="no `Dropout`"):
+        new, (row,) = invariantize(model, return_report=True)
+    assert new is model
+    assert row.path.startswith(path) and row.beta is None
+    assert row.reason == reason
+
+
+def test_a_model_that_cannot_be_called_on_random_numbers():
+    class Picky(TransformerBlock):
+        def call(self, x):
+            if x.shape[1] == 4:
+                raise RuntimeError("four timesteps")
+            return super().call(x)
+
+    model = graph(Picky(), shape=(None, 8))
+    with pytest.raises(ValueError, match="(?s)argument `inputs`.*four times"):
+        invariantize(model)
+    new = invariantize(model, inputs=random(2, 6, 8))
+    assert len(betas(new)) == 3
+
+
+def test_a_model_that_cannot_be_copied_is_converted_itself():
+    class Reading(TransformerBlock):
+        def __init__(self, file, **kwargs):
+            super().__init__(**kwargs)
+            self.file = file
+
+    with open(__file__) as file:
+        model = graph(Reading(file), shape=(4, 8))
+        with pytest.raises(ValueError, match="inplace=True"):
+            invariantize(model)
+        invariantize(model, inplace=True)
+    assert len(betas(model)) == 3
+
+
+def test_a_folded_network_keeps_what_is_inside_its_layers(tmp_path):
+    model = graph(TransformerBlock(), layers.Dropout(0.5), shape=(4, 8))
+    new = invariantize(model)
+    for beta in betas(new):
+        beta.assign(random(*beta.shape))
+    x = random(5, 4, 8)
+    folded = fold(new)
+    assert len(betas(folded)) == 3  # that in the graph is in a bias
+    np.testing.assert_allclose(
+        predicted(folded, x), predicted(new, x), rtol=1e-4, atol=1e-5
+    )
+    folded.save(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(
+        predicted(keras.models.load_model(tmp_path / "folded.keras"), x),
+        predicted(folded, x),
+    )
+
+
+DRAWING = {
+    **{name: MODELS[name][:2] for name in MODELS if name != "cell"},
+    "recurrent": (
+        lambda: graph(
+            layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2),
+            layers.Reshape((4, 1)),
+            layers.Bidirectional(layers.GRU(3, dropout=0.3)),
+            shape=(4, 3),
+        ),
+        (4, 4, 3),
+    ),
+    "attention": (
+        lambda: graph(Attending(), shape=(4, 3)),
+        (4, 4, 3),
+    ),
+    "drawing": (lambda: graph(Drawing(), shape=(3,)), (4, 3)),
+    "path": (lambda: graph(DropPath(), shape=(3,)), (4, 3)),
+    "converted": (
+        lambda: invariantize(MODELS["transformer block"][0](), attention=True),
+        (4, 6, 8),
+    ),
+}
+
+
+class Attending(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = layers.Attention(dropout=0.3)
+
+    def call(self, x):
+        return self.attention([x, x])
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_monte_carlo_draws_the_masks_of_training(name):
+    make, shape = DRAWING[name]
+    model, x = make(), random(*shape)[:2]
+    found = MonteCarlo(model, 2000, seed=0).predict(x, batch_size=4000)
+    y = model(np.repeat(x, 2000, axis=0), training=True)
+    y = ops.convert_to_numpy(y).reshape((2, 2000, *found.mean.shape[1:]))
+    # The standard error of a standard deviation is 2 %, more if few masks are
+    # likely.
+    np.testing.assert_allclose(
+        found.standard_deviation, y.std(axis=1), rtol=0.15
+    )
+    error = y.std(axis=1) / np.sqrt(1000)
+    assert np.abs((found.mean - y.mean(axis=1)) / error).max() < 5
+
+
+def test_monte_carlo_leaves_the_rest_in_inference_mode():
+    class Mixed(Drawing):
+        def __init__(self):
+            super().__init__()
+            self.norm = layers.BatchNormalization()
+            self.noise = layers.GaussianNoise(1.0)
+
+        def call(self, x, training=False):
+            x = self.noise(self.norm(x, training=training))
+            return super().call(x, training=training)
+
+    model = graph(Mixed(), shape=(3,))
+    x = 5 + random(2, 3)
+    found = MonteCarlo(model, 4000, seed=0).predict(x, batch_size=8000)
+    kernel, _ = model.layers[-1].get_weights()
+    x = x / np.sqrt(1.001)  # the initial moving variance, and epsilon
+    np.testing.assert_allclose(
+        found.standard_deviation**2, x**2 @ kernel**2, rtol=0.15
+    )
+
+
+def test_monte_carlo_draws_where_the_filters_say():
+    one, two = TransformerBlock(name="one"), layers.Dropout(0.5, name="two")
+    model = graph(one, two, shape=(4, 8))
+    alone = graph(layers.Dropout(0.5), shape=(4, 8))
+    alone.layers[-1].set_weights(model.layers[-1].get_weights())
+    x = random(2, 4, 8)
+    found = MonteCarlo(model, 500, seed=0, filters="^two$").predict(x)
+    hidden = one(x)
+    expected = MonteCarlo(alone, 500, seed=0).predict(hidden)
+    np.testing.assert_allclose(
+        found.standard_deviation, expected.standard_deviation, rtol=0.2
+    )
+    with pytest.raises(ValueError, match="chosen by `filters`"):
+        MonteCarlo(model, filters="three")
+
+
+def bert():
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=30,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        dropout=0.2,
+        max_sequence_length=6,
+    )
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    ones = np.ones((2, 6), "int32")
+    x = {
+        "token_ids": np.arange(12).reshape((2, 6)),
+        "segment_ids": 0 * ones,
+        "padding_mask": ones,
+    }
+    return model, x
+
+
+def vision_transformer():
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(8, 8, 3),
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+        dropout_rate=0.2,
+        attention_dropout=0.2,
+    )
+    model = keras_hub.models.ViTImageClassifier(backbone, num_classes=3)
+    return model, random(2, 8, 8, 3)
+
+
+@of_keras_hub
+@pytest.mark.parametrize(
+    ("make", "places"), [(bert, 6), (vision_transformer, 4)]
+)
+def test_models_of_keras_hub(make, places, tmp_path):
+    model, x = make()
+    new, report = invariantize(model, attention=True, return_report=True)
+    assert isinstance(new, type(model))
+    assert all(row.beta for row in report if row.rate)
+    assert len(betas(new)) >= places
+    assert_it_works(model, x, new, tmp_path / "new.keras")
