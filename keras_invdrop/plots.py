@@ -201,12 +201,10 @@ def plot_errors(
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
+    note = "mean, 95 % interval" if ax.collections else None
     # The legend is small, or it would cover some of six curves.
     ax.legend(
-        title="mean, 95 % interval" if ax.collections else None,
-        fontsize="small",
-        title_fontsize="small",
-        labelspacing=0.3,
+        title=note, fontsize="small", title_fontsize="small", labelspacing=0.3
     )
     return ax
 
@@ -249,14 +247,8 @@ def _plot_curve(ax, label, mean, half_width, colour, marker):
         label=label,
     )
     if not np.isnan(half_width).all():
-        ax.fill_between(
-            epochs,
-            mean - half_width,
-            mean + half_width,
-            color=colour,
-            alpha=0.2,
-            linewidth=0,
-        )
+        low, high = mean - half_width, mean + half_width
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _limit_below(ax, *curves):

@@ -216,7 +216,7 @@ class Devices:
             epochs: Number of epochs.
             callbacks: Callbacks as for `model.fit`. They see whole epochs.
         """
-        followed = keras.callbacks.CallbackList(
+        outer = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
             model=model,
@@ -227,7 +227,7 @@ class Devices:
         # each call.
         if optimizer := averaging(model):
             optimizer.finalize_variable_values = lambda variables: None
-        followed.on_train_begin()
+        outer.on_train_begin()
         # `ExactResume` has set the initial epoch; each call runs one epoch, 0.
         first = initial_epoch(model)
         set_initial_epoch(model, None)
@@ -235,9 +235,7 @@ class Devices:
 
             def fit(parts: "_Parts", epoch: int = epoch) -> None:
                 begin = keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda _, logs: followed.on_epoch_begin(
-                        epoch
-                    )
+                    on_epoch_begin=lambda _, logs: outer.on_epoch_begin(epoch)
                 )
                 # Begin the epoch inside the first call: Keras may draw random
                 # numbers before its first step.
@@ -245,8 +243,8 @@ class Devices:
                 model.fit(parts, shuffle=False, verbose=0, callbacks=begins)
 
             logs = self._through(model, fit, batches, examples, batch_size)
-            followed.on_epoch_end(epoch, logs)
-        followed.on_train_end()
+            outer.on_epoch_end(epoch, logs)
+        outer.on_train_end()
 
     def evaluate(
         self, model: keras.Model, examples: Split, batch_size: int
