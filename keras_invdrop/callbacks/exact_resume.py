@@ -200,11 +200,10 @@ class ExactResume(Reseed):
         ):
             vars(callback).update(_unpacked(attributes, kept))
         self._history, self._epochs = state["history"], state["epochs"]
-        stopped = state["stopped"]
-        set_initial_epoch(
-            self.model,
-            self.params["epochs"] if stopped else self._epochs[-1] + 1,
-        )
+        following = self._epochs[-1] + 1
+        if state["stopped"]:
+            following = self.params["epochs"]
+        set_initial_epoch(self.model, following)
 
     def _continue_history(self) -> None:
         """Adds the earlier epochs to `History`.
