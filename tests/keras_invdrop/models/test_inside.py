@@ -77,6 +77,12 @@ class Cell(layers.Layer):
         self.drop = layers.Dropout(0.4)
         self.dense = layers.Dense(units, activation="tanh")
 
+    def build(self, input_shape):
+        # Without it Keras cannot load the cell on PyTorch.
+        *batch, features = input_shape
+        self.drop.build(input_shape)
+        self.dense.build((*batch, features + self.units))
+
     def call(self, x, states):
         y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
         return y, [y]
