@@ -77,6 +77,9 @@ class Cell(layers.Layer):
         self.drop = layers.Dropout(0.4)
         self.dense = layers.Dense(units, activation="tanh")
 
+    def build(self, input_shape):
+        self.dense.build((None, input_shape[-1] + self.units))
+
     def call(self, x, states):
         y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
         return y, [y]
