@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import keras
 
 from .invariant_dropout import InvariantDropout
@@ -15,7 +17,7 @@ class DropoutByShape(keras.Layer):
             list with the input shape of each.
     """
 
-    def __init__(self, parts: list[InvariantDropout | dict], **kwargs):
+    def __init__(self, parts: Sequence[InvariantDropout | dict], **kwargs):
         super().__init__(**kwargs)
         self.parts = [
             x

@@ -112,7 +112,8 @@ def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
             continue
         list_again_for_pytorch(part)
         if not (isinstance(part, Converted) or is_made_of_its_graph(part)):
-            part.__class__ = _converted_class(type(part))
+            kind: Any = type(part)
+            part.__class__ = _converted_class(kind)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,9 @@ class Place:
 
     @property
     def rate(self) -> float:
-        rates = [getattr(self.layer, x, None) for x in ("rate", *RATES)]
+        rates: list[Any] = [
+            getattr(self.layer, x, None) for x in ("rate", *RATES)
+        ]
         return next((x for x in rates if is_number(x) and x > 0), 0.0)
 
 
