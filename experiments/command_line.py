@@ -342,7 +342,7 @@ def generate_splicing(
         int, typer.Option(min=0, help="Seed of the random draws.")
     ] = 0,
 ):
-    """GENERATE data of the shape of the splicing data, for Table 5.
+    """Generate data of the shape of the splicing data, for Table 5.
 
     The mouse splicing data of the paper are not public in one file. The
     generated data have their size and are drawn at random, sparse and biased

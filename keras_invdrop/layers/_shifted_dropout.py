@@ -70,7 +70,11 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         raise NotImplementedError
 
     def set_shift(self, value: Any) -> None:
-        """Makes `value` what is added to each activity."""
+        """Makes `value` what is added to each activity.
+
+        Raises:
+            ValueError: If the layer has not been built.
+        """
         raise NotImplementedError
 
     @property
@@ -88,15 +92,19 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         Raises:
             ValueError: If the layer has not been built.
         """
-        if not self.built:
-            raise ValueError(
-                f"Layer '{self.name}' has no `level` before it is built, since "
-                "its shape is that of the input. Expected a layer that has "
-                "been called on data, or on which `build(input_shape)` has "
-                "been called. Received: built=False"
-            )
+        self.check_built("level")
         # Not -0.0 where the shift is 0.
         return 0 - ops.convert_to_numpy(self.shift)
+
+    def check_built(self, name: str) -> None:
+        """Raises the error of `name`, which a layer has once it is built."""
+        if not self.built:
+            raise ValueError(
+                f"Layer '{self.name}' has no `{name}` before it is built, "
+                "since its shape is that of the input. Expected a layer that "
+                "has been called on data, or on which `build(input_shape)` "
+                "has been called. Received: built=False"
+            )
 
     def build(self, input_shape):
         if len(input_shape) < 2:

@@ -145,6 +145,7 @@ class InvariantDropout(ShiftedDropout):
         return self.beta
 
     def set_shift(self, value: Any) -> None:
+        self.check_built("set_shift")
         self.beta.assign(value)
 
     def build(self, input_shape):

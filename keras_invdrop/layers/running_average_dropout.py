@@ -92,6 +92,7 @@ class RunningAverageDropout(ShiftedDropout):
         return -self.average
 
     def set_shift(self, value: Any) -> None:
+        self.check_built("set_shift")
         self.average.assign(-value)
 
     def build(self, input_shape):

@@ -438,6 +438,10 @@ class InvariantDropoutTest(testing.TestCase):
             ValueError, "'my_dropout' has no `level` before it is built"
         ):
             _ = InvariantDropout(0.5, name="my_dropout").level
+        with self.assertRaisesRegex(
+            ValueError, "'my_dropout' has no `set_shift` before it is built"
+        ):
+            InvariantDropout(0.5, name="my_dropout").set_shift([1.0, -2.0])
         layer.build((None, 2))
         before = layer.level
         # Zero has no sign.
