@@ -24,7 +24,10 @@ install = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 demo: .venv/$(KERAS_BACKEND)
 	$(BIN)/keras-invdrop demo
 
-test: .venv/dev check $(BACKENDS:%=test-%)
+# The type checker, which uses one core, runs beside the first tests.
+test: .venv/dev
+	$(MAKE) --jobs=2 check test-jax
+	$(MAKE) --jobs=1 test-tensorflow test-torch
 
 # Adds the cases marked `thorough`, and uses the default settings of XLA.
 test-all: .venv/dev
@@ -43,7 +46,8 @@ docs: .venv/dev
 # third worker finds time on two cores.
 test-jax: WORKERS := 3
 # This halves the compile time of programs that run only a few times.
-test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false
+test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
+	--xla_cpu_parallel_codegen_split_count=1
 test-%: WORKERS ?= 2
 test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)

@@ -11,8 +11,8 @@ from keras import ops
 from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
 
+from ._methods import classified
 from ._methods import dropouts
-from ._methods import full_precision
 from ._methods import image_shape
 from ._methods import kernels
 from ._methods import scaled
@@ -151,7 +151,7 @@ def maxout_cnn(
             scaled(filters, width),
             kernel_size,
             convolution_pieces,
-            **options[i - 1],
+            **next(options),
             name=f"convolution_{i}",
         )(x)
         x = _complete_windows(x, pool_size)
@@ -161,18 +161,13 @@ def maxout_cnn(
     x = MaxoutDense(
         scaled(hidden_units, width),
         hidden_pieces,
-        **options[-2],
+        **next(options),
         name="hidden_1",
     )(x)
     x = drop(x, "hidden_1_dropout")
-    outputs = keras.layers.Dense(
-        classes,
-        classifier_activation,
-        **options[-1],
-        dtype=full_precision(),
-        name="classifier",
-    )(x)
-    return keras.Model(inputs, outputs, name=name)
+    return classified(
+        inputs, x, classes, classifier_activation, next(options), name
+    )
 
 
 def _complete_windows(x, size):

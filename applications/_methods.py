@@ -1,6 +1,7 @@
 """Shared by the networks: dropout methods, widths, kernel options."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,13 +94,20 @@ def scaled(units: int, width: float) -> int:
     return number
 
 
-def full_precision() -> str:
-    """The dtype of variables; the classifier computes in it.
-
-    In mixed precision, 16-bit logits would often tie, and the ties would hide
-    the predicted class.
-    """
-    return keras.config.dtype_policy().variable_dtype
+def classified(
+    inputs: Any, x: Any, classes: int, activation: Any, options: dict, name: str
+) -> keras.Model:
+    """The model from `inputs` to a dense classifier of `x`."""
+    outputs = keras.layers.Dense(
+        classes,
+        activation,
+        **options,
+        # In mixed precision, 16-bit logits would often tie, and the ties would
+        # hide the predicted class.
+        dtype=keras.config.dtype_policy().variable_dtype,
+        name="classifier",
+    )(x)
+    return keras.Model(inputs, outputs, name=name)
 
 
 def for_each(argument: str, value: Any, layers: int) -> Sequence[Any]:
@@ -119,7 +127,7 @@ def kernels(
     initial_stddev: float | None | Sequence[float | None] = None,
     regularizer: Any = None,
     initializer: Callable[[], Any] = lambda: "glorot_uniform",
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The kernel options of each layer, from the first to the last.
 
     Args:
@@ -136,18 +144,20 @@ def kernels(
     """
     norms = for_each("max_norm", max_norm, len(axes))
     stddevs = for_each("initial_stddev", initial_stddev, len(axes))
-    return [
-        {
-            "kernel_initializer": _normal(stddev) or initializer(),
-            "kernel_regularizer": regularizer,
-            "kernel_constraint": None
-            if norm is None
-            else keras.constraints.MaxNorm(
-                check_positive_number("max_norm", norm), axis
-            ),
-        }
-        for axis, norm, stddev in zip(axes, norms, stddevs, strict=True)
-    ]
+    return iter(
+        [
+            {
+                "kernel_initializer": _normal(stddev) or initializer(),
+                "kernel_regularizer": regularizer,
+                "kernel_constraint": None
+                if norm is None
+                else keras.constraints.MaxNorm(
+                    check_positive_number("max_norm", norm), axis
+                ),
+            }
+            for axis, norm, stddev in zip(axes, norms, stddevs, strict=True)
+        ]
+    )
 
 
 def _normal(stddev: float | None) -> keras.initializers.Initializer | None:

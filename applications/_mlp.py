@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
+from ._methods import classified
 from ._methods import dropouts
-from ._methods import full_precision
 from ._methods import kernels
 from ._methods import scaled
 
@@ -76,11 +76,7 @@ def mnist_mlp(
     1798794
     """
     drop_input, drop = dropouts(
-        dropout,
-        input_rate,
-        hidden_rate,
-        beta_regularizer,
-        len(hidden_units),
+        dropout, input_rate, hidden_rate, beta_regularizer, len(hidden_units)
     )
     options = kernels(
         [0] * (len(hidden_units) + 1),
@@ -96,18 +92,13 @@ def mnist_mlp(
         x = keras.layers.Dense(
             scaled(units, width),
             activation,
-            **options[i - 1],
+            **next(options),
             name=f"hidden_{i}",
         )(x)
         x = drop(x, f"hidden_{i}_dropout")
-    outputs = keras.layers.Dense(
-        classes,
-        classifier_activation,
-        **options[-1],
-        dtype=full_precision(),
-        name="classifier",
-    )(x)
-    return keras.Model(inputs, outputs, name=name)
+    return classified(
+        inputs, x, classes, classifier_activation, next(options), name
+    )
 
 
 def cifar10_mlp(

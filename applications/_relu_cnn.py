@@ -9,8 +9,8 @@ from keras_invdrop import LocallyConnected2D
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop._checks import check_choice
 
+from ._methods import classified
 from ._methods import dropouts
-from ._methods import full_precision
 from ._methods import image_shape
 from ._methods import kernels
 from ._methods import scaled
@@ -98,15 +98,13 @@ def relu_cnn(
         beta_regularizer,
         len(filters) + (locally_connected is not None) + len(hidden_units),
     )
-    options = iter(
-        kernels(
-            [[0, 1, 2]] * len(filters)
-            + [1] * (locally_connected is not None)
-            + [0] * (len(hidden_units) + 1),
-            max_norm,
-            initial_stddev,
-            kernel_regularizer,
-        )
+    options = kernels(
+        [[0, 1, 2]] * len(filters)
+        + [1] * (locally_connected is not None)
+        + [0] * (len(hidden_units) + 1),
+        max_norm,
+        initial_stddev,
+        kernel_regularizer,
     )
     inputs = keras.Input(image_shape(input_shape), name="input")
     x = drop_input(inputs, "input_dropout")
@@ -134,17 +132,9 @@ def relu_cnn(
     x = keras.layers.Flatten(name="flatten")(x)
     for i, units in enumerate(hidden_units, start=1):
         x = keras.layers.Dense(
-            scaled(units, width),
-            "relu",
-            **next(options),
-            name=f"hidden_{i}",
+            scaled(units, width), "relu", **next(options), name=f"hidden_{i}"
         )(x)
         x = drop(x, f"hidden_{i}_dropout")
-    outputs = keras.layers.Dense(
-        classes,
-        classifier_activation,
-        **next(options),
-        dtype=full_precision(),
-        name="classifier",
-    )(x)
-    return keras.Model(inputs, outputs, name=name)
+    return classified(
+        inputs, x, classes, classifier_activation, next(options), name
+    )

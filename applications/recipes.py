@@ -17,6 +17,7 @@ from typing import Any
 from typing import Literal
 
 import keras
+from keras.optimizers import schedules
 
 from keras_invdrop._checks import check_boolean
 from keras_invdrop._checks import check_choice
@@ -61,6 +62,11 @@ def setting(default: Any, help: str, **shown: Any) -> Any:
             `show_default`.
     """
     return field(default=default, metadata={"help": help, **shown})
+
+
+def fraction(default: float | None, help: str) -> Any:
+    """A setting from 0 to 1."""
+    return setting(default, help, min=0, max=1)
 
 
 # Settings that may differ by layer ...
@@ -122,11 +128,8 @@ class Recipe:
         0.01, "Learning rate at the start of the training.", min=0
     )
     # Choice: the learning rate falls to this fraction of its start ...
-    learning_rate_end: float = setting(
-        0.01,
-        "Fraction of its start to which the learning rate falls.",
-        min=0,
-        max=1,
+    learning_rate_end: float = fraction(
+        0.01, "Fraction of its start to which the learning rate falls."
     )
     # ... choice: by a constant factor per step, or by a constant amount.
     learning_rate_fall: Literal["geometric", "linear"] = setting(
@@ -136,11 +139,8 @@ class Recipe:
         metavar="geometric|linear",
     )
     # Choice: fraction of the steps in which the learning rate rises from 0.
-    warm_up: float = setting(
-        0.0,
-        "Fraction of the steps in which the learning rate rises.",
-        min=0,
-        max=1,
+    warm_up: float = fraction(
+        0.0, "Fraction of the steps in which the learning rate rises."
     )
     # By layer; published for the maxout networks.
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
@@ -149,17 +149,12 @@ class Recipe:
         1.0, "Multiplier of the learning rate for beta.", min=0
     )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
-    momentum: float = setting(0.99, "Momentum after its rise.", min=0, max=1)
+    momentum: float = fraction(0.99, "Momentum after its rise.")
     # Published: the momentum rises linearly from this value ...
-    momentum_start: float = setting(
-        0.5, "Momentum of the first step.", min=0, max=1
-    )
+    momentum_start: float = fraction(0.5, "Momentum of the first step.")
     # ... choice: over this fraction of the training.
-    momentum_ramp: float = setting(
-        0.25,
-        "Fraction of the training over which the momentum rises.",
-        min=0,
-        max=1,
+    momentum_ramp: float = fraction(
+        0.25, "Fraction of the training over which the momentum rises."
     )
     # Choice: None keeps Keras' initial weights or the network's published
     # ones; a number is the standard deviation of a normal distribution.
@@ -179,9 +174,7 @@ class Recipe:
         **NORMS,
     )
     # Published: keep 0.8 of the input and half of the hidden units.
-    input_rate: float = setting(
-        0.2, "Fraction of the input to drop.", min=0, max=1
-    )
+    input_rate: float = fraction(0.2, "Fraction of the input to drop.")
     hidden_rate: ForEach = setting(
         0.5,
         "Fraction of the hidden activities to drop; of all hidden layers, or "
@@ -198,12 +191,10 @@ class Recipe:
     )
     # Choice: momentum of the weights' moving average, which replaces the
     # weights in the trained network. None keeps the weights themselves.
-    ema_momentum: float | None = setting(
+    ema_momentum: float | None = fraction(
         None,
         "Take the moving average of the weights, with this momentum in each "
         "step: 0.999.",
-        min=0,
-        max=1,
     )
     # Choice: the paper names no precision. "mixed_bfloat16" computes in 16
     # bits.
@@ -292,26 +283,17 @@ class Recipe:
         if from_logits is None:
             from_logits = _returns_logits(model)
         check_boolean("from_logits", from_logits)
-        losses = keras.losses
-        defaults: dict[str, Any] = {
-            "optimizer": self.optimizer(
-                steps_per_epoch,
-                with_beta=any(
-                    weight.name == "beta" for weight in model.trainable_weights
-                ),
-            ),
-            "loss": losses.SparseCategoricalCrossentropy(
-                from_logits=from_logits
-            ),
-            "metrics": [
-                keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-            ],
+        with_beta = any(each.name == "beta" for each in model.trainable_weights)
+        loss: type[keras.losses.Loss] = keras.losses.CategoricalCrossentropy
+        metrics = []
+        if len(outputs[0].shape) <= 2:
+            loss = keras.losses.SparseCategoricalCrossentropy
+            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        defaults = {
+            "optimizer": self.optimizer(steps_per_epoch, with_beta),
+            "loss": loss(from_logits=from_logits),
+            "metrics": metrics,
         }
-        if len(outputs[0].shape) > 2:
-            defaults["loss"] = losses.CategoricalCrossentropy(
-                from_logits=from_logits
-            )
-            defaults["metrics"] = []
         model.compile(**(defaults | options))
 
     def beta_regularizer(self) -> keras.regularizers.Regularizer | None:
@@ -329,26 +311,16 @@ class Recipe:
             steps_per_epoch: Number of batches in an epoch.
             with_beta: Whether the network has weights named `beta`.
         """
-        schedules = keras.optimizers.schedules
-        schedule: keras.optimizers.schedules.LearningRateSchedule
-        steps = self.epochs * check_positive_integer(
-            "steps_per_epoch", steps_per_epoch
-        )
-        check_choice(
-            "learning_rate_fall",
-            self.learning_rate_fall,
-            ("geometric", "linear"),
-        )
-        if self.learning_rate_fall == "geometric":
-            schedule = schedules.ExponentialDecay(
-                self.learning_rate, steps, self.learning_rate_end
-            )
+        schedule: schedules.LearningRateSchedule
+        per_epoch = check_positive_integer("steps_per_epoch", steps_per_epoch)
+        steps = self.epochs * per_epoch
+        rate, end = self.learning_rate, self.learning_rate_end
+        fall = self.learning_rate_fall
+        check_choice("learning_rate_fall", fall, ("geometric", "linear"))
+        if fall == "geometric":
+            schedule = schedules.ExponentialDecay(rate, steps, end)
         else:
-            schedule = schedules.PolynomialDecay(
-                self.learning_rate,
-                steps,
-                self.learning_rate * self.learning_rate_end,
-            )
+            schedule = schedules.PolynomialDecay(rate, steps, rate * end)
         warm_up_steps = round(check_fraction("warm_up", self.warm_up) * steps)
         if warm_up_steps:
             schedule = WarmUp(schedule, warm_up_steps)

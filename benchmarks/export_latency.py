@@ -38,6 +38,7 @@ def main():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--width", type=float, default=0.25)
     options.add_argument("--batches", type=int, nargs="+", default=[1, 256])
+    options.add_argument("--format", choices=LOAD, action="append")
     arguments = options.parse_args()
     model, without = (
         relu_cnn(dropout=method, width=arguments.width, input_shape=SHAPE)
@@ -55,7 +56,7 @@ def main():
         "folded": folded.predict_on_batch,
     }
     with tempfile.TemporaryDirectory() as folder:
-        for format in LOAD:
+        for format in arguments.format or LOAD:
             path = Path(folder, format + SUFFIXES.get(format, ""))
             export(model, path, format)
             calls[format] = in_engine(format, path, folded)

@@ -47,6 +47,7 @@ def main():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--network", choices=NETWORKS, action="append")
     options.add_argument("--mode", choices=MODES, action="append")
+    options.add_argument("--kind", choices=KINDS, action="append")
     options.add_argument("--batch", type=int, default=128)
     options.add_argument("--width", type=float, default=1.0)
     options.add_argument("--steps", type=int, default=3)
@@ -63,9 +64,9 @@ def main():
         return
     for network in arguments.network or NETWORKS:
         for mode in arguments.mode or MODES:
-            peaks = {kind: [] for kind in KINDS}
+            peaks = {kind: [] for kind in arguments.kind or KINDS}
             for _ in range(arguments.rounds):
-                for kind in KINDS:
+                for kind in peaks:
                     one = ["--one", network, mode, kind]
                     process = subprocess.run(
                         [sys.executable, *sys.argv, *one],

@@ -13,6 +13,7 @@ from mkdocs.structure.files import Files
 # Pages, and what they show or link.
 PATTERNS = (
     "*.md",
+    "CITATION.cff",
     "applications/recipes.py",
     "benchmarks/*.md",
     "benchmarks/*.png",

@@ -30,6 +30,7 @@ from .options import taken
 from .options import takes
 from .results.console import ProgressTable
 from .results.console import console
+from .results.console import encodings_table
 from .results.console import paper_table
 from .results.measurements import as_objects
 from .results.measurements import counted
@@ -137,8 +138,8 @@ def demo(
         )
     ):
         results = run_demo(out, range(seeds), epochs, called())
-    console().print(paper_table(results, measured_only=True))
-    print(f"Models, histories, results and figures are in {out}/")
+    console().print(encodings_table(results))
+    print(f"Models, histories, results and the figures 1 and 2 are in {out}/")
 
 
 @app.command()
@@ -315,8 +316,8 @@ def report(
         typer.Option(
             dir_okay=False,
             exists=True,
-            help="A Markdown file in which to replace, between two marks, the "
-            "rows that were measured and the claims that hold.",
+            help="A Markdown file in which to replace, between two marks, "
+            "one table of the test errors.",
             show_default="none",
         ),
     ] = None,

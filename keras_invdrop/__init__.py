@@ -8,31 +8,31 @@ from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
 from . import regularizers as regularizers
-from .callbacks import BestEpoch
-from .callbacks import BetaMonitor
-from .callbacks import ExactResume
-from .callbacks import Reseed
-from .layers import GlobalContrastNormalization
-from .layers import InvariantDropout
-from .layers import LocallyConnected2D
-from .layers import Maxout
-from .layers import MaxoutConv2D
-from .layers import MaxoutDense
-from .layers import RunningAverageDropout
-from .layers import SharedInvariantDropout
-from .layers import SpatialInvariantDropout
-from .layers import StochasticPooling2D
-from .layers import ZCAWhitening
-from .models import Conversion
-from .models import Exported
-from .models import InjectedVariance
-from .models import MonteCarlo
-from .models import MonteCarloPrediction
-from .models import calibrate
-from .models import export
-from .models import fold
-from .models import invariantize
-from .models import variance_report
+from .callbacks import BestEpoch as BestEpoch
+from .callbacks import BetaMonitor as BetaMonitor
+from .callbacks import ExactResume as ExactResume
+from .callbacks import Reseed as Reseed
+from .layers import GlobalContrastNormalization as GlobalContrastNormalization
+from .layers import InvariantDropout as InvariantDropout
+from .layers import LocallyConnected2D as LocallyConnected2D
+from .layers import Maxout as Maxout
+from .layers import MaxoutConv2D as MaxoutConv2D
+from .layers import MaxoutDense as MaxoutDense
+from .layers import RunningAverageDropout as RunningAverageDropout
+from .layers import SharedInvariantDropout as SharedInvariantDropout
+from .layers import SpatialInvariantDropout as SpatialInvariantDropout
+from .layers import StochasticPooling2D as StochasticPooling2D
+from .layers import ZCAWhitening as ZCAWhitening
+from .models import Conversion as Conversion
+from .models import Exported as Exported
+from .models import InjectedVariance as InjectedVariance
+from .models import MonteCarlo as MonteCarlo
+from .models import MonteCarloPrediction as MonteCarloPrediction
+from .models import calibrate as calibrate
+from .models import export as export
+from .models import fold as fold
+from .models import invariantize as invariantize
+from .models import variance_report as variance_report
 
 if TYPE_CHECKING:
     from . import plots as plots
@@ -40,33 +40,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # No modules: `import *` would hide Keras' modules of the same names.
-__all__ = [
-    "BestEpoch",
-    "BetaMonitor",
-    "Conversion",
-    "ExactResume",
-    "Exported",
-    "GlobalContrastNormalization",
-    "InjectedVariance",
-    "InvariantDropout",
-    "LocallyConnected2D",
-    "Maxout",
-    "MaxoutConv2D",
-    "MaxoutDense",
-    "MonteCarlo",
-    "MonteCarloPrediction",
-    "Reseed",
-    "RunningAverageDropout",
-    "SharedInvariantDropout",
-    "SpatialInvariantDropout",
-    "StochasticPooling2D",
-    "ZCAWhitening",
-    "calibrate",
-    "export",
-    "fold",
-    "invariantize",
-    "variance_report",
-]
+__all__: list[str] = []
+__all__ += callbacks.__all__
+__all__ += layers.__all__
+__all__ += models.__all__
 # Imported on first use, since they need packages of extras.
 LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)

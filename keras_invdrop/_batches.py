@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,6 +70,34 @@ class Examples:
     def check(self, graph):
         """Raises an error if `graph` does not take the examples."""
         standardized(graph, self[[0]], self.argument, self.shapes)
+
+
+class Batches(keras.utils.PyDataset):
+    """Examples in batches; the last may be smaller.
+
+    Args:
+        arrays: Array, or structure of arrays; None stands for no array.
+        examples: Integer. The number of examples.
+        batch_size: Positive integer. Number of examples in a batch.
+    """
+
+    def __init__(self, arrays, examples, batch_size):
+        super().__init__()
+        self.arrays = arrays
+        self.examples = examples
+        self.batch_size = batch_size
+
+    def __len__(self):
+        return -(-self.examples // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        which = self.which(slice(start, start + self.batch_size))
+        return _mapped(lambda array: array[which], self.arrays)
+
+    def which(self, places: slice) -> Any:
+        """The examples at these places; a subclass may set another order."""
+        return places
 
 
 def batches(data, batch_size, inputs=1):

@@ -1,5 +1,6 @@
 """Checks of arguments, and the wording of their errors."""
 
+import inspect
 import math
 import numbers
 
@@ -47,6 +48,27 @@ def check_positive_integer(argument, value):
     if not is_integer(value) or value < 1:
         raise invalid(argument, "a positive integer", value)
     return int(value)
+
+
+def check_integer(argument, value, low, high):
+    """Returns `value` as an int from `low` to `high`."""
+    if not is_integer(value) or not low <= value <= high:
+        raise invalid(argument, f"an integer from {low} to {high}", value)
+    return int(value)
+
+
+def is_shape(value, ranks):
+    """Whether `value` is a list or tuple of positive integers.
+
+    Args:
+        value: Any value.
+        ranks: The allowed numbers of elements.
+    """
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) in ranks
+        and all(is_integer(size) and size > 0 for size in value)
+    )
 
 
 def check_boolean(argument, value):
@@ -107,9 +129,9 @@ def check_shared_axes(shared_axes):
     if is_integer(shared_axes):
         shared_axes = [shared_axes]
     expected = "an integer or a list of distinct integers"
-    if not isinstance(shared_axes, (list, tuple)):
-        raise invalid("shared_axes", expected, shared_axes)
-    if not all(is_integer(axis) for axis in shared_axes):
+    if not isinstance(shared_axes, (list, tuple)) or not all(
+        is_integer(axis) for axis in shared_axes
+    ):
         raise invalid("shared_axes", expected, shared_axes)
     if 0 in shared_axes:
         raise invalid(
@@ -208,6 +230,27 @@ def check_keras_object(argument, value):
         raise ValueError(
             f"{invalid(argument, expected, value)}. {error}"
         ) from error
+
+
+def config_of(cls, layer, inner=None):
+    """The arguments of the constructor of `cls`, as `get_config` returns them.
+
+    Args:
+        cls: A class of layers.
+        layer: A layer of the class, or of a subclass with other arguments. Each
+            argument is its attribute.
+        inner: The layer that has the attributes which `layer` lacks.
+    """
+    config = {}
+    for argument in inspect.signature(cls.__init__).parameters:
+        if argument not in ("self", "kwargs"):
+            holder = layer if hasattr(layer, argument) else inner
+            value = getattr(holder, argument)
+            kind = KINDS.get(argument.rpartition("_")[2])
+            if kind is not None:
+                value = getattr(keras, kind).serialize(value)
+            config[argument] = value
+    return config
 
 
 class StrictConfig:

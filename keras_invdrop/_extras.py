@@ -1,6 +1,8 @@
 """Errors for missing packages, which say how to install them."""
 
+import importlib
 from importlib.util import find_spec
+from typing import Any
 
 
 def install(*extras: str) -> str:
@@ -41,3 +43,11 @@ def require(what: str, packages: list[str], *extras: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise missing(what, package, *extras)
+
+
+def imported(what: str, modules: list[str], *extras: str) -> list[Any]:
+    """Imports modules, or raises the error of `missing` for their package."""
+    try:
+        return [importlib.import_module(name) for name in modules]
+    except ModuleNotFoundError as error:
+        raise missing(what, error.name, *extras) from None

@@ -166,6 +166,14 @@ def seed_generators(layer):
     return layer._seed_generators
 
 
+def seeded(generator):
+    """Has all backends draw from a generator that was made without a seed.
+
+    Otherwise dropout on PyTorch would draw from PyTorch's global generator.
+    """
+    generator._initial_seed = 0
+
+
 def set_initial_epoch(model, epoch):
     """Sets the epoch at which the next `model.fit` begins; None for 0.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._extras import missing
+from ._extras import imported
 
 
 def mean_and_interval(values):
@@ -16,19 +16,15 @@ def mean_and_interval(values):
     Returns:
         Two arrays of shape `(...)`. The half width of a single value is NaN.
     """
-    # Imported here, since scipy is an optional dependency.
-    try:
-        import scipy.stats
-    except ModuleNotFoundError as error:
-        what = "The confidence interval of a mean"
-        raise missing(what, error.name, "plots") from None
-
+    (stats,) = imported(
+        "The confidence interval of a mean", ["scipy.stats"], "plots"
+    )
     values = np.asarray(values, dtype="float64")
     mean = values.mean(axis=0)
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan)
-    quantile = scipy.stats.t.ppf(0.975, df=len(values) - 1)
-    return mean, quantile * scipy.stats.sem(values, axis=0)
+    quantile = stats.t.ppf(0.975, df=len(values) - 1)
+    return mean, quantile * stats.sem(values, axis=0)
 
 
 def correlation(one, other):

@@ -21,7 +21,7 @@ from ._checks import check_fraction
 from ._checks import check_noise_shape
 from ._checks import check_seed
 from ._checks import invalid
-from ._checks import is_integer
+from ._checks import is_shape
 from ._extras import missing
 from ._masks import dropout_mask
 from ._masks import mask_shape
@@ -145,17 +145,13 @@ def _image_of(layer, shape):
     beta = ops.convert_to_numpy(layer.shift).astype("float64")
     if shape is None:
         shape = beta.shape
-    expected = (
-        "(height, width), or with the channels, for a beta of shape "
-        f"{beta.shape}"
-    )
-    if (
-        not isinstance(shape, (list, tuple))
-        or len(shape) not in (2, 3)
-        or not all(is_integer(size) and size > 0 for size in shape)
-        or np.prod(shape) != beta.size
-    ):
-        raise invalid("shape", expected, shape)
+    if not is_shape(shape, (2, 3)) or np.prod(shape) != beta.size:
+        raise invalid(
+            "shape",
+            "(height, width), or with the channels, for a beta of shape "
+            f"{beta.shape}",
+            shape,
+        )
     image = beta.reshape(shape)
     if image.ndim == 3:
         channels = channel_axis(getattr(layer, "data_format", None), 4) - 1
@@ -205,12 +201,10 @@ def plot_errors(
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
+    note = "mean, 95 % interval" if ax.collections else None
     # The legend is small, or it would cover some of six curves.
     ax.legend(
-        title="mean, 95 % interval" if ax.collections else None,
-        fontsize="small",
-        title_fontsize="small",
-        labelspacing=0.3,
+        title=note, fontsize="small", title_fontsize="small", labelspacing=0.3
     )
     return ax
 
@@ -253,14 +247,8 @@ def _plot_curve(ax, label, mean, half_width, colour, marker):
         label=label,
     )
     if not np.isnan(half_width).all():
-        ax.fill_between(
-            epochs,
-            mean - half_width,
-            mean + half_width,
-            color=colour,
-            alpha=0.2,
-            linewidth=0,
-        )
+        low, high = mean - half_width, mean + half_width
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _limit_below(ax, *curves):
@@ -345,15 +333,13 @@ def plot_variance_report(
         width = max(6.4, 1.5 + 1.8 * len(report))
         ax = plt.subplots(figsize=(width, 4.8), layout="constrained")[1]
     places = np.arange(len(report))
-    heights = (
-        [row.at_zero for row in report],
-        [row.at_present for row in report],
-        [row.at_best for row in report],
+    heights = np.array(
+        [(row.at_zero, row.at_present, row.at_best) for row in report]
     )
     for i, (label, style) in enumerate(BARS.items()):
         bars = ax.bar(
             places + 0.27 * (i - 1),
-            heights[i],
+            heights[:, i],
             width=0.25,
             label=label,
             edgecolor="black",
@@ -410,11 +396,7 @@ def plot_mask(
 
 def _mask(rate, shape, noise_shape, seed):
     """An array of shape `shape`: 1 where an activity is kept, 0 elsewhere."""
-    if (
-        not isinstance(shape, (list, tuple))
-        or len(shape) != 2
-        or not all(is_integer(size) and size > 0 for size in shape)
-    ):
+    if not is_shape(shape, (2,)):
         raise invalid("shape", "two positive integers, (rows, columns)", shape)
     noise_shape = check_noise_shape(noise_shape)
     check_broadcast(noise_shape, shape)

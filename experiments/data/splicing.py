@@ -37,6 +37,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
+from keras_invdrop._checks import check_integer
 from keras_invdrop._checks import check_positive_integer
 from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_integer
@@ -115,13 +116,7 @@ def save_splicing(path: str | Path, splicing: Splicing) -> None:
     if path.suffix != ".npz":
         raise invalid("path", "a path that ends in .npz", str(path))
     with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            features=splicing.features,
-            targets=splicing.targets,
-            partition=splicing.partition,
-            source=np.array(splicing.source),
-        )
+        np.savez_compressed(temporary, **vars(splicing))
 
 
 def partition_of(
@@ -140,27 +135,20 @@ def partition_of(
         (the first follows the sixth) and trains on the other four. `y` has the
         shape `(exons, tissues, 3)`.
     """
-    if not is_integer(number) or not 1 <= number <= PARTITIONS:
-        raise invalid("number", f"an integer from 1 to {PARTITIONS}", number)
+    check_integer("number", number, 1, PARTITIONS)
     # A choice: the paper describes neither the split into six partitions nor
     # the exons used for early stopping.
     following = number % PARTITIONS + 1
-    (test,) = np.nonzero(splicing.partition == number)
-    (validation,) = np.nonzero(splicing.partition == following)
-    (train,) = np.nonzero(~np.isin(splicing.partition, (number, following)))
+    test = np.flatnonzero(splicing.partition == number)
+    validation = np.flatnonzero(splicing.partition == following)
+    train = np.flatnonzero(~np.isin(splicing.partition, (number, following)))
     train = train[: limit(limit_train, len(train))]
 
     def split(which):
         return Split(splicing.features[which], splicing.targets[which])
 
-    return Dataset(
-        name="mas",
-        source=splicing.source,
-        encoding="original",
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
-    )
+    splits = map(split, (train, validation, test))
+    return Dataset("mas", splicing.source, "original", *splits)
 
 
 def generate_splicing(

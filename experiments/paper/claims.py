@@ -1,5 +1,6 @@
 """The paper's claims about its rows, and our own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,62 +28,48 @@ class Claim:
     pairs: tuple[tuple[str, str], ...]
 
 
-def _table_2(encoding: str) -> tuple[Claim, ...]:
-    row = f"table2/{encoding}/"
-    return (
-        Claim(
-            "Invariant dropout makes fewer errors than standard dropout, "
-            f"{encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}standard"),),
-        ),
-        Claim(
-            f"... than the running average, {encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}running_average"),),
-        ),
-        Claim(
-            f"... than with beta on the input only, {encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}invariant_input"),),
-        ),
-        Claim(
-            "... than with beta on the hidden layers only, "
-            f"{encoding} encoding",
-            "Table 2",
-            "better",
-            ((f"{row}invariant", f"{row}invariant_hidden"),),
-        ),
-        Claim(
-            "Calibrated, it makes fewer errors than standard dropout, "
-            f"{encoding} encoding",
-            "ours",
-            "better",
-            ((f"{row}invariant{CALIBRATED}", f"{row}standard"),),
-        ),
-        *(
-            Claim(
-                f"Beta correlates negatively with the mean activity, "
-                f"{layer.replace('_', ' ')}, {encoding} encoding",
-                "Figure 2",
-                "negative",
-                ((f"{row}invariant", f"{layer}_dropout"),),
-            )
-            for layer in ("input", "hidden_1", "hidden_2")
-        ),
-    )
+def _better(text: str, source: str, *pairs: tuple[str, str]) -> Claim:
+    return Claim(text, source, "better", pairs)
 
 
 def _invariant(text: str, source: str, row: str) -> Claim:
-    return Claim(
+    return _better(
         f"Invariant dropout makes fewer errors than standard dropout, {text}",
         source,
-        "better",
-        ((f"{row}/invariant", f"{row}/standard"),),
+        (f"{row}/invariant", f"{row}/standard"),
     )
+
+
+def _table_2(encoding: str) -> Iterator[Claim]:
+    row = f"table2/{encoding}"
+    invariant, where = f"{row}/invariant", f"{encoding} encoding"
+    yield _invariant(where, "Table 2", row)
+    for than, method in {
+        "the running average": "running_average",
+        "with beta on the input only": "invariant_input",
+        "with beta on the hidden layers only": "invariant_hidden",
+    }.items():
+        text = f"... than {than}, {where}"
+        yield _better(text, "Table 2", (invariant, f"{row}/{method}"))
+    yield _better(
+        f"Calibrated, it makes fewer errors than standard dropout, {where}",
+        "ours",
+        (f"{invariant}{CALIBRATED}", f"{row}/standard"),
+    )
+    for layer in ("input", "hidden_1", "hidden_2"):
+        yield Claim(
+            "Beta correlates negatively with the mean activity, "
+            f"{layer.replace('_', ' ')}, {where}",
+            "Figure 2",
+            "negative",
+            ((invariant, f"{layer}_dropout"),),
+        )
+
+
+def _table_5(better: str, other: str, text: str) -> Claim:
+    rows = [f"table5/{partition}" for partition in range(1, 7)]
+    pairs = [(f"{row}/{better}", f"{row}/{other}") for row in rows]
+    return _better(text, "Table 5", *pairs)
 
 
 # Equal errors of calibrated dropout on both encodings are no claim: the two
@@ -90,11 +77,10 @@ def _invariant(text: str, source: str, row: str) -> Claim:
 CLAIMS: tuple[Claim, ...] = (
     *_table_2("original"),
     *_table_2("inverted"),
-    Claim(
+    _better(
         "Standard dropout makes more errors on the inverted encoding",
         "Table 2",
-        "better",
-        (("table2/original/standard", "table2/inverted/standard"),),
+        ("table2/original/standard", "table2/inverted/standard"),
     ),
     Claim(
         "Invariant dropout makes as many errors on both encodings",
@@ -104,22 +90,13 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     _invariant("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
     _invariant("SVHN, ReLU network", "Table 4", "table4/relu"),
-    Claim(
-        "Standard dropout has more code quality than none",
-        "Table 5",
-        "better",
-        tuple(
-            (f"table5/{i}/standard", f"table5/{i}/none") for i in range(1, 7)
-        ),
+    _table_5(
+        "standard", "none", "Standard dropout has more code quality than none"
     ),
-    Claim(
+    _table_5(
+        "invariant",
+        "standard",
         "Invariant dropout has more code quality than standard dropout",
-        "Table 5",
-        "better",
-        tuple(
-            (f"table5/{i}/invariant", f"table5/{i}/standard")
-            for i in range(1, 7)
-        ),
     ),
     _invariant("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
     _invariant("SVHN, maxout network", "Table 6", "table6/svhn"),

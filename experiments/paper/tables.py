@@ -97,20 +97,14 @@ RELU_CNN = Network("ReLU CNN 128c-p-128c-p-128c-p-1000fc", relu_cnn)
 LOCALLY_CONNECTED = Network(
     "ReLU CNN 64c-p-64c-p-64c-p-16lc",
     partial(
-        relu_cnn,
-        filters=(64, 64, 64),
-        locally_connected=16,
-        hidden_units=(),
+        relu_cnn, filters=(64, 64, 64), locally_connected=16, hidden_units=()
     ),
 )
 # Zeiler and Fergus, 2013: the only fully connected layer is the softmax.
 STOCHASTIC_POOLING = Network(
     "ReLU CNN 64c-p-64c-p-128c-p-fc, stochastic pooling",
     partial(
-        relu_cnn,
-        filters=(64, 64, 128),
-        hidden_units=(),
-        pooling="stochastic",
+        relu_cnn, filters=(64, 64, 128), hidden_units=(), pooling="stochastic"
     ),
 )
 # Choice: 2,048 units in each of the two layers; the paper prints no size.
@@ -127,27 +121,16 @@ MAS_MLP = Network("1014-1000, softmax", mas_mlp, any_activation=True)
 
 
 def _table_2(encoding, method, printed, recipe=recipes.MNIST, **selected):
+    id = f"table2/{encoding}/{method}"
     return Row(
-        f"table2/{encoding}/{method}",
-        "mnist",
-        MNIST_MLP,
-        method,
-        printed,
-        recipe,
-        encoding=encoding,
-        **selected,
+        id, "mnist", MNIST_MLP, method, printed, recipe, encoding, **selected
     )
 
 
 def _table_5(partition, method, printed):
+    id = f"table5/{partition}/{method}"
     return Row(
-        f"table5/{partition}/{method}",
-        "mas",
-        MAS_MLP,
-        method,
-        printed,
-        recipes.MAS,
-        partition=partition,
+        id, "mas", MAS_MLP, method, printed, recipes.MAS, partition=partition
     )
 
 

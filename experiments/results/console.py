@@ -15,6 +15,7 @@ from rich.table import Table
 from keras_invdrop_command import when_interrupted
 
 from ..paper.tables import ROWS
+from .measurements import METHODS
 from .measurements import measurements
 from .records import Result
 
@@ -157,12 +158,9 @@ class ProgressTable:
         first, last = self._epochs[title]
         # Retraining may exceed the expected number of epochs.
         total = max(self._expected[title], last.done)
-        figure = (
-            ""
-            if last.validation is None
-            else f"{last.validation:.2f} {self._units[title]}"
-        )
-        left = ""
+        figure = left = ""
+        if last.validation is not None:
+            figure = f"{last.validation:.2f} {self._units[title]}"
         if last.done > first.done:
             each = (last.time - first.time) / (last.done - first.done)
             left = str(timedelta(seconds=round(each * (total - last.done))))
@@ -212,3 +210,36 @@ def paper_table(
     return Group(
         table, *(f"{number}. {note}" for note, number in notes.items())
     )
+
+
+def encodings_table(results: Sequence[Result]) -> Group:
+    """The demonstration's errors, methods down and encodings across.
+
+    A sentence below the table says what it shows, and a note on what it was
+    measured.
+    """
+    found = {
+        (METHODS[row.method, each.calibrated], row.encoding): each
+        for row in ROWS.values()
+        if row.table == 2
+        for each in measurements(row, results)
+    }
+    encodings = "original", "inverted"
+    table = Table(title="Test error in %, mean and 95 % interval over seeds")
+    table.add_column("")
+    for encoding in encodings:
+        table.add_column(f"{encoding} encoding", justify="right", no_wrap=True)
+    for method in dict.fromkeys(method for method, _ in found):
+        figures = [found[method, encoding].figure for encoding in encodings]
+        table.add_row(method, *figures)
+    standard, calibrated = (
+        [f"{found[method, encoding].mean:.1f} %" for encoding in encodings]
+        for method in (METHODS["standard", False], METHODS["invariant", True])
+    )
+    shown = (
+        "From the original to the inverted encoding the errors go from "
+        f"{' to '.join(standard)} with standard dropout, and from "
+        f"{' to '.join(calibrated)} with calibrated invariant dropout."
+    )
+    note = found[METHODS["standard", False], "original"].note
+    return Group(table, shown, f"{note}.")

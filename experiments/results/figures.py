@@ -46,19 +46,14 @@ def figure_1(
         width_ratios=(1.5, 1, 1)[:panels],
         layout="constrained",
     )
+    every = [run for runs in histories.values() for run in runs]
     everywhere = [
         which
         for which in ("training", "test", "validation")
-        if all(
-            f"{which}_error" in run
-            for runs in histories.values()
-            for run in runs
-        )
+        if all(f"{which}_error" in run for run in every)
     ]
     counts = {len(runs) for runs in histories.values()}
-    seeds = " to ".join(
-        str(count) for count in sorted({min(counts), max(counts)})
-    )
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"

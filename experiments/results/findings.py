@@ -33,6 +33,9 @@ SIGNIFICANT = 0.05
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 
+# The values of a finding, each with the results that it compares.
+Values = Iterator[tuple[float, list[tuple[Result, ...]]]]
+
 # Settings that may be selected for each row; rows remain comparable if they
 # differ in selected settings.
 SELECTED = (
@@ -238,9 +241,7 @@ def _finding(claim: Claim, group: pd.DataFrame) -> Finding | None:
     )
 
 
-def _correlations(
-    claim: Claim, group: pd.DataFrame
-) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
+def _correlations(claim: Claim, group: pd.DataFrame) -> Values:
     for row, layer in claim.pairs:
         for result in group[group.row == row].result:
             correlation = result.correlations.get(layer)
@@ -248,9 +249,7 @@ def _correlations(
                 yield correlation, [(result,)]
 
 
-def _differences(
-    claim: Claim, group: pd.DataFrame
-) -> Iterator[tuple[float, list[tuple[Result, ...]]]]:
+def _differences(claim: Claim, group: pd.DataFrame) -> Values:
     for one, other in claim.pairs:
         paired = group[group.row == one].merge(
             group[group.row == other], on="seed", suffixes=("", "_of_other")

@@ -61,11 +61,8 @@ def within(values: Sequence[float], margin: float) -> Inference:
         p = float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
     elif _vary(values):
         outwards = np.sign(mean) * np.asarray(values)
-        p = float(
-            scipy.stats.ttest_1samp(
-                outwards, margin, alternative="greater"
-            ).pvalue
-        )
+        test = scipy.stats.ttest_1samp(outwards, margin, alternative="greater")
+        p = float(test.pvalue)
     return Inference(mean, interval, favourable, p)
 
 

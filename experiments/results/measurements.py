@@ -13,6 +13,19 @@ from ..paper.tables import ROWS
 from ..paper.tables import Row
 from .records import Result
 
+# Names of the methods, by the row's method and whether beta is calibrated.
+METHODS = {
+    ("none", False): "no dropout",
+    ("standard", False): "standard dropout",
+    ("invariant", False): "invariant dropout, beta from 0",
+    ("invariant", True): "invariant dropout, calibrated",
+    ("invariant_input", False): "... from 0, on the input alone",
+    ("invariant_input", True): "... calibrated, on the input alone",
+    ("invariant_hidden", False): "... from 0, on hidden layers alone",
+    ("invariant_hidden", True): "... calibrated, on hidden layers alone",
+    ("running_average", False): "running average subtracted",
+}
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -54,6 +67,11 @@ class Measurement:
     def figure(self) -> str:
         """The measured figure: `"1.50 ± 0.17"`, or the mean alone."""
         return with_interval(self.mean, self.half_width)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether beta starts calibrated."""
+        return self.settings.get("calibrated", False)
 
     @property
     def conditions(self) -> str:
@@ -112,15 +130,8 @@ def measurements(row: Row, results: Iterable[Result]) -> list[Measurement]:
     """The measurements of a row, one for all seeds of equal conditions."""
     of_row = [result for result in results if result.row == row.id]
     conditions = [_conditions(row, result) for result in of_row]
-    trainings = pd.DataFrame(
-        {
-            "conditions": [repr(each) for each in conditions],
-            "seed": [result.seed for result in of_row],
-            "command": [result.command for result in of_row],
-            "commit": [result.commit for result in of_row],
-            "test": [result.test for result in of_row],
-        }
-    )
+    trainings = pd.DataFrame(of_row)
+    trainings["conditions"] = [repr(each) for each in conditions]
     measured = []
     for _, group in trainings.groupby("conditions", sort=False):
         mean, half_width = mean_and_interval(group.test)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import comparable
 from .findings import findings
+from .measurements import METHODS
 from .measurements import Measurement
 from .measurements import measurements
 from .measurements import with_interval
@@ -37,6 +39,13 @@ INTRODUCTION = (
     "interval (Student's t). The notes say on what. Where there were "
     "examples for validation the epoch was selected on them."
 )
+
+DATASETS = {
+    "mnist": "MNIST",
+    "digits": "5,000 digits",
+    "cifar10": "CIFAR-10",
+    "svhn_cropped": "SVHN",
+}
 
 TITLES = {
     2: "MNIST, test error in %",
@@ -75,12 +84,12 @@ def write_report(directory: Path) -> Path:
 
 
 def write_summary(directory: Path, path: Path) -> None:
-    """Writes the measurements into a Markdown file, between two marks.
+    """Writes one table of the measurements into a Markdown file.
 
     Args:
         directory: Directory with the results (`.json`), at any depth.
-        path: A file with the lines `MARKS`. The measured rows and the decided
-            claims replace the text between these lines.
+        path: A file with the lines `MARKS`. The table replaces the text
+            between these lines, see `summary`.
 
     Raises:
         OSError: If there are no results, or the file cannot be written.
@@ -95,12 +104,7 @@ def write_summary(directory: Path, path: Path) -> None:
             f"{path} has no place for the results: the lines {MARKS[0]} and "
             f"{MARKS[1]}"
         )
-    parts = [
-        begin,
-        *tables(results, measured_only=True),
-        *claims(results, decided_only=True),
-        end,
-    ]
+    parts = [begin, *summary(results), end]
     with replacing(path) as temporary:
         temporary.write_text(before + "\n\n".join(parts) + after)
 
@@ -115,7 +119,68 @@ def _results(directory: Path) -> dict[Path, Result]:
     return found
 
 
-def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
+def summary(results: Iterable[Result]) -> list[str]:
+    """The test errors as one table, methods down and data across, as Markdown.
+
+    Of several measurements of a row, the table has the one of most training
+    examples, then of most epochs, then of most seeds, for beta that starts at
+    0 and calibrated. Rows that were not measured are left out.
+    """
+    results = list(results)
+    # By method and column, which is a network and what it was trained on.
+    cells: dict[str, dict[tuple[str, str], list[str]]]
+    cells = {name: {} for name in METHODS.values()}
+    columns: dict[tuple[str, str], None] = {}
+    notes: dict[str, int] = {}
+    for row in ROWS.values():
+        if row.unit != "%":
+            continue
+        measured = measurements(row, results)
+        for calibrated in (False, True):
+            found = [each for each in measured if each.calibrated == calibrated]
+            if not found:
+                continue
+            largest = max(
+                found,
+                key=lambda each: (
+                    each.training_examples,
+                    each.epochs,
+                    len(each.seeds),
+                ),
+            )
+            column = row.id.rpartition("/")[0], _title(row, largest)
+            columns[column] = None
+            number = notes.setdefault(largest.note, len(notes) + 1)
+            cells[METHODS[row.method, calibrated]][column] = [
+                f"{largest.figure} ({number})",
+                # The paper has no calibrated beta.
+                "" if calibrated else f"*{row.printed:.2f}*",
+            ]
+    if not columns:
+        return []
+    header = ["test error (%)"]
+    for _, title in columns:
+        header += [title, "*paper*"]
+    lines = [
+        [method, *chain(*(line.get(each, ["", ""]) for each in columns))]
+        for method, line in cells.items()
+        if line
+    ]
+    numbered = (f"{number}. {note}" for note, number in notes.items())
+    return [_table(header, lines), "\n".join(numbered)]
+
+
+def _title(row: Row, measured: Measurement) -> str:
+    """What the figures of a column are of."""
+    name = DATASETS.get(measured.dataset, measured.dataset)
+    if row.table == 2:
+        name += f", {row.encoding}"
+    if measured.width != 1:
+        name += f", width {measured.width:g}"
+    return name
+
+
+def tables(results: Iterable[Result]) -> list[str]:
     """The paper's tables with the measurements, as Markdown."""
     results = list(results)
     notes: dict[str, int] = {}
@@ -125,11 +190,8 @@ def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
         lines = [
             cells
             for row in rows
-            if (measured := measurements(row, results)) or not measured_only
-            for cells in _lines(row, measured, notes)
+            for cells in _lines(row, measurements(row, results), notes)
         ]
-        if not lines:
-            continue
         header = ("row", "paper", "measured", "seeds", "on", "note")
         parts += [f"### Table {number}: {title}", _table(header, lines)]
     if notes:
@@ -142,13 +204,12 @@ def tables(results: Iterable[Result], measured_only: bool = False) -> list[str]:
 def _lines(
     row: Row, measured: Sequence[Measurement], notes: dict[str, int]
 ) -> list[tuple[str, ...]]:
-    printed = f"*{row.printed:.2f}*"
+    cells = f"`{row.id}`", f"*{row.printed:.2f}*"
     if not measured:
-        return [(f"`{row.id}`", printed, "not run", "", "", "")]
+        return [(*cells, "not run", "", "", "")]
     return [
         (
-            f"`{row.id}`",
-            printed,
+            *cells,
             each.figure,
             str(len(each.seeds)),
             each.conditions,
@@ -158,47 +219,16 @@ def _lines(
     ]
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
+def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    rows = [header, ["---" for _ in header], *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
+def claims(results: Iterable[Result]) -> list[str]:
     """The claims that the results test, as Markdown."""
-    lines = []
-    undecided = 0
-    for found in findings(results):
-        if decided_only and found.verdict == "undecided":
-            undecided += 1
-            continue
-        lines.append(
-            (
-                found.claim.text,
-                found.claim.source,
-                _difference(found),
-                _range(found.interval_with_examples),
-                *map(_p, (found.inference.p, found.corrected)),
-                str(len(found.values)),
-                found.conditions,
-                _settings(found),
-                found.verdict,
-            )
-        )
-    if not lines and not undecided:
+    every = [_cells(found) for found in findings(results)]
+    if not every:
         return []
-    header = (
-        "claim",
-        "source",
-        "difference",
-        "with examples",
-        "p",
-        "p, Holm",
-        "pairs",
-        "on",
-        "settings",
-        "",
-    )
-    left_out = f"Undecided, and left out here: {undecided}."
     return [
         "### What holds",
         "Differences are paired, the same seed with one and with the other, "
@@ -213,9 +243,24 @@ def claims(results: Iterable[Result], decided_only: bool = False) -> list[str]:
         "is a partition, with the mean over seeds. Each row has the settings "
         "that were selected for it: those in which two differ are said, and "
         "where their searches were not alike.",
-        _table(header, lines),
-        *[left_out] * bool(undecided),
+        _table(every[0], [cells.values() for cells in every]),
     ]
+
+
+def _cells(found: Finding) -> dict[str, str]:
+    """The line of a finding: the head of each column, and what it says."""
+    return {
+        "claim": found.claim.text,
+        "source": found.claim.source,
+        "difference": _difference(found),
+        "with examples": _range(found.interval_with_examples),
+        "p": _p(found.inference.p),
+        "p, Holm": _p(found.corrected),
+        "pairs": str(len(found.values)),
+        "on": found.conditions,
+        "settings": _settings(found),
+        "verdict": found.verdict,
+    }
 
 
 def _difference(found: Finding) -> str:

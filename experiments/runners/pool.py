@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import as_completed
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import keras
 from keras_invdrop.applications.recipes import setting
 
 from keras_invdrop._checks import invalid
-from keras_invdrop._extras import missing
+from keras_invdrop._extras import imported
 
 from ..results.console import ProgressTable
 from ..results.records import Result
@@ -220,17 +222,13 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
     return set(cores[worker::workers] or cores)
 
 
-@contextmanager
-def cluster(place: Place) -> Iterator[Any]:
+def cluster(place: Place) -> AbstractContextManager:
     """Yields a client of the place's cluster, or None for this process."""
     if place.scheduler is not None:
-        with running_cluster(place.scheduler) as client:
-            yield client
-    elif place.workers > 1:
-        with local_cluster(place.workers) as client:
-            yield client
-    else:
-        yield None
+        return running_cluster(place.scheduler)
+    if place.workers > 1:
+        return local_cluster(place.workers)
+    return nullcontext()
 
 
 @contextmanager
@@ -294,12 +292,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _dask() -> tuple[Any, Any]:
-    try:
-        import dask
-        import distributed
-    except ModuleNotFoundError as error:
-        raise missing(
-            "Training in several processes", error.name, "experiments"
-        ) from error
-    return dask, distributed
+def _dask() -> list[Any]:
+    return imported(
+        "Training in several processes", ["dask", "distributed"], "experiments"
+    )

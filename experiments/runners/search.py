@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from keras_invdrop.applications.recipes import for_layers
 
-from keras_invdrop._extras import missing
+from keras_invdrop._extras import imported
 from keras_invdrop._files import replacing
 
 from ..results.records import this_code
@@ -260,12 +260,7 @@ def _figure(
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise missing(
-            "The search for settings", error.name, "experiments"
-        ) from error
+    (optuna,) = imported("The search for settings", ["optuna"], "experiments")
     # `on_trial` reports each trial instead of Optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -216,7 +216,7 @@ class Devices:
             epochs: Number of epochs.
             callbacks: Callbacks as for `model.fit`. They see whole epochs.
         """
-        followed = keras.callbacks.CallbackList(
+        outer = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
             model=model,
@@ -227,34 +227,24 @@ class Devices:
         # each call.
         if optimizer := averaging(model):
             optimizer.finalize_variable_values = lambda variables: None
-        followed.on_train_begin()
+        outer.on_train_begin()
         # `ExactResume` has set the initial epoch; each call runs one epoch, 0.
         first = initial_epoch(model)
         set_initial_epoch(model, None)
         for epoch in range(first, epochs):
-            # Begin the epoch inside the first call: Keras may draw random
-            # numbers before its first step.
-            begins = [
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda _, logs, epoch=epoch: (
-                        followed.on_epoch_begin(epoch)
-                    )
-                )
-            ]
 
-            def fit(
-                parts: keras.utils.PyDataset, begins: list = begins
-            ) -> None:
-                model.fit(
-                    parts,
-                    shuffle=False,
-                    verbose=0,
-                    callbacks=[begins.pop()] if begins else [],
+            def fit(parts: "_Parts", epoch: int = epoch) -> None:
+                begin = keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda _, logs: outer.on_epoch_begin(epoch)
                 )
+                # Begin the epoch inside the first call: Keras may draw random
+                # numbers before its first step.
+                begins = [begin] if parts.numbers.start == 0 else []
+                model.fit(parts, shuffle=False, verbose=0, callbacks=begins)
 
             logs = self._through(model, fit, batches, examples, batch_size)
-            followed.on_epoch_end(epoch, logs)
-        followed.on_train_end()
+            outer.on_epoch_end(epoch, logs)
+        outer.on_train_end()
 
     def evaluate(
         self, model: keras.Model, examples: Split, batch_size: int
@@ -262,7 +252,7 @@ class Devices:
         """Evaluates a model in batches of at most `batch_size`."""
         size = max(batch_size // self.number, 1) * self.number
 
-        def evaluate(parts: keras.utils.PyDataset) -> None:
+        def evaluate(parts: "_Parts") -> None:
             model.evaluate(parts, verbose=0)
 
         return self._through(
@@ -272,7 +262,7 @@ class Devices:
     def _through(
         self,
         model: keras.Model,
-        function: Callable[[keras.utils.PyDataset], None],
+        function: Callable[["_Parts"], None],
         batches: Any,
         examples: int,
         batch_size: int,

@@ -218,9 +218,8 @@ def _drawn_from(seed: int, model: keras.Model) -> keras.Model:
                 and "seed" in options
             ):
                 options["seed"] = int(rng.integers(2**31))
-            for value in config.values():
-                give_seeds(value)
-        elif isinstance(config, (list, tuple)):
+            config = list(config.values())
+        if isinstance(config, (list, tuple)):
             for value in config:
                 give_seeds(value)
 

@@ -13,6 +13,7 @@ import keras
 from keras_invdrop.applications.recipes import setting
 
 from keras_invdrop._checks import invalid
+from keras_invdrop._files import sha256
 
 from ..data.datasets import Dataset
 from ..data.datasets import load
@@ -108,10 +109,13 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of the trial's files; other settings give other names."""
+        data = self.data
+        if data not in (None, "digits"):
+            data = sha256(Path(data))  # its content, wherever it lies
         settings = {
             "width": self.width,
             "activation": self.activation,
-            "data": self._digest_of_data(),
+            "data": data,
             "limit_train": self.limit_train,
             "backend": self.backend,
             "recipe": asdict(self.row.recipe),
@@ -121,12 +125,6 @@ class Trial:
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"
-
-    def _digest_of_data(self) -> str | None:
-        """Identifies a data file by its content, wherever it lies."""
-        if self.data in (None, "digits"):
-            return self.data
-        return hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
 
     def network(self, method: str | None = None, **options: Any) -> keras.Model:
         """The network of the row, with the constraints of its recipe.

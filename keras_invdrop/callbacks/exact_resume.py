@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +200,10 @@ class ExactResume(Reseed):
         ):
             vars(callback).update(_unpacked(attributes, kept))
         self._history, self._epochs = state["history"], state["epochs"]
-        stopped = state["stopped"]
-        set_initial_epoch(
-            self.model,
-            self.params["epochs"] if stopped else self._epochs[-1] + 1,
-        )
+        following = self._epochs[-1] + 1
+        if state["stopped"]:
+            following = self.params["epochs"]
+        set_initial_epoch(self.model, following)
 
     def _continue_history(self) -> None:
         """Adds the earlier epochs to `History`.
@@ -233,26 +233,23 @@ def _state(
     state = {}
     for name, value in vars(callback).items():
         if name not in ("params", "_model"):
-            arrays: list[np.ndarray] = []
-            try:
-                state[name] = _packed(value, arrays, len(kept))
-            except TypeError:
-                continue  # Functions and data sets are not state.
-            kept += arrays
+            arrays = list(kept)
+            # Functions and data sets are not state.
+            with suppress(TypeError):
+                state[name] = _packed(value, arrays)
+                kept[:] = arrays
     return {"attributes": state}
 
 
-def _packed(value: Any, arrays: list[np.ndarray], before: int) -> Any:
+def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
     """`value` in the form of JSON, with a number for each array."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
-        return {"array": before + len(arrays) - 1}
+        return {"array": len(arrays) - 1}
     if isinstance(value, (list, tuple)):
-        return [_packed(each, arrays, before) for each in value]
+        return [_packed(each, arrays) for each in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        packed = {
-            key: _packed(each, arrays, before) for key, each in value.items()
-        }
+        packed = {key: _packed(each, arrays) for key, each in value.items()}
         return {"attributes": packed}
     if isinstance(value, np.generic):
         return value.item()

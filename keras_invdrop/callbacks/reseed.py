@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from .._batches import Batches
 from .._checks import check_positive_integer
 from .._checks import invalid
 from .._checks import is_integer
@@ -105,14 +106,10 @@ class Reseed(keras.callbacks.Callback):
         )
 
 
-class _Shuffled(keras.utils.PyDataset):
+class _Shuffled(Batches):
     """Batches of examples in the order of the epoch."""
 
     def __init__(self, reseed: Reseed, given: tuple, batch_size: int):
-        super().__init__()
-        self.reseed = reseed
-        self.given = given
-        self.batch_size = batch_size
         sizes = {
             len(array) for array in tree.flatten(given) if array is not None
         }
@@ -122,21 +119,15 @@ class _Shuffled(keras.utils.PyDataset):
                 "arrays with the same number of examples, at least one",
                 sorted(sizes),
             )
-        (self.examples,) = sizes
+        super().__init__(given, sizes.pop(), batch_size)
+        self.reseed = reseed
         # One attribute holds both: TensorFlow loads batches in other threads.
         self.drawn: tuple[Any, Any] = (None, None)
 
-    def __len__(self):
-        return -(-self.examples // self.batch_size)
-
-    def __getitem__(self, index):
+    def which(self, places: slice) -> Any:
         seed, order = self.drawn
         if seed != self.reseed.order_seed:
             seed = self.reseed.order_seed
             order = np.random.default_rng(seed).permutation(self.examples)
             self.drawn = seed, order
-        start = index * self.batch_size
-        which = order[start : start + self.batch_size]
-        return tree.map_structure(
-            lambda array: None if array is None else array[which], self.given
-        )
+        return order[places]

@@ -2,8 +2,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from .. import arguments
 from .._checks import StrictConfig
 from .._checks import check_broadcast
 from .._checks import check_fraction
@@ -18,8 +20,6 @@ from .._masks import mask_shape
 from .._masks import scaled_sum
 from .._masks import seed_generator
 from .._masks import selected
-from ..arguments import Axes
-from ..arguments import NoiseShape
 
 
 class ShiftedDropout(StrictConfig, keras.Layer):
@@ -40,10 +40,10 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
-        shared_axes: Axes | None = None,
+        shared_axes: arguments.Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -72,6 +72,31 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     def set_shift(self, value: Any) -> None:
         """Makes `value` what is added to each activity."""
         raise NotImplementedError
+
+    @property
+    def level(self) -> np.ndarray:
+        """The level that a dropped activity falls back to: minus the shift.
+
+        NumPy array of shape `x.shape[1:]`, with 1 on every shared axis, in the
+        units of the layer's input `x`. Without the mask, an activity that has
+        this value contributes to the next layer what a dropped one does:
+        nothing, whatever the rate and the scaling. So where activities are
+        missing, `np.where(missing, layer.level, x)` fills them in.
+
+        It is a copy of the present values, which training changes.
+
+        Raises:
+            ValueError: If the layer has not been built.
+        """
+        if not self.built:
+            raise ValueError(
+                f"Layer '{self.name}' has no `level` before it is built, since "
+                "its shape is that of the input. Expected a layer that has "
+                "been called on data, or on which `build(input_shape)` has "
+                "been called. Received: built=False"
+            )
+        # Not -0.0 where the shift is 0.
+        return 0 - ops.convert_to_numpy(self.shift)
 
     def build(self, input_shape):
         if len(input_shape) < 2:
@@ -153,12 +178,3 @@ class ShiftedDropout(StrictConfig, keras.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        config = {
-            "rate": self.rate,
-            "noise_shape": self.noise_shape,
-            "seed": self.seed,
-            "shared_axes": self.shared_axes,
-        }
-        return {**super().get_config(), **config}

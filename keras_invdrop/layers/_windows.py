@@ -5,16 +5,13 @@ from keras import ops
 from .._checks import check_choice
 from .._checks import invalid
 from .._checks import is_integer
+from .._checks import is_shape
 
 
 def check_pair(argument, value):
     """Returns `value`, an int or a pair of ints of at least 1, as a pair."""
     pair = (value, value) if is_integer(value) else value
-    if (
-        not isinstance(pair, (list, tuple))
-        or len(pair) != 2
-        or not all(is_integer(size) and size >= 1 for size in pair)
-    ):
+    if not is_shape(pair, (2,)):
         expected = "a positive integer or a pair of positive integers"
         raise invalid(argument, expected, value)
     return tuple(int(size) for size in pair)
@@ -73,24 +70,17 @@ def windows(images, size, strides, padding):
     if None in lengths:
         # Not otherwise: in a file for OpenVINO it would become an output.
         lengths = ops.shape(images)[1:3]
-    counts = [
-        count_windows(*each, padding)
-        for each in zip(lengths, size, strides, strict=True)
-    ]
-    # What the windows of an axis span, from the first pixel to the last.
-    spans = [
-        (count - 1) * stride + 1
-        for count, stride in zip(counts, strides, strict=True)
-    ]
+    spans, margins = [], []
+    for length, window, stride in zip(lengths, size, strides, strict=True):
+        count = count_windows(length, window, stride, padding)
+        # From the first pixel of the first window to that of the last one.
+        span = (count - 1) * stride + 1
+        spans.append(span)
+        if padding == "same":
+            margin = _at_least_zero(span - 1 + window - length)
+            margins.append((margin // 2, margin - margin // 2))
     if padding == "same":
-        margins = [
-            _at_least_zero(span - 1 + window - length)
-            for span, window, length in zip(spans, size, lengths, strict=True)
-        ]
-        images = ops.pad(
-            images,
-            [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)],
-        )
+        images = ops.pad(images, [(0, 0), *margins, (0, 0)])
     return [
         images[
             :,

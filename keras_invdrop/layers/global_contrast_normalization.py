@@ -6,6 +6,7 @@ import numpy as np
 from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_positive_number
+from .._checks import config_of
 from .._keras import DataLayer
 from .._keras import build_at_init
 from .._precision import dtype_of_sums
@@ -105,10 +106,7 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         return input_shape
 
     def get_config(self):
-        config = {
-            "scale": self.scale,
-            "subtract_mean": self.subtract_mean,
-            "use_std": self.use_std,
-            "epsilon": self.epsilon,
+        return {
+            **super().get_config(),
+            **config_of(GlobalContrastNormalization, self),
         }
-        return {**super().get_config(), **config}

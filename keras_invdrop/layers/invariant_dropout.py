@@ -3,14 +3,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import check_choice
+from .._checks import config_of
 from .._masks import keep_probability
-from ..arguments import Axes
-from ..arguments import Constraint
-from ..arguments import Initializer
-from ..arguments import NoiseShape
-from ..arguments import Regularizer
-from ..arguments import Scaling
 from ._shifted_dropout import ShiftedDropout
 
 
@@ -22,7 +18,7 @@ class InvariantDropout(ShiftedDropout):
     for every input encoding and activation function. `InvariantDropout` first
     adds a learned shift `beta`, one per activity, and drops the sum. The bias
     of the next layer makes up for the constant, so that a dropped activity
-    falls back to `-beta`.
+    falls back to `-beta`, the layer's `level`.
 
     With the probability of keeping an activity `p = 1 - rate` and a mask
     `m ~ Bernoulli(p)`, drawn for each activity:
@@ -101,12 +97,21 @@ class InvariantDropout(ShiftedDropout):
             the input, an axis that is not shared has no fixed size, or the
             input has rank 1.
 
+    Attributes:
+        level: NumPy array of the shape of `beta`, the level that each
+            activity falls back to when it is dropped, `-beta`, in the units of
+            the input. Where activities are missing,
+            `np.where(missing, layer.level, x)` puts it in their place. A
+            `ValueError` before the layer is built.
+
     Example:
 
     >>> layer = keras_invdrop.InvariantDropout(0.5, beta_initializer="ones")
     >>> x = layer(np.array([[1.0, 2.0]]))  # Inference: the shift alone.
     >>> ops.convert_to_numpy(x)
     array([[2., 3.]], dtype=float32)
+    >>> layer.level
+    array([-1., -1.], dtype=float32)
 
     Reference:
 
@@ -117,14 +122,14 @@ class InvariantDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
-        shared_axes: Axes | None = None,
-        scaling: Scaling = "train",
-        beta_initializer: Initializer = "zeros",
-        beta_regularizer: Regularizer | None = None,
-        beta_constraint: Constraint | None = None,
+        shared_axes: arguments.Axes | None = None,
+        scaling: arguments.Scaling = "train",
+        beta_initializer: arguments.Initializer = "zeros",
+        beta_regularizer: arguments.Regularizer | None = None,
+        beta_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -161,16 +166,4 @@ class InvariantDropout(ShiftedDropout):
         return x if self.scaling == "train" else x * keep_probability(self.rate)
 
     def get_config(self):
-        config = {
-            "scaling": self.scaling,
-            "beta_initializer": keras.initializers.serialize(
-                self.beta_initializer
-            ),
-            "beta_regularizer": keras.regularizers.serialize(
-                self.beta_regularizer
-            ),
-            "beta_constraint": keras.constraints.serialize(
-                self.beta_constraint
-            ),
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(InvariantDropout, self)}

@@ -1,19 +1,15 @@
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import StrictConfig
 from .._checks import check_boolean
 from .._checks import check_data_format
 from .._checks import check_positive_integer
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Padding
-from ..arguments import Pair
-from ..arguments import Regularizer
+from .._checks import config_of
 from ._windows import check_padding
 from ._windows import check_pair
 from ._windows import windows
@@ -85,19 +81,19 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
     def __init__(
         self,
         filters: int,
-        kernel_size: Pair,
-        strides: Pair = (1, 1),
-        padding: Padding = "valid",
-        data_format: DataFormat | None = None,
-        activation: Activation | None = None,
+        kernel_size: arguments.Pair,
+        strides: arguments.Pair = (1, 1),
+        padding: arguments.Padding = "valid",
+        data_format: arguments.DataFormat | None = None,
+        activation: arguments.Activation | None = None,
         use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer | None = None,
-        bias_regularizer: Regularizer | None = None,
-        activity_regularizer: Regularizer | None = None,
-        kernel_constraint: Constraint | None = None,
-        bias_constraint: Constraint | None = None,
+        kernel_initializer: arguments.Initializer = "glorot_uniform",
+        bias_initializer: arguments.Initializer = "zeros",
+        kernel_regularizer: arguments.Regularizer | None = None,
+        bias_regularizer: arguments.Regularizer | None = None,
+        activity_regularizer: arguments.Regularizer | None = None,
+        kernel_constraint: arguments.Constraint | None = None,
+        bias_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -127,26 +123,21 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
         channels = input_shape[1 if first else 3]
         shape = self.compute_output_shape(input_shape)
         height, width = shape[2:] if first else shape[1:3]
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(
-                height * width,
-                self.kernel_size[0] * self.kernel_size[1] * channels,
-                self.filters,
-            ),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
+        size = math.prod(self.kernel_size) * channels
+
+        def add_weight(name, *shape):
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=getattr(self, f"{name}_initializer"),
+                regularizer=getattr(self, f"{name}_regularizer"),
+                constraint=getattr(self, f"{name}_constraint"),
+            )
+
+        self.kernel = add_weight("kernel", height * width, size, self.filters)
         self.bias = None
         if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(height, width, self.filters),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+            self.bias = add_weight("bias", height, width, self.filters)
         self.input_spec = keras.layers.InputSpec(
             ndim=4, axes={i: input_shape[i] for i in (1, 2, 3)}
         )
@@ -194,34 +185,4 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
         return super().from_config(config)
 
     def get_config(self):
-        config = {
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(
-                self.kernel_initializer
-            ),
-            "bias_initializer": keras.initializers.serialize(
-                self.bias_initializer
-            ),
-            "kernel_regularizer": keras.regularizers.serialize(
-                self.kernel_regularizer
-            ),
-            "bias_regularizer": keras.regularizers.serialize(
-                self.bias_regularizer
-            ),
-            "activity_regularizer": keras.regularizers.serialize(
-                self.activity_regularizer
-            ),
-            "kernel_constraint": keras.constraints.serialize(
-                self.kernel_constraint
-            ),
-            "bias_constraint": keras.constraints.serialize(
-                self.bias_constraint
-            ),
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(LocallyConnected2D, self)}

@@ -5,6 +5,7 @@ from keras import ops
 
 from .._checks import StrictConfig
 from .._checks import check_positive_integer
+from .._checks import config_of
 from .._checks import invalid
 from .._checks import is_integer
 
@@ -104,5 +105,4 @@ class Maxout(StrictConfig, keras.Layer):
         return tuple(shape)
 
     def get_config(self):
-        config = {"pieces": self.pieces, "axis": self.axis}
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(Maxout, self)}

@@ -2,23 +2,18 @@ from typing import Any
 
 import keras
 
-from .._checks import StrictConfig
+from .. import arguments
 from .._checks import check_boolean
 from .._checks import check_positive_integer
+from .._checks import config_of
 from .._checks import invalid
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Padding
-from ..arguments import Pair
-from ..arguments import Regularizer
+from ._affine_maxout import AffineMaxout
 from ._windows import check_padding
 from .maxout import Maxout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
-class MaxoutConv2D(StrictConfig, keras.Layer):
+class MaxoutConv2D(AffineMaxout):
     """2D convolution layer whose activation function is maxout.
 
     Each feature map is the pointwise maximum of `pieces` convolutions, each
@@ -86,22 +81,22 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
     def __init__(
         self,
         filters: int,
-        kernel_size: Pair,
+        kernel_size: arguments.Pair,
         pieces: int,
-        strides: Pair = (1, 1),
-        padding: Padding = "valid",
-        data_format: DataFormat | None = None,
-        dilation_rate: Pair = (1, 1),
+        strides: arguments.Pair = (1, 1),
+        padding: arguments.Padding = "valid",
+        data_format: arguments.DataFormat | None = None,
+        dilation_rate: arguments.Pair = (1, 1),
         groups: int = 1,
-        activation: Activation | None = None,
+        activation: arguments.Activation | None = None,
         use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer | None = None,
-        bias_regularizer: Regularizer | None = None,
-        activity_regularizer: Regularizer | None = None,
-        kernel_constraint: Constraint | None = None,
-        bias_constraint: Constraint | None = None,
+        kernel_initializer: arguments.Initializer = "glorot_uniform",
+        bias_initializer: arguments.Initializer = "zeros",
+        kernel_regularizer: arguments.Regularizer | None = None,
+        bias_regularizer: arguments.Regularizer | None = None,
+        activity_regularizer: arguments.Regularizer | None = None,
+        kernel_constraint: arguments.Constraint | None = None,
+        bias_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -137,21 +132,8 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
             dtype=self.dtype_policy,
         )
 
-    @property
-    def kernel(self) -> keras.Variable:
-        return self.conv.kernel
-
-    @property
-    def bias(self) -> keras.Variable | None:
-        return self.conv.bias
-
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.maxout.build(self.conv.compute_output_shape(input_shape))
-        self.input_spec = self.conv.input_spec
-
-    def call(self, inputs):
-        return self.activation(self.maxout(self.conv(inputs)))
+    def affine(self) -> Any:
+        return self.conv
 
     def compute_output_shape(self, input_shape):
         return self.maxout.compute_output_shape(
@@ -159,26 +141,5 @@ class MaxoutConv2D(StrictConfig, keras.Layer):
         )
 
     def get_config(self):
-        conv = self.conv.get_config()
-        config = {
-            "filters": self.filters,
-            "kernel_size": conv["kernel_size"],
-            "pieces": self.pieces,
-            "strides": conv["strides"],
-            "padding": conv["padding"],
-            "data_format": conv["data_format"],
-            "dilation_rate": conv["dilation_rate"],
-            "groups": self.groups,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": conv["use_bias"],
-            "kernel_initializer": conv["kernel_initializer"],
-            "bias_initializer": conv["bias_initializer"],
-            "kernel_regularizer": conv["kernel_regularizer"],
-            "bias_regularizer": conv["bias_regularizer"],
-            "activity_regularizer": keras.regularizers.serialize(
-                self.activity_regularizer
-            ),
-            "kernel_constraint": conv["kernel_constraint"],
-            "bias_constraint": conv["bias_constraint"],
-        }
+        config = config_of(MaxoutConv2D, self, self.conv)
         return {**super().get_config(), **config}

@@ -2,18 +2,16 @@ from typing import Any
 
 import keras
 
-from .._checks import StrictConfig
+from .. import arguments
 from .._checks import check_boolean
 from .._checks import check_positive_integer
-from ..arguments import Activation
-from ..arguments import Constraint
-from ..arguments import Initializer
-from ..arguments import Regularizer
+from .._checks import config_of
+from ._affine_maxout import AffineMaxout
 from .maxout import Maxout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
-class MaxoutDense(StrictConfig, keras.Layer):
+class MaxoutDense(AffineMaxout):
     """Densely-connected layer whose activation function is maxout.
 
     `output = max over pieces of (dot(input, kernel) + bias)`: each unit has
@@ -69,15 +67,15 @@ class MaxoutDense(StrictConfig, keras.Layer):
         self,
         units: int,
         pieces: int,
-        activation: Activation | None = None,
+        activation: arguments.Activation | None = None,
         use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer | None = None,
-        bias_regularizer: Regularizer | None = None,
-        activity_regularizer: Regularizer | None = None,
-        kernel_constraint: Constraint | None = None,
-        bias_constraint: Constraint | None = None,
+        kernel_initializer: arguments.Initializer = "glorot_uniform",
+        bias_initializer: arguments.Initializer = "zeros",
+        kernel_regularizer: arguments.Regularizer | None = None,
+        bias_regularizer: arguments.Regularizer | None = None,
+        activity_regularizer: arguments.Regularizer | None = None,
+        kernel_constraint: arguments.Constraint | None = None,
+        bias_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -99,40 +97,12 @@ class MaxoutDense(StrictConfig, keras.Layer):
         self.maxout = Maxout(self.pieces, dtype=self.dtype_policy)
         self.supports_masking = True
 
-    @property
-    def kernel(self) -> keras.Variable:
-        return self.dense.kernel
-
-    @property
-    def bias(self) -> keras.Variable | None:
-        return self.dense.bias
-
-    def build(self, input_shape):
-        self.dense.build(input_shape)
-        self.maxout.build(self.dense.compute_output_shape(input_shape))
-        self.input_spec = self.dense.input_spec
-
-    def call(self, inputs):
-        return self.activation(self.maxout(self.dense(inputs)))
+    def affine(self) -> Any:
+        return self.dense
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
 
     def get_config(self):
-        dense = self.dense.get_config()
-        config = {
-            "units": self.units,
-            "pieces": self.pieces,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": dense["use_bias"],
-            "kernel_initializer": dense["kernel_initializer"],
-            "bias_initializer": dense["bias_initializer"],
-            "kernel_regularizer": dense["kernel_regularizer"],
-            "bias_regularizer": dense["bias_regularizer"],
-            "activity_regularizer": keras.regularizers.serialize(
-                self.activity_regularizer
-            ),
-            "kernel_constraint": dense["kernel_constraint"],
-            "bias_constraint": dense["bias_constraint"],
-        }
+        config = config_of(MaxoutDense, self, self.dense)
         return {**super().get_config(), **config}

@@ -3,11 +3,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import check_fraction
+from .._checks import config_of
 from .._masks import check_first_pass
 from .._precision import dtype_of_sums
-from ..arguments import Axes
-from ..arguments import NoiseShape
 from ._shifted_dropout import ShiftedDropout
 
 
@@ -56,6 +56,10 @@ class RunningAverageDropout(ShiftedDropout):
         ValueError: If `rate` or `momentum` is not a number between 0 and 1,
             or as in `InvariantDropout`.
 
+    Attributes:
+        level: NumPy array, the level that a dropped activity falls back to,
+            which is the average, see `InvariantDropout`.
+
     Example:
 
     >>> layer = keras_invdrop.RunningAverageDropout(0.0, momentum=0.9)
@@ -71,11 +75,11 @@ class RunningAverageDropout(ShiftedDropout):
     def __init__(
         self,
         rate: float,
-        noise_shape: NoiseShape | None = None,
+        noise_shape: arguments.NoiseShape | None = None,
         seed: int | None = None,
         *,
         momentum: float = 0.99,
-        shared_axes: Axes | None = None,
+        shared_axes: arguments.Axes | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -141,4 +145,7 @@ class RunningAverageDropout(ShiftedDropout):
         self.average.assign(ops.where(observed, moved, average))
 
     def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum}
+        return {
+            **super().get_config(),
+            **config_of(RunningAverageDropout, self),
+        }

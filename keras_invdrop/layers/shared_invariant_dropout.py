@@ -3,14 +3,10 @@ from typing import Any
 
 import keras
 
+from .. import arguments
 from .._checks import channel_axis
 from .._checks import check_data_format
 from .._checks import resolve_data_format
-from ..arguments import Constraint
-from ..arguments import DataFormat
-from ..arguments import Initializer
-from ..arguments import Regularizer
-from ..arguments import Scaling
 from .invariant_dropout import InvariantDropout
 
 
@@ -69,13 +65,13 @@ class SharedInvariantDropout(InvariantDropout):
     def __init__(
         self,
         rate: float,
-        data_format: DataFormat | None = None,
+        data_format: arguments.DataFormat | None = None,
         seed: int | None = None,
         *,
-        scaling: Scaling = "train",
-        beta_initializer: Initializer = "zeros",
-        beta_regularizer: Regularizer | None = None,
-        beta_constraint: Constraint | None = None,
+        scaling: arguments.Scaling = "train",
+        beta_initializer: arguments.Initializer = "zeros",
+        beta_regularizer: arguments.Regularizer | None = None,
+        beta_constraint: arguments.Constraint | None = None,
         **kwargs: Any,
     ):
         for argument in {"shared_axes", "noise_shape"} & set(kwargs):

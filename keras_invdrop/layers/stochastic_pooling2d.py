@@ -3,17 +3,16 @@ from typing import Any
 import keras
 from keras import ops
 
+from .. import arguments
 from .._checks import StrictConfig
 from .._checks import check_data_format
 from .._checks import check_seed
+from .._checks import config_of
 from .._keras import build_at_init
 from .._masks import check_first_pass
 from .._masks import seed_generator
 from .._masks import uniform
 from .._precision import dtype_of_sums
-from ..arguments import DataFormat
-from ..arguments import Padding
-from ..arguments import Pair
 from ._windows import check_padding
 from ._windows import check_pair
 from ._windows import windows
@@ -72,10 +71,10 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     def __init__(
         self,
-        pool_size: Pair,
-        strides: Pair | None = None,
-        padding: Padding = "valid",
-        data_format: DataFormat | None = None,
+        pool_size: arguments.Pair,
+        strides: arguments.Pair | None = None,
+        padding: arguments.Padding = "valid",
+        data_format: arguments.DataFormat | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -156,11 +155,4 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         )
 
     def get_config(self):
-        config = {
-            "pool_size": self.pool_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "seed": self.seed,
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config_of(StochasticPooling2D, self)}

@@ -7,6 +7,7 @@ from keras import ops
 
 from .._batches import batches
 from .._checks import StrictConfig
+from .._checks import config_of
 from .._checks import invalid
 from .._checks import is_number
 from .._keras import DataLayer
@@ -209,7 +210,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "epsilon": self.epsilon}
+        return {**super().get_config(), **config_of(ZCAWhitening, self)}
 
 
 def _chunks(data):
@@ -225,9 +226,7 @@ def _chunks(data):
         gathered.append(batch)
         examples += len(batch)
         if examples >= CHUNK:
-            yield (
-                gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
-            )
+            yield batch if len(gathered) == 1 else np.concatenate(gathered)
             gathered, examples = [], 0
     if gathered:
         yield np.concatenate(gathered)

@@ -16,6 +16,7 @@ from .._checks import invalid
 from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import seed_generators
+from .._keras import seeded
 from ..arguments import Filters
 from ._copies import Copies
 from ._copies import copied
@@ -237,9 +238,9 @@ class _Sampler(keras.Model):
             if isinstance(layer, SAMPLED):
                 known = [x for x in CHANGED if hasattr(layer, x)]
                 self.before[-1] |= {x: getattr(layer, x) for x in known}
-                # Without a seed PyTorch would draw from its global generator,
-                # and not from those that `set_seeds` starts anew.
-                layer.seed = 0
+                layer.seed = 0  # as `seeded` says
+            for generator in seed_generators(layer):
+                seeded(generator)
             # A recurrent layer draws the masks of its cells with them.
             is_recurrent = isinstance(layer, keras.layers.RNN)
             drawing = layers_in(layer) if is_recurrent else [layer]
@@ -293,13 +294,15 @@ def _in_mode(layer, training):
     if "training" not in signature.parameters:
         return
 
+    noise_shape = getattr(layer, "noise_shape", None)
+
     def in_mode(*args, **kwargs):
         given = signature.bind(*args, **kwargs)
         given.arguments["training"] = training
-        if getattr(layer, "noise_shape", None) is not None:
+        if noise_shape is not None:
             # A mask for each row.
             rank = len(given.args[0].shape)
-            mask = (1,) * (rank - len(layer.noise_shape)) + layer.noise_shape
+            mask = (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
             layer.noise_shape = (None, *mask[1:])
         return call(*given.args, **given.kwargs)
 

@@ -28,8 +28,21 @@ SMALL = {
 }
 
 
-def run(name, *arguments, directory=None):
-    program = Program(FOLDER / f"{name}.py", *arguments, cwd=directory)
+# Parts of a benchmark that start processes or compile for long, which run only
+# with `--thorough`. What these arguments choose runs in any case.
+QUICK = {
+    "export_latency": ["--format", "tf_saved_model"],
+    "peak_memory": ["--kind", "Dropout", "--kind", "invariant"],
+    "training_step": ["--network", "cifar10"],
+}
+# PyTorch's compiler takes longer than all that it compiles here.
+UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
+
+
+def run(name, *arguments, directory=None, **environment):
+    program = Program(
+        FOLDER / f"{name}.py", *arguments, cwd=directory, **environment
+    )
     printed, errors = program.communicate()
     assert program.returncode == 0, errors
     return printed
@@ -44,10 +57,15 @@ OTHERS = {"profile_step", "zca_whitening"}
 
 
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - OTHERS))
-def test_by_turns(name, tmp_path):
+def test_by_turns(name, tmp_path, thorough):
     out = tmp_path / "results.jsonl"
-    quick = ["--rounds", "2", "--seconds", "0", "--out", out]
-    printed = run(name, *SMALL[name], *quick, directory=tmp_path).splitlines()
+    arguments = [*SMALL[name], "--seconds=0", f"--out={out}"]
+    if thorough:
+        printed = run(name, *arguments, "--rounds=2", directory=tmp_path)
+    else:
+        arguments += ["--rounds=1", *QUICK.get(name, [])]
+        printed = run(name, *arguments, directory=tmp_path, **UNCOMPILED)
+    printed = printed.splitlines()
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert {result["backend"] for result in results} == {BACKEND}
     for result in results:

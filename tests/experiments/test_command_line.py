@@ -284,7 +284,9 @@ def test_splicing_from_generated_data(command, tmp_path, rows, partitions):
 
 
 @pytest.mark.one_backend
-def test_demo(command, tmp_path, monkeypatch):
+def test_demo(command, tmp_path, monkeypatch, thorough):
+    monkeypatch.setenv("COLUMNS", "80")
+    seeds = range(2 if thorough else 1)
     curves = []
     monkeypatch.setattr(
         demo,
@@ -293,15 +295,24 @@ def test_demo(command, tmp_path, monkeypatch):
             curves.append(histories) or figure_1(dataset, histories, model)
         ),
     )
-    process = command("demo", "--seeds=2", "--epochs=1")
+    process = command("demo", f"--seeds={len(seeds)}", "--epochs=1")
     assert process.returncode == 0, process.stderr
-    for words in ("standard", "invariant", "original", "inverted", "±"):
-        assert words in process.stdout
-    assert "beta calibrated" in " ".join(process.stdout.split())
+    # Methods down, encodings across, and a sentence; in 80 columns.
+    lines = process.stdout.splitlines()
+    for method in ("standard dropout", "beta from 0", "dropout, calibrated"):
+        (line,) = (
+            line for line in lines if f"{method} " in line and "│" in line
+        )
+        assert line.count("±") == (2 if len(seeds) > 1 else 0)
+    assert "original encoding ┃ inverted encoding" in process.stdout
+    assert max(map(len, lines[1:])) <= 80
+    said = " ".join(process.stdout.split())
+    assert "with standard dropout, and from" in said
+    assert "4,000 examples for training" in said
     out = tmp_path / "runs" / "demo"
     results = read_results(out)
-    assert len(results) == 2 * 2 * 3
-    for seed in (0, 1):
+    assert len(results) == len(seeds) * 2 * 3
+    for seed in seeds:
         for encoding in ("original", "inverted"):
             assert {
                 (each.dropout, each.recipe["calibrated"])
@@ -314,18 +325,18 @@ def test_demo(command, tmp_path, monkeypatch):
             }
     assert {result.training_examples for result in results} == {4000}
     assert {result.epochs for result in results} == {1}
-    assert len(list(out.glob("*.keras"))) == 12
-    assert len(list(out.glob("*.csv"))) == 12
-    assert (out / "inverted-calibrated-seed1.keras").exists()
+    assert len(list(out.glob("*.keras"))) == len(results)
+    assert len(list(out.glob("*.csv"))) == len(results)
+    assert (out / f"inverted-calibrated-seed{seed}.keras").exists()
     for figure in ("figure1.png", "figure2.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob(".*"))
     # Figure 1 has the curves of each method over all seeds.
     (histories,) = curves
     assert {method: len(runs) for method, runs in histories.items()} == {
-        "standard": 2,
-        "invariant": 2,
-        "calibrated": 2,
+        "standard": len(seeds),
+        "invariant": len(seeds),
+        "calibrated": len(seeds),
     }
     errors = {runs[0].training_error.iloc[0] for runs in histories.values()}
     assert len(errors) == 3
@@ -553,12 +564,13 @@ def test_report(command, tmp_path, result):
         "The report is runs/report.md",
         "Its summary is in README.md",
     ]
-    for file in ("runs/report.md", "README.md"):
-        row = (
-            "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
-            "4,000 examples, 3 epochs, jax | 1 |"
-        )
-        assert row in (tmp_path / file).read_text()
+    row = (
+        "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
+        "4,000 examples, 3 epochs, jax | 1 |"
+    )
+    assert row in (tmp_path / "runs" / "report.md").read_text()
+    line = "| invariant dropout, beta from 0 | 5.00 (1) | *0.94* |"
+    assert line in (tmp_path / "README.md").read_text()
     process = command("report", "elsewhere")
     assert process.returncode == 1
     assert "There are no results in elsewhere/" in process.stderr

@@ -82,7 +82,11 @@ def test_while_it_starts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "begun"), [(1, "compiling"), (2, "waiting")]
+    ("workers", "begun"),
+    [
+        (1, "compiling"),
+        pytest.param(2, "waiting", marks=pytest.mark.thorough),
+    ],
 )
 def test_while_it_trains(workers, begun, tmp_path):
     training = *TRAINING, f"--seeds=1-{workers}", f"--workers={workers}"

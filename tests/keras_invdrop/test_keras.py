@@ -258,6 +258,20 @@ def test_the_layers_inside_a_layer(room):
     )
 
 
+def test_masks_come_from_a_generator_that_is_seeded(room):
+    generator = keras.random.SeedGenerator()
+    room.seeded(generator)
+    masks = []
+    for _ in range(2):
+        generator.state.assign([1, 0])
+        mask = keras.random.dropout(ops.ones((64,)), 0.5, seed=generator)
+        masks.append(ops.convert_to_numpy(mask))
+    assert np.array_equal(*masks), (
+        "A generator without a seed no longer draws from its state: "
+        "`MonteCarlo(seed=...)` would not repeat its masks."
+    )
+
+
 def test_a_layer_becomes_another(room):
     old, new = layers.Dropout(0.5), layers.Dense(2)
     model = keras.Sequential([keras.Input((3,)), old])

@@ -1,5 +1,6 @@
 """Runs each notebook at a small size, and checks its statements."""
 
+import base64
 import json
 import pickle
 import re
@@ -86,6 +87,20 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(committed):
             assert output.output_type != "error"
             assert output.get("name") != "stderr", output.text
     assert shown(committed, "image/png")
+
+
+def test_pictures_of_the_documentation_are_those_of_the_notebooks():
+    pictures = {
+        tag: shown(nbformat.v4.new_notebook(cells=[cell]), "image/png")
+        for path in PATHS
+        for cell in nbformat.read(path, as_version=4).cells
+        for tag in cell.metadata.get("tags", ())
+        if tag.endswith(".png")
+    }
+    assert "docs/dropped_digit.png" in pictures
+    for name, drawn in pictures.items():
+        (picture,) = map(base64.b64decode, drawn)
+        assert (ROOT / name).read_bytes() == picture
 
 
 def test_file_is_small_and_says_nothing_of_the_machine(path, committed):
@@ -260,6 +275,34 @@ def test_how_sure_is_it(run):
     assert error.iloc[-1] < 0.6 * error.iloc[0]
 
 
+def test_missing_inputs(run):
+    settings = {
+        "seeds": 4,
+        "rates": (0.5,),
+        "steps": (300,),
+        "cases": ("wine, not centred",),
+    }
+    _, found, levels = run(
+        6, settings, ["found['wine, not centred']", "levels"]
+    )
+    # A half of the inputs is missing.
+    error = {name: values[3].mean() for name, values in found.items()}
+    assert set(found["calibrated: level"].shape) == {5, 4}
+    assert error["calibrated: level"] < error["standard: 0"] - 10
+    assert error["calibrated: level"] < error["standard: mean"] - 5
+    # Without a missing input it does not matter what would take its place.
+    for method in ("no input dropout", "standard"):
+        np.testing.assert_array_equal(
+            found[f"{method}: 0"][0], found[f"{method}: mean"][0]
+        )
+    level = levels["wine, not centred"]
+    np.testing.assert_allclose(
+        level["fixed at the mean"], level["mean"], rtol=1e-4
+    )
+    assert np.any(level["calibrated"] != level["fixed at the mean"])
+
+
+@pytest.mark.thorough
 def test_cifar10_and_svhn(run):
     settings = {
         "examples": 100,

@@ -42,12 +42,18 @@ def built(tmp_path_factory):
 def python(built, tmp_path_factory):
     """The interpreter of a new environment, with the wheel and JAX."""
     path = tmp_path_factory.mktemp("new")
-    run(sys.executable, "-m", "venv", "new", cwd=path)
+    run(sys.executable, "-m", "venv", "--without-pip", "new", cwd=path)
     interpreter = path / "new" / "bin" / "python"
-    install = (interpreter, "-m", "pip", "install", "--quiet")
+    # Python compiles what is imported, which is a small part.
+    install = ("install", "--quiet", "--no-compile", f"{built[1]}[jax]")
     constraints = ("--constraint", ROOT / "constraints.txt")
-    run(*install, *constraints, f"{built[1]}[jax]", cwd=path)
+    run(*pip(interpreter), *install, *constraints, cwd=path)
     return interpreter
+
+
+def pip(interpreter):
+    """The beginning of a command for the packages of an interpreter."""
+    return sys.executable, "-m", "pip", "--python", interpreter
 
 
 def test_content(built):
@@ -109,7 +115,7 @@ for name in ("applications", "experiments"):
 
 def test_imports_are_those_of_the_source_tree(python, tmp_path):
     # Only Keras, NumPy and a backend are needed.
-    packages = run(python, "-m", "pip", "list", cwd=tmp_path)
+    packages = run(*pip(python), "list", cwd=tmp_path)
     assert "keras-invdrop" in packages
     assert "matplotlib" not in packages
     assert "pandas" not in packages

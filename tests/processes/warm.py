@@ -57,6 +57,7 @@ class Program:
         }
         self._process = CONTEXT.Process(target=exec, args=(BEGIN, names))
         self._process.start()
+        self.pid = self._process.pid
         self.kill = self._process.kill
 
     @property

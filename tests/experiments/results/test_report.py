@@ -127,10 +127,6 @@ def test_a_single_pair_decides_nothing(stored):
         for line in lines_of(stored)
         if "fewer errors than standard" in line
     )
-    readme = stored / "README.md"
-    readme.write_text("\n".join(report.MARKS))
-    report.write_summary(stored, readme)
-    assert "Undecided, and left out here: 1." in readme.read_text()
     assert line.endswith(
         "| Table 2 | 1.00 points |  |  |  | 1 | digits, 4,000 examples, "
         "3 epochs, jax | the same | undecided |"
@@ -143,18 +139,45 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
     readme.write_text(f"# Mine\n\n{begin}\nstale\n{end}\n\nAlso mine\n")
     report.write_summary(stored, readme)
     text = readme.read_text()
-    assert text.startswith(f"# Mine\n\n{begin}\n\n### Table 2: ")
-    assert text.endswith(f"\n\n{end}\n\nAlso mine\n")
-    assert "stale" not in text
-    # The report has the measurements, and nothing else.
-    assert text.count("| `table") == 2
-    assert "not run" not in text
-    assert "| undecided |" not in text
-    assert "| holds |" in text
-    assert "Undecided" not in text
+    assert text == (
+        f"# Mine\n\n{begin}\n\n"
+        "| test error (%) | 5,000 digits, inverted | *paper* |\n"
+        "| --- | --- | --- |\n"
+        "| standard dropout | 5.50 ± 6.35 (1) | *1.32* |\n"
+        "| invariant dropout, beta from 0 | 4.55 ± 6.99 (1) | *0.94* |\n\n"
+        "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
+        "test; 3 epochs; seeds 0, 1; jax backend"
+        f"\n\n{end}\n\nAlso mine\n"
+    )
     # Writing the report again gives the same file.
     report.write_summary(stored, readme)
     assert readme.read_text() == text
+
+
+def test_the_summary_has_the_largest_measurement_of_each_row(result):
+    """Of most examples, then epochs, then seeds; calibrated on its own."""
+    small = dataclasses.replace(result, row="table3/relu/invariant")
+    large = dataclasses.replace(
+        small, dataset="cifar10", training_examples=40_000, width=0.25
+    )
+    longer = dataclasses.replace(large, epochs=9, test=2.0)
+    calibrated = dataclasses.replace(
+        large, recipe={**result.recipe, "calibrated": True}, test=1.0
+    )
+    bits = dataclasses.replace(result, row="table5/1/standard", test=0.5)
+    table, notes = report.summary([longer, small, calibrated, large, bits])
+    assert table.splitlines() == [
+        "| test error (%) | CIFAR-10, width 0.25 | *paper* |",
+        "| --- | --- | --- |",
+        "| invariant dropout, beta from 0 | 2.00 (1) | *11.70* |",
+        "| invariant dropout, calibrated | 1.00 (2) |  |",
+    ]
+    first, second = notes.splitlines()
+    assert first.startswith("1. ") and ": 40,000 examples" in first
+    assert "; 9 epochs" in first
+    assert "beta calibrated" in second
+    # Table 5 is not of errors.
+    assert report.summary([bits]) == []
 
 
 @pytest.mark.parametrize("text", ["", report.MARKS[0], report.MARKS[1]])

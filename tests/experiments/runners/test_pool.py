@@ -5,9 +5,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import dask
 import distributed
@@ -23,8 +22,12 @@ from keras_invdrop.experiments.runners import search as tuning
 from keras_invdrop.experiments.train.fitting import Diverged
 from keras_invdrop.experiments.train.training import run
 from keras_invdrop.experiments.train.trial import Trial
+from warm import Program
+
+from keras_invdrop import experiments
 
 EPOCHS = 16
+COMMAND = Path(experiments.__file__).with_name("__main__.py")
 
 
 @pytest.fixture(scope="module")
@@ -81,39 +84,44 @@ def one_by_one(trials, tmp_path_factory):
 
 def test_workers_of_this_machine(trials, one_by_one, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.run(
-        [sys.executable, "-m", "keras_invdrop.experiments", "reproduce"]
-        + ["table5/1/invariant", "--seeds=0-2", "--workers=2", "--width=0.05"]
-        + [f"--epochs={EPOCHS}", f"--data={trials[0].data}", f"--out={out}"],
-        capture_output=True,
-        text=True,
+    process = Program(
+        COMMAND,
+        *("reproduce", "table5/1/invariant", "--seeds=0-2", "--workers=2"),
+        *("--width=0.05", f"--epochs={EPOCHS}", f"--data={trials[0].data}"),
+        f"--out={out}",
     )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr.count("done: table5/1/invariant, seed ") == 3
+    printed, told = process.communicate()
+    assert process.returncode == 0, told
+    assert told.count("done: table5/1/invariant, seed ") == 3
     # The workers report their progress.
     for seed in range(3):
         title = f"table5/1/invariant, seed {seed}:"
-        assert process.stderr.count(f"\n{title} loading the data") == 1
-        assert f"\n{title} epoch 1 of {EPOCHS}, validation " in process.stderr
-    assert "seeds 0, 1, 2" in " ".join(process.stdout.split())
+        assert told.count(f"\n{title} loading the data") == 1
+        assert f"\n{title} epoch 1 of {EPOCHS}, validation " in told
+    assert "seeds 0, 1, 2" in " ".join(printed.split())
     assert files(out) == one_by_one
 
 
-def test_the_workers_share_the_cores():
+@pytest.fixture(scope="module")
+def two_workers():
+    with pool.local_cluster(2) as client:
+        yield client
+
+
+def test_the_workers_share_the_cores(two_workers):
     cores = os.sched_getaffinity(0)
     shares = [pool._share_of_cores(worker, 2) for worker in (0, 1)]
     assert shares[0] | shares[1] == cores
     if len(cores) > 1:
         assert not shares[0] & shares[1]
-    with pool.local_cluster(2) as client:
-        threads = client.run(os.environ.get, "OMP_NUM_THREADS")
-        assert set(threads.values()) == {str(max(1, len(cores) // 2))}
-        for name, share in enumerate(shares):
-            # As a training finds them.
-            found = client.submit(
-                os.sched_getaffinity, 0, workers=[name], pure=False
-            )
-            assert found.result() == share
+    threads = two_workers.run(os.environ.get, "OMP_NUM_THREADS")
+    assert set(threads.values()) == {str(max(1, len(cores) // 2))}
+    for name, share in enumerate(shares):
+        # As a training finds them.
+        found = two_workers.submit(
+            os.sched_getaffinity, 0, workers=[name], pure=False
+        )
+        assert found.result() == share
 
 
 @pytest.fixture
@@ -122,10 +130,9 @@ def cluster(tmp_path):
     address = tmp_path / "scheduler.json"
 
     def start(kind, *arguments):
-        return subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.dask_{kind}"]
-            + ["--scheduler-file", str(address), "--no-dashboard", *arguments],
-            stderr=subprocess.DEVNULL,
+        return Program(
+            Path(distributed.__file__).parent / "cli" / f"dask_{kind}.py",
+            *("--scheduler-file", address, "--no-dashboard", *arguments),
         )
 
     one = "--no-nanny", "--nthreads=1", "--memory-limit=0"
@@ -136,7 +143,7 @@ def cluster(tmp_path):
     yield json.loads(address.read_text())["address"], *processes
     for process in processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_the_job_of_a_killed_worker_moves_and_goes_on(
@@ -149,7 +156,7 @@ def test_the_job_of_a_killed_worker_moves_and_goes_on(
         table = Recorder(trials, when_two=doomed.kill)
         pool.train_all(trials, out, table, client)
         (worker,) = client.run(os.getpid).values()
-    assert doomed.wait() == -signal.SIGKILL
+    assert doomed.returncode == -signal.SIGKILL
     assert worker == other.pid
     assert table.failures == {}
     assert files(out) == one_by_one
@@ -237,15 +244,14 @@ def test_no_scheduler_at_the_address():
         pass
 
 
-def test_trials_on_workers(trials, tmp_path):
+def test_trials_on_workers(trials, two_workers, tmp_path):
     seen = []
     settings = ["learning_rate", "max_norm"]
     search = trials[:1], settings, 4, tmp_path, seen.append
     epochs = set()
-    with pool.local_cluster(2) as client:
-        study = tuning.tune(
-            *search, client, lambda title, done, _: epochs.add((title, done))
-        )
+    study = tuning.tune(
+        *search, two_workers, lambda title, done, _: epochs.add((title, done))
+    )
     for trial in study.trials:
         assert (f"trial {trial.number}, table5/1/invariant", 1) in epochs
     assert sorted(trial.number for trial in seen) == [0, 1, 2, 3]

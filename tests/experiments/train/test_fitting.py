@@ -23,6 +23,7 @@ from keras_invdrop import Reseed
 EPOCHS = 4
 
 one_backend = pytest.mark.one_backend
+thorough = pytest.mark.thorough
 several_steps = pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="Keras makes the steps of PyTorch one by one",
@@ -98,9 +99,7 @@ def exons():
 @pytest.mark.parametrize(
     ("row", "data", "changes"),
     [
-        pytest.param(
-            "table2/original/standard", "blobs", {}, marks=one_backend
-        ),
+        pytest.param("table2/original/standard", "blobs", {}, marks=thorough),
         pytest.param(
             "table2/original/invariant",
             "blobs",
@@ -108,19 +107,20 @@ def exons():
             marks=one_backend,
         ),
         pytest.param(
-            "table2/original/running_average", "blobs", {}, marks=one_backend
+            "table2/original/running_average", "blobs", {}, marks=thorough
         ),
         ("table2/original/invariant", "streamed", {}),
         pytest.param(
             "table2/original/invariant",
             "blobs",
             {"dtype_policy": "mixed_bfloat16"},
-            marks=one_backend,
+            marks=thorough,
         ),
-        (
+        pytest.param(
             "table2/original/standard",
             "blobs",
             {"dtype_policy": "mixed_float16", "ema_momentum": 0.5},
+            marks=one_backend,
         ),
         (
             "table2/original/invariant",
@@ -135,7 +135,12 @@ def exons():
                 "hidden_rate": (0.3, 0.6),
             },
         ),
-        ("table3/stochastic_pooling/standard", "images", {}),
+        pytest.param(
+            "table3/stochastic_pooling/standard",
+            "images",
+            {},
+            marks=one_backend,
+        ),
         pytest.param(
             "table5/2/invariant",
             "exons",
@@ -342,7 +347,12 @@ def test_beta_moves_faster_by_its_factor(blobs):
 
 @several_steps
 @pytest.mark.parametrize(
-    "steps", [pytest.param(2, marks=pytest.mark.thorough), 4, 100]
+    "steps",
+    [
+        pytest.param(2, marks=thorough),
+        4,
+        pytest.param(100, marks=one_backend),
+    ],
 )
 def test_several_steps_per_execution_are_the_same_steps(blobs, steps):
     # 60 examples are seven batches of eight, and one of four.

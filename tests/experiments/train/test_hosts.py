@@ -114,6 +114,7 @@ def training(hosts, directory, heartbeat, epochs):
     return processes
 
 
+@pytest.mark.thorough
 def test_cut_for_some_seconds(hosts, tmp_path):
     processes = training(hosts, tmp_path, heartbeat=30, epochs=60)
     try:

@@ -18,6 +18,8 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
+# The mirror is one of the network, whatever the backend.
+pytestmark = pytest.mark.one_backend
 EPOCHS = 5
 
 
@@ -47,7 +49,7 @@ def losses(dataset, sign, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"max_norm": 0.5},
+        pytest.param({"max_norm": 0.5}, marks=pytest.mark.thorough),
         {
             "max_norm": (None, 0.5, 0.5),
             "initial_stddev": (0.05, None, None),

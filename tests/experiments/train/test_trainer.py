@@ -279,8 +279,15 @@ def test_initial_weights_depend_on_the_seed_alone(blobs):
     assert weights(0, noise=1) != weights(1, noise=1)
 
 
-@pytest.mark.parametrize("activation", [None, "softmax"])
-@pytest.mark.parametrize("method", ["standard", "invariant"])
+@pytest.mark.parametrize(
+    ("method", "activation"),
+    [
+        ("invariant", None),
+        pytest.param("invariant", "softmax", marks=pytest.mark.one_backend),
+        pytest.param("standard", None, marks=pytest.mark.one_backend),
+        pytest.param("standard", "softmax", marks=pytest.mark.thorough),
+    ],
+)
 def test_plain_keras_trains_as_the_experiments_do(blobs, method, activation):
     recipe = Recipe(
         epochs=3,

@@ -1,13 +1,12 @@
 """A training killed at any moment ends like an undisturbed one."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from warm import Program
 
 from keras_invdrop import BestEpoch
 from keras_invdrop import ExactResume
@@ -21,11 +20,10 @@ Y = X / 2
 
 
 def run(directory, *spot):
-    return subprocess.run(
-        [sys.executable, PROGRAM, directory, *map(str, spot)],
-        capture_output=True,
-        text=True,
-    )
+    """The exit code of a training, and its errors."""
+    program = Program(PROGRAM, directory, *spot)
+    _, errors = program.communicate()
+    return program.returncode, errors
 
 
 def end(directory):
@@ -39,8 +37,8 @@ def test_killed_again_and_again(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     undisturbed.mkdir()
     killed.mkdir()
-    process = run(undisturbed)
-    assert process.returncode == 0, process.stderr
+    code, errors = run(undisturbed)
+    assert code == 0, errors
     for spot in (
         ("step", 3),
         ("begin", 2),
@@ -48,10 +46,10 @@ def test_killed_again_and_again(tmp_path):
         ("rename", 1),
         ("renamed", 2),
     ):
-        process = run(killed, *spot)
-        assert process.returncode == -signal.SIGKILL, process.stderr
-    process = run(killed)
-    assert process.returncode == 0, process.stderr
+        code, errors = run(killed, *spot)
+        assert code == -signal.SIGKILL, errors
+    code, errors = run(killed)
+    assert code == 0, errors
     for path in killed.glob(".*"):
         path.unlink()  # a file that a kill left half-written
     assert end(killed) == end(undisturbed)

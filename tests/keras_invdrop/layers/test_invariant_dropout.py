@@ -5,6 +5,9 @@ from keras import ops
 from keras.src import testing
 
 from keras_invdrop import InvariantDropout
+from keras_invdrop import RunningAverageDropout
+from keras_invdrop import SharedInvariantDropout
+from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop.regularizers import Variance
 
 # Rows of identical examples, each with a mask of its own.
@@ -400,6 +403,48 @@ class InvariantDropoutTest(testing.TestCase):
         )
         model.fit(x, x, batch_size=6, epochs=1, shuffle=False, verbose=0)
         self.assertAllClose(layer.beta, -kept.sum(axis=0))
+
+    @parameterized.named_parameters(
+        ("train", InvariantDropout, {}, (6, 5)),
+        ("test", InvariantDropout, {"scaling": "test"}, (6, 5)),
+        ("steps", InvariantDropout, {"noise_shape": (None, None, 1)}, (6, 5)),
+        ("shared_axes", InvariantDropout, {"shared_axes": [1]}, (1, 5)),
+        ("shared", SharedInvariantDropout, {"scaling": "test"}, (1, 5)),
+        ("spatial", SpatialInvariantDropout, {}, (1, 5)),
+        ("average", RunningAverageDropout, {"trainable": False}, (6, 5)),
+    )
+    def test_level_is_what_takes_the_place_of_a_dropped_activity(
+        self, layer_type, options, shape
+    ):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(40, 6, 5)).astype("float32")
+        layer = layer_type(0.25, seed=1, **options)
+        layer.build(x.shape)
+        layer.set_shift(rng.normal(3, 1, size=shape))
+        self.assertIsInstance(layer.level, np.ndarray)
+        self.assertEqual(layer.level.shape, shape)
+        # In training the next layer sees what it sees at inference of inputs
+        # in which every dropped activity has this level, and no other does:
+        # up to the factor 1 / p, of which the next kernel has a part.
+        trained = ops.convert_to_numpy(layer(x, training=True))
+        kept = trained != 0
+        self.assertAllClose(kept.mean(), 0.75, atol=0.1)
+        filled = layer(np.where(kept, x, layer.level))
+        self.assertAllClose(0.75 * trained, filled, rtol=1e-5, atol=1e-6)
+
+    def test_level_follows_beta(self):
+        layer = InvariantDropout(0.5)
+        with self.assertRaisesRegex(
+            ValueError, "'my_dropout' has no `level` before it is built"
+        ):
+            _ = InvariantDropout(0.5, name="my_dropout").level
+        layer.build((None, 2))
+        before = layer.level
+        # Zero has no sign.
+        self.assertEqual(str(before), "[0. 0.]")
+        layer.beta.assign([1.0, -2.0])
+        self.assertAllEqual(layer.level, [-1.0, 2.0])
+        self.assertAllEqual(before, [0.0, 0.0])
 
     def test_frozen_beta_stays_and_still_drops(self):
         layer = InvariantDropout(0.5, trainable=False, seed=14)

@@ -140,7 +140,12 @@ def vision_transformer():
 @of_keras_hub
 @pytest.mark.filterwarnings("ignore:Dropout that is not converted")
 @pytest.mark.parametrize(
-    "make", [bert_with_low_rank_updates, quantized_bert, vision_transformer]
+    "make",
+    [
+        bert_with_low_rank_updates,
+        pytest.param(quantized_bert, marks=pytest.mark.thorough),
+        vision_transformer,
+    ],
 )
 def test_models_of_keras_hub(make):
     model = make()

@@ -174,7 +174,10 @@ def test_the_page_names_the_versions_that_are_tested():
 
 # From other backends all formats go through TensorFlow: test one of them.
 @pytest.mark.parametrize(
-    "format", FILES if BACKEND == "tensorflow" else ["litert"]
+    "format",
+    FILES
+    if BACKEND == "tensorflow"
+    else [pytest.param("litert", marks=pytest.mark.thorough)],
 )
 def test_several_inputs_and_outputs(format, tmp_path):
     check_keras(format)

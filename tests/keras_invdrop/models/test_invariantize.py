@@ -341,8 +341,12 @@ def head(backbone):
     [
         (keras.applications.VGG16, True),
         (keras.applications.MobileNet, False),
-        (keras.applications.EfficientNetB0, False),
-        (keras.applications.Xception, True),
+        pytest.param(
+            keras.applications.EfficientNetB0, False, marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            keras.applications.Xception, True, marks=pytest.mark.thorough
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -483,6 +483,8 @@ def test_the_same_seed_gives_the_same():
         layers.Dropout(0.5),
         InvariantDropout(0.5, seed=3),
         InvariantDropout(0.5),
+        layers.Reshape((3, 2)),
+        layers.LSTM(4, dropout=0.5, recurrent_dropout=0.5),
     )
     monte_carlo, x = MonteCarlo(model, samples=20, seed=4), random(5, 6)
     found = monte_carlo.predict(x)

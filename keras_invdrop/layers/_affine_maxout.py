@@ -1,0 +1,39 @@
+from typing import Any
+
+import keras
+
+from .._checks import StrictConfig
+from .maxout import Maxout
+
+
+class AffineMaxout(StrictConfig, keras.Layer):
+    """Base of the layers that take the maximum of several affine maps.
+
+    A subclass sets `maxout` and `activation`, and returns the layer of the
+    affine maps from `affine`.
+    """
+
+    maxout: Maxout
+    activation: Any
+
+    # A method, since Keras would save a property as a layer of its own name.
+    def affine(self) -> Any:
+        """The layer that computes the affine maps."""
+        raise NotImplementedError
+
+    @property
+    def kernel(self) -> keras.Variable:
+        return self.affine().kernel
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        return self.affine().bias
+
+    def build(self, input_shape):
+        affine = self.affine()
+        affine.build(input_shape)
+        self.maxout.build(affine.compute_output_shape(input_shape))
+        self.input_spec = affine.input_spec
+
+    def call(self, inputs):
+        return self.activation(self.maxout(self.affine()(inputs)))
