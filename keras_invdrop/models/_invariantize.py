@@ -1,7 +1,7 @@
 import warnings
+from dataclasses import dataclass
 from typing import Any
 from typing import Literal
-from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -31,7 +31,8 @@ from ._places import observe
 from ._places import places
 
 
-class Conversion(NamedTuple):
+@dataclass(frozen=True)
+class Conversion:
     """What `invariantize` did with one layer that drops.
 
     Attributes:

@@ -78,7 +78,10 @@ class Cell(layers.Layer):
         self.dense = layers.Dense(units, activation="tanh")
 
     def build(self, input_shape):
-        self.dense.build((None, input_shape[-1] + self.units))
+        # Without it Keras cannot load the cell on PyTorch.
+        *batch, features = input_shape
+        self.drop.build(input_shape)
+        self.dense.build((*batch, features + self.units))
 
     def call(self, x, states):
         y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
