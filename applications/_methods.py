@@ -14,6 +14,7 @@ from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_number
+from keras_invdrop._checks import is_shape
 
 # The columns of Table 2, and "none": each method's dropout layers on the input
 # and on the hidden units.
@@ -75,6 +76,12 @@ def spatial_axes() -> tuple[int, int]:
 def image_shape(input_shape: Sequence[int] | None) -> tuple[int, ...]:
     """`input_shape`; if None, the image shape of CIFAR-10 and SVHN."""
     if input_shape is not None:
+        if not is_shape(input_shape, ranks=(3,)):
+            raise invalid(
+                "input_shape",
+                "the shape of an image, three positive integers",
+                input_shape,
+            )
         return tuple(input_shape)
     if keras.config.image_data_format() == "channels_last":
         return 32, 32, 3

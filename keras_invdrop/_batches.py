@@ -123,7 +123,7 @@ def batches(data, batch_size, inputs=1):
     elif _is_arrays(data, inputs):
         yield from Examples("data", data, least=0).parts(batch_size)
         return
-    elif hasattr(data, "__iter__"):
+    elif hasattr(data, "__iter__") and not isinstance(data, (str, bytes)):
         found = iter(data)
     else:
         raise invalid(

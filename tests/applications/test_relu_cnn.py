@@ -180,3 +180,6 @@ def test_errors():
         relu_cnn("some")
     with pytest.raises(ValueError, match="`width`. .* 16 times 0.01 rounds to"):
         relu_cnn(width=0.01, locally_connected=16)
+    for shape in ((784,), (32, 32, None), 32):
+        with pytest.raises(ValueError, match="`input_shape`. .* Received: "):
+            relu_cnn(input_shape=shape)

@@ -378,6 +378,7 @@ def test_what_is_hidden_is_named():
         ([random(4, 6), random(4, 5)], r"Received: shape \(4, 5\)"),
         ({"a": random(4, 6), "b": random(4, 6)}, "`data`"),
         (3, "`data`"),
+        ("file", "`data`.*batches. Received: data='file'"),
         (None, "`data`"),
     ],
     ids=[
@@ -389,6 +390,7 @@ def test_what_is_hidden_is_named():
         "batch",
         "dict",
         "number",
+        "string",
         "none",
     ],
 )
