@@ -100,6 +100,22 @@ def test_metadata_are_those_of_the_index(built):
     run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=ROOT)
 
 
+def test_links_of_the_page_on_an_index(built):
+    """Each is whole, and leads to a file of the repository."""
+    with zipfile.ZipFile(built[1]) as archive:
+        (name,) = [x for x in archive.namelist() if x.endswith("/METADATA")]
+        page = archive.read(name).decode()
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    links = [link.partition("#")[0] for link in links]
+    address = "https://github.com/keras-invdrop/keras-invdrop"
+    assert f"Project-URL: Repository, {address}" in page
+    assert f"{address}/raw/main/docs/dropped_digit.png" in links
+    ours = [x.split("/main/") for x in links if x.startswith(address)]
+    assert len(ours) > 10
+    assert all((ROOT / path).is_file() for _, path in ours)
+    assert all(link.startswith("https://") for link in links)
+
+
 IMPORTS = """
 import importlib.util
 import sys
