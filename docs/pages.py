@@ -4,11 +4,16 @@ So what is written in one place stays there, and a link from one file to
 another is right in both, in the repository and on the site.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File
 from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 # Pages, and what they show or link.
 PATTERNS = (
@@ -39,5 +44,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         )
         for path in found
     ]
+    for path in found:
+        if path.suffix == ".ipynb":
+            folder = path.parent.relative_to(root).as_posix()
+            pages += [
+                File.generated(config, f"{folder}/{name}", content=content)
+                for name, content in _rendered(path)
+            ]
     theme = [file for file in files if file.src_dir != config.docs_dir]
     return Files(pages + theme)
+
+
+def _rendered(path: Path) -> Iterator[tuple[str, str | bytes]]:
+    """A notebook as a page, and its pictures: names and contents."""
+    text, resources = MarkdownExporter().from_filename(
+        str(path), resources={"unique_key": path.stem}
+    )
+    # The site fetches no picture from elsewhere: the badge becomes a link.
+    text = re.sub(r"\[!(\[Open in Colab\])\(.*?\)\]", r"\1", text)
+    yield (
+        f"{path.stem}.md",
+        f"{text}\n\n[This page as a notebook]({path.name}), to run it.\n",
+    )
+    yield from resources["outputs"].items()
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Links lead to the page of a notebook, not to its file."""
+    if page.file.src_uri.startswith("notebooks/"):
+        return markdown
+    return re.sub(r"(?<=notebooks/)(\w+)\.ipynb", r"\1.md", markdown)

@@ -101,6 +101,20 @@ def test_pages_link_each_other_as_the_files_do(site):
         assert (site / path).exists()
 
 
+def test_notebooks_are_pages(site):
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        folder = site / "notebooks" / path.stem
+        page = (folder / "index.html").read_text()
+        assert (folder.parent / path.name).exists()
+        pictures = re.findall(r'<img [^>]*src="([^"]+)"', page)
+        assert len(pictures) == path.read_text().count('"image/png"')
+        assert all((folder / picture).exists() for picture in pictures)
+    # What links the file of a notebook leads to its page.
+    page = (site / "docs/notebooks/index.html").read_text()
+    assert 'href="../../notebooks/1_five_minutes/"' in page
+    assert ".ipynb" not in page
+
+
 def test_nothing_is_fetched_from_elsewhere(site):
     for page in site.rglob("*.html"):
         found = re.findall(
