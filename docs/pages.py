@@ -22,6 +22,7 @@ PATTERNS = (
     "applications/recipes.py",
     "benchmarks/*.md",
     "benchmarks/*.png",
+    "docs/*.css",
     "docs/**/*.md",
     "docs/**/*.png",
     "experiments/paper/tables.py",
