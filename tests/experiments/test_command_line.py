@@ -102,7 +102,7 @@ def test_help_of_train_explains_its_options(command):
 @pytest.mark.one_backend
 def test_help_says_that_generated_data_are_generated(command):
     stdout = command("generate-splicing", "--help").stdout
-    assert "GENERATE" in stdout
+    assert "Generate data of the shape" in stdout
     assert "say nothing about splicing" in stdout
 
 

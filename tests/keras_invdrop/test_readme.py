@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import keras
@@ -220,13 +221,13 @@ def test_every_layer_function_and_callback_has_a_card():
     page = (ROOT / "docs" / "method_cards.md").read_text()
     headings = "".join(re.findall(r"^### (.*)", page, re.M))
     carded = set(re.findall(r"\[`([\w.]+)`\]", headings))
-    results = {"Exported", "InjectedVariance", "MonteCarloPrediction"}
     public = {
         name
         for name, value in inspect.getmembers(keras_invdrop)
         if inspect.isclass(value) or inspect.isfunction(value)
+        if not is_dataclass(value)  # a result, on the card of its function
     }
-    assert carded == public - results | {"regularizers.Variance"}
+    assert carded == public | {"regularizers.Variance"}
     # All five lines, in each card.
     for line in ("Use it", "Not", "Set", "Costs", "Measured"):
         assert page.count(f"\n| {line} | ") == page.count("\n### ")
