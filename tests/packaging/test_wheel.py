@@ -146,19 +146,24 @@ def test_imports_are_those_of_the_source_tree(python, tmp_path):
 
 IMPORT_TIME = """
 import time
+times = [time.process_time()]
 import keras
-start = time.process_time()
+times.append(time.process_time())
 import keras_invdrop
-print(time.process_time() - start)
+times.append(time.process_time())
+print((times[2] - times[1]) / (times[1] - times[0]))
 """
 
 
 def test_import_takes_no_time(python, tmp_path):
-    """The import takes at most 0.1 s of CPU time more than Keras' import."""
-    times = [
+    """The import takes less than a twentieth of that of Keras.
+
+    2 to 3 % when this test was written; scipy.stats alone would add some 10 %.
+    """
+    ratios = [
         float(run(python, "-c", IMPORT_TIME, cwd=tmp_path)) for _ in range(3)
     ]
-    assert min(times) < 0.1
+    assert min(ratios) < 0.05
 
 
 def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
