@@ -8,7 +8,6 @@ from keras import tree
 from .._checks import invalid
 from .._keras import graph_of
 from .._keras import nodes
-from .._keras import operations
 from .._keras import origin
 from .._keras import run_through_graph
 
@@ -38,14 +37,6 @@ def graph_layers(model):
         parts = [layer] if graph_of(layer) is None else graph_layers(layer)
         found |= {id(part): part for part in parts}
     return list(found.values())
-
-
-def nested_models(model):
-    """The models with a graph that are nested in `model`, at any depth."""
-    for operation in operations(graph_of(model)):
-        if graph_of(operation) is not None:
-            yield operation
-            yield from nested_models(operation)
 
 
 def check_model(model):
