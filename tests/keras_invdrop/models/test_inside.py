@@ -1,5 +1,6 @@
 """Dropout inside the layers of a model."""
 
+import operator
 import warnings
 
 import keras
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from keras import tree
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
+from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
 
@@ -445,6 +448,173 @@ def test_monte_carlo_draws_where_the_filters_say():
         MonteCarlo(model, filters="three")
 
 
+class Counting:
+    """Batches of different sizes, and how often they are read."""
+
+    def __init__(self, x):
+        (size,) = {len(array) for array in tree.flatten(x)}
+        self.parts = [slice(0, 1), slice(1, size)]
+        self.x, self.reads = x, 0
+
+    def __iter__(self):
+        self.reads += 1
+        for part in self.parts:
+            yield tree.map_structure(operator.itemgetter(part), self.x)
+
+
+def assert_calibrated(model, x, reads, filters=None):
+    """Each beta becomes minus the mean of what arrives, in so many readings."""
+    data = Counting(x)
+    before = model.get_weights()
+    new = calibrate(model, data, keep_predictions=False, filters=filters)
+    assert data.reads == reads and type(new) is type(model)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    arrived = {}
+    with pytest.MonkeyPatch.context() as patch:
+        call = InvariantDropout.call
+
+        def noting(self, inputs, *args, **kwargs):
+            value = ops.convert_to_numpy(inputs).astype("float64")
+            arrived.setdefault(self, []).append(value)
+            return call(self, inputs, *args, **kwargs)
+
+        patch.setattr(InvariantDropout, "call", noting)
+        new(x)
+    for layer, values in arrived.items():
+        beta = ops.convert_to_numpy(layer.beta)
+        shared = [i for i, n in enumerate(beta.shape, 1) if n == 1]
+        mean = np.concatenate(values).mean((0, *shared), keepdims=True)[0]
+        np.testing.assert_allclose(beta, -mean, rtol=1e-4, atol=1e-5)
+    return new, arrived
+
+
+@pytest.mark.parametrize(
+    ("name", "reads", "layers_with_beta"),
+    [
+        ("transformer block", 7, 7),
+        ("residual block", 2, 2),
+        ("TimeDistributed", 2, 1),
+        ("twice", 2, 2),
+        ("subclass", 4, 4),
+    ],
+)
+def test_dropout_inside_layers_is_calibrated(name, reads, layers_with_beta):
+    make, shape, _ = MODELS[name]
+    x = random(*shape)
+    new, arrived = assert_calibrated(
+        invariantize(make(), inputs=x), x + 1, reads
+    )
+    assert len(arrived) == len(betas(new)) == layers_with_beta
+
+
+def test_branches_are_calibrated_together():
+    inputs = keras.Input((4, 8))
+    branches = [TransformerBlock(name=name)(inputs) for name in ("a", "b")]
+    model = invariantize(keras.Model(inputs, layers.Add()(branches)))
+    assert_calibrated(model, random(4, 4, 8), reads=3)
+    with pytest.raises(ValueError, match="can be read again: .*'a/"):
+        calibrate(model, iter([random(4, 4, 8)]), keep_predictions=False)
+
+
+@registered
+class CellOfStates(Cell):
+    """Drops what depends on what it dropped before."""
+
+    def call(self, x, states):
+        y, _ = super().call(x, [self.drop(states[0])])
+        return y, [y]
+
+
+def test_cells_are_calibrated_where_a_shift_suits_all_steps():
+    x = random(4, 4, 3)
+    new = calibrate(
+        invariantize(graph(layers.RNN(Cell()), shape=(4, 3))),
+        x,
+        keep_predictions=False,
+    )
+    (beta,) = betas(new)
+    np.testing.assert_allclose(beta, -x.mean((0, 1)), rtol=1e-5)
+    assert not new.layers[1].unroll
+    cell = CellOfStates(3, name="cell")
+    model = invariantize(graph(layers.RNN(cell, name="rnn"), shape=(4, 3)))
+    with pytest.raises(ValueError, match="its own output.*'rnn/cell/dropout"):
+        calibrate(model, x, keep_predictions=False)
+
+
+def test_a_block_that_is_called_again_on_its_output():
+    block = TransformerBlock(name="block")
+    model = invariantize(graph(block, layers.ReLU(), block, shape=(4, 8)))
+    x = random(4, 4, 8)
+    with pytest.raises(ValueError, match="`filters` can.*'block/dropout"):
+        calibrate(model, x, keep_predictions=False)
+
+
+@registered
+class NormalizedBlock(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization(beta_initializer="ones")
+        self.drop = layers.Dropout(0.5)
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, x, training=False):
+        return self.drop(self.norm(x, training=training))
+
+
+def test_batch_normalisation_before_dropout_inside_a_layer():
+    model = graph(NormalizedBlock(), layers.Dropout(0.5), shape=(3,))
+    model = invariantize(model)
+    x = 5 + random(64, 3)
+    new = calibrate(model, x, keep_predictions=False)
+    # In training the mean is beta of the normalisation, whatever arrives.
+    np.testing.assert_allclose(
+        [ops.convert_to_numpy(beta) for beta in betas(new)],
+        [3 * [-1], 3 * [0]],
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="initial moving mean.*'normalized"):
+        calibrate(model, x, keep_predictions=True)
+
+
+def test_shifts_inside_layers_stay_where_predictions_are_kept():
+    model = graph(
+        TransformerBlock(name="block"),
+        layers.Dropout(0.5, name="last"),
+        shape=(4, 8),
+    )
+    model, x = invariantize(model), random(4, 4, 8)
+    with pytest.warns(UserWarning, match="'block/dropout.*is not known"):
+        new = calibrate(model, x, keep_predictions=True)
+    np.testing.assert_allclose(
+        predicted(new, x), predicted(model, x), rtol=1e-4, atol=1e-5
+    )
+    changed = [np.any(ops.convert_to_numpy(beta)) for beta in betas(new)]
+    assert changed == [False, False, False, True]
+    with pytest.raises(ValueError, match="No shift can be.*'block/dropout"):
+        calibrate(model, x, keep_predictions=True, filters="^block/")
+    with warnings.catch_warnings():
+        # What was left out on purpose is no surprise.
+        warnings.simplefilter("error", UserWarning)
+        calibrate(model, x, keep_predictions=True, filters="last")
+    with pytest.raises(ValueError, match="'subclassed.*' has no graph"):
+        model = invariantize(subclassed(), inputs=x)
+        calibrate(model, x, keep_predictions=True)
+    with pytest.raises(ValueError, match="`model`.*call it once"):
+        calibrate(Subclassed(), x, keep_predictions=False)
+
+
+def test_a_layer_that_is_not_called_is_named():
+    model = Subclassed()
+    model(np.zeros((1, 4, 8)))
+    model = invariantize(model, inputs=random(2, 4, 8))
+    model.block.call = lambda x, **kwargs: x
+    with pytest.warns(UserWarning, match="not call.*'transformer_block"):
+        calibrate(model, random(4, 4, 8), keep_predictions=False)
+
+
 def bert():
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=30,
@@ -491,3 +661,4 @@ def test_models_of_keras_hub(make, places, tmp_path):
     assert all(row.beta for row in report if row.rate)
     assert len(betas(new)) >= places
     assert_it_works(model, x, new, tmp_path / "new.keras")
+    assert_calibrated(new, x, reads=len(betas(new)))
