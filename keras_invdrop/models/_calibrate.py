@@ -14,7 +14,6 @@ from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import invalid
-from .._keras import get_keras_mask
 from .._keras import graph_of
 from .._keras import layers_in
 from ..arguments import Filters
@@ -25,6 +24,7 @@ from ._graph import calls as graph_calls
 from ._graph import check_callable
 from ._graph import inlined
 from ._graph import run_through
+from ._places import counting
 from ._places import layers_around
 from ._places import matching
 from ._places import paths_of
@@ -61,21 +61,35 @@ def calibrate(
       so that each next layer starts with centred inputs. The predictions
       change.
 
-    The means are computed without dropout. A new shift changes the activities
-    in all later layers; so where predictions change, the data are read again
-    for dropout layers that come after others. They are read one batch at a
-    time and are never in memory as a whole. The mean is over the examples and
-    over the axes along which the layer shares its shift; timesteps that are
-    masked as padding are left out. Regularizers and constraints of beta are
-    ignored.
+    Layers are calibrated at any depth: in the graph of the model, in models
+    nested in it and inside layers, such as the blocks of a transformer. What
+    else happens inside a layer, or in a subclassed model, is not known, so
+    that nothing can make up for a shift there: with `True` the shifts inside
+    layers stay as they were, and the warning names them.
+
+    The means are computed without dropout, over the examples and over the axes
+    along which the layer shares its shift. Timesteps that are masked as
+    padding, by Keras' masks or by an input called `padding_mask` as in
+    KerasHub, are left out. Regularizers and constraints of beta are ignored.
+
+    The data are read one batch at a time and are never in memory as a whole.
+    They are read once where predictions are kept: then a new shift leaves all
+    later activities as they were. Where predictions change, a new shift
+    changes the activities in later layers, and the mean there is known only
+    when it is set. The data are then read as often as there are layers in the
+    longest chain, in which each comes after the one before: twelve times for
+    the two dropout layers in each of six blocks, once for branches side by
+    side. Inside a layer, those that are called one after the other are a
+    chain. Where a layer calls one several times, as over timesteps, the data
+    are read once more, to see that its mean does not depend on its own shift.
 
     Batch normalisation whose moving statistics are still the initial ones
     uses the statistics of each batch here, as in training.
 
     Args:
-        model: A functional or sequential model that has been built, with
-            `InvariantDropout` or another dropout layer of this library. See
-            `invariantize` for a model with Keras' own. It is not changed.
+        model: A model that has been built, with `InvariantDropout` or another
+            dropout layer of this library. See `invariantize` for a model with
+            Keras' own. It is not changed.
         data: The examples: what `model.predict` takes. An array (or the list
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
@@ -88,22 +102,26 @@ def calibrate(
             It is required for data that never end.
         keep_predictions: Boolean. Whether the model is to predict what it
             predicted before.
+        filters: Regular expression, or list of them. Calibrates the layers
+            whose path, as in the report of `invariantize`, contains a match
+            of one; the others keep their shifts. All by default.
 
     Returns:
         A new model: a copy of `model`, compiled like it, with a new optimizer.
         If there is nothing to calibrate, a warning says so and `model` itself
-        is returned.
+        is returned. Layers that the model does not call at inference keep
+        their shifts, and a warning names them.
 
     Raises:
-        ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if `keep_predictions` is not given; if there are
-            no data, they have not the shape of the model's input or hold a
-            NaN or an infinity; if they can be read only once and have to be
-            read again; if a dropout layer is called again on what depends on
-            its own output, so that no shift suits both; if batch
-            normalisation comes before dropout and has not been trained, while
-            predictions are to be kept or inside another layer; if predictions
-            are to be kept and no shift can be set.
+        ValueError: If `model` is not a Keras model, is not built or cannot be
+            copied; if `keep_predictions` is not given; if there are no data,
+            they have not the shape of the model's input or hold a NaN or an
+            infinity; if they can be read only once and have to be read again;
+            if a dropout layer is called again on what depends on its own
+            output, so that no shift suits both; if batch normalisation comes
+            before dropout and has not been trained, while predictions are to
+            be kept; if predictions are to be kept and no shift can be set; if
+            another argument is not of the kind described.
 
     Example:
 
@@ -379,25 +397,23 @@ class _Arriving(keras.Model):
 
         def note(layer, x):
             number = self.chosen.index(layer)
-            found.append([ops.full((), number), *_sums(layer, x)])
+            found.append([ops.full((), number), *_sums(layer, x, inputs)])
 
         with watched(self.scratch, self.chosen, note):
             self.scratch(inputs, training=False)
         return found
 
 
-def _sums(layer, x):
+def _sums(layer, x, inputs):
     """For each shift the sum of the activities that count, and their number.
 
     Both are arrays of shape `(batch, ...)`: one example at a time, since the
     numbers have single precision.
     """
-    mask = get_keras_mask(x)
+    mask = counting(x, inputs)
     x = ops.cast(x, "float32")
     counts = ops.ones_like(x)
     if mask is not None:
-        rank = len(x.shape) - len(mask.shape)
-        mask = ops.reshape(mask, (*ops.shape(mask), *[1] * rank))
         counts = ops.where(mask, counts, 0)
         x = ops.where(mask, x, 0)
     shared = [i for i, n in enumerate(layer.shift.shape, 1) if n == 1]

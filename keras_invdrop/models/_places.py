@@ -24,6 +24,7 @@ from keras import tree
 from .._batches import random_inputs
 from .._checks import invalid
 from .._checks import is_number
+from .._keras import get_keras_mask
 from .._keras import graph_of
 from .._keras import layers_in
 from ..arguments import Filters
@@ -205,6 +206,30 @@ def layers_around(model, chosen, kind):
         if isinstance(layer, kind)
         and any(id(part) in ids for part in layers_in(layer))
     ]
+
+
+def counting(activities: Any, inputs: Any) -> Any:
+    """Which timesteps that arrive at a layer are not padding, if it is known.
+
+    Args:
+        activities: What arrives, of shape `(batch, ...)`.
+        inputs: The inputs of the model. If one is called `padding_mask`, as
+            in models of KerasHub, it holds for sequences that have no mask.
+
+    Returns:
+        A mask that broadcasts to `activities`, or None.
+    """
+    mask = get_keras_mask(activities)
+    rank = len(activities.shape)
+    if mask is None and isinstance(inputs, dict) and rank == 3:
+        mask = inputs.get("padding_mask")
+        if mask is not None and mask.shape[1:] != activities.shape[1:2]:
+            mask = None
+    if mask is None:
+        return None
+    # It has one value for each timestep, whatever its features.
+    ones = [1] * (rank - len(mask.shape))
+    return ops.cast(ops.reshape(mask, (*ops.shape(mask), *ones)), "bool")
 
 
 def _noting(layer, note):

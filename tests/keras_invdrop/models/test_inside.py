@@ -10,11 +10,14 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from keras_invdrop import BetaMonitor
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
 from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
+from keras_invdrop import variance_report
+from keras_invdrop.models._places import paths_of
 
 HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
 if HAS_KERAS_HUB:
@@ -506,6 +509,46 @@ def test_dropout_inside_layers_is_calibrated(name, reads, layers_with_beta):
         invariantize(make(), inputs=x), x + 1, reads
     )
     assert len(arrived) == len(betas(new)) == layers_with_beta
+    report = variance_report(new, x + 1)
+    by_path = {
+        path: layer
+        for path, layer in paths_of(new)
+        if isinstance(layer, InvariantDropout)
+    }
+    with_beta = [row for row in report if row.layer in by_path]
+    assert {row.layer for row in with_beta} == set(by_path)
+    for row in with_beta:
+        assert row.at_present == pytest.approx(row.at_best, rel=1e-4)
+        if row.next_layer is None:
+            # The variance over masks of the activities themselves.
+            layer = by_path[row.layer]
+            y = np.concatenate(arrived[layer]) + ops.convert_to_numpy(
+                layer.beta
+            )
+            factor = layer.rate / (1 - layer.rate)
+            expected = factor * np.mean(y**2)
+            assert row.at_present == pytest.approx(expected, rel=1e-3)
+            assert row.of_data == pytest.approx(y.var(0).mean(), rel=1e-4)
+    # Attention scores of Keras' dropout are measured, too.
+    scores = [row for row in report if row not in with_beta]
+    assert len(scores) == {"transformer block": 2, "subclass": 1}.get(name, 0)
+    assert all(row.at_best < row.at_present == row.at_zero for row in scores)
+    assert report.at_best == sum(row.at_best for row in report)
+    saved = sum(row.at_present - row.at_best for row in report)
+    assert report.excess == pytest.approx(saved / report.of_data)
+    assert str(report).startswith(f"{report[0]}\n")
+    assert f"in all: variance {report.at_zero:.4g} with" in str(report)
+    monitor, logs = BetaMonitor(x + 1), {}
+    monitor.set_model(new)
+    monitor.on_train_begin()
+    monitor.on_epoch_end(0, logs)
+    for path, layer in by_path.items():
+        norm = np.linalg.norm(ops.convert_to_numpy(layer.beta))
+        assert logs[f"{path}/beta_norm"] == pytest.approx(norm, rel=1e-5)
+        rows = [row for row in report if row.layer == path]
+        present = sum(row.at_present for row in rows)
+        saved = 1 - present / sum(row.at_zero for row in rows)
+        assert logs[f"{path}/variance_saved"] == pytest.approx(saved, abs=1e-6)
 
 
 def test_branches_are_calibrated_together():
@@ -535,6 +578,9 @@ def test_cells_are_calibrated_where_a_shift_suits_all_steps():
     )
     (beta,) = betas(new)
     np.testing.assert_allclose(beta, -x.mean((0, 1)), rtol=1e-5)
+    (row,) = variance_report(new, x)
+    variance = x.var((0, 1)).mean() * 0.4 / 0.6
+    assert row.at_present == pytest.approx(variance, rel=1e-3)
     assert not new.layers[1].unroll
     cell = CellOfStates(3, name="cell")
     model = invariantize(graph(layers.RNN(cell, name="rnn"), shape=(4, 3)))
@@ -656,9 +702,40 @@ def vision_transformer():
 )
 def test_models_of_keras_hub(make, places, tmp_path):
     model, x = make()
+    before = variance_report(model, x)
     new, report = invariantize(model, attention=True, return_report=True)
     assert isinstance(new, type(model))
+    # One layer is called on two sizes, and has a row for each.
+    names = [
+        {path.rpartition("/")[2] for path in paths}
+        for paths in (
+            [row.layer for row in before if row.rate],
+            [row.path for row in report if row.rate],
+        )
+    ]
+    assert names[0] == names[1]
     assert all(row.beta for row in report if row.rate)
     assert len(betas(new)) >= places
     assert_it_works(model, x, new, tmp_path / "new.keras")
-    assert_calibrated(new, x, reads=len(betas(new)))
+    calibrated, _ = assert_calibrated(new, x, reads=len(betas(new)))
+    after = variance_report(calibrated, x)
+    assert after.saving == pytest.approx(0, abs=1e-4)
+    assert before.saving > 0.1
+
+
+@of_keras_hub
+def test_padding_has_no_influence_on_shifts():
+    model, x = bert()
+    model = invariantize(model)
+    x["padding_mask"] = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    # The padding of these is another token.
+    y = {**x, "token_ids": np.where(x["padding_mask"], x["token_ids"], 7)}
+    filters = "embeddings|layer_0/self_attention_dropout"
+    new = [
+        calibrate(model, data, keep_predictions=False, filters=filters)
+        for data in (x, y)
+    ]
+    changed = [bool(np.any(ops.convert_to_numpy(b))) for b in betas(new[0])]
+    assert changed.count(True) == 2
+    for one, other in zip(*map(betas, new), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
