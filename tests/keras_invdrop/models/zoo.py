@@ -1,0 +1,256 @@
+"""Small models of the kinds that people use, with random weights.
+
+Each function of `MODELS` returns a model and examples for it.
+"""
+
+import keras
+import numpy as np
+from keras import layers
+
+WORDS = 12
+
+
+def tokens(**others):
+    """Two sequences of six tokens, with what else a model takes."""
+    ones = np.ones((2, 6), "int32")
+    found = {"token_ids": np.arange(WORDS).reshape((2, 6))}
+    return {**found, "padding_mask": ones, **others}
+
+
+def images(size=16):
+    rng = np.random.default_rng(0)
+    return rng.random((2, size, size, 3), dtype="float32")
+
+
+SIZES = {
+    "vocabulary_size": WORDS,
+    "num_layers": 1,
+    "hidden_dim": 8,
+    "intermediate_dim": 16,
+    "dropout": 0.2,
+}
+
+
+def _encoder(name, classifier, **segments):
+    def make():
+        from keras_hub import models
+
+        backbone = getattr(models, f"{name}Backbone")(
+            num_heads=2, max_sequence_length=6, **SIZES
+        )
+        model = getattr(models, classifier)(backbone, num_classes=3)
+        return model, tokens(**segments)
+
+    return make
+
+
+def _decoder(name, **sizes):
+    def make():
+        from keras_hub import models
+
+        model = getattr(models, f"{name}Backbone")(**SIZES, **sizes)
+        return model, tokens()
+
+    return make
+
+
+def _both(name, **sizes):
+    """An encoder with a decoder."""
+
+    def make():
+        from keras_hub import models
+
+        backbone = getattr(models, f"{name}Backbone")
+        model = backbone(num_heads=2, **SIZES, **sizes)
+        words = tokens()
+        x = {
+            f"{part}_{key}": value
+            for part in ("encoder", "decoder")
+            for key, value in words.items()
+        }
+        if name == "Whisper":
+            rng = np.random.default_rng(0)
+            features = rng.random((2, 12, 4), dtype="float32")
+            x = {"encoder_features": features} | {
+                key: value
+                for key, value in x.items()
+                if key.startswith("decoder")
+            }
+        return model, x
+
+    return make
+
+
+def _vision(name, **sizes):
+    def make():
+        from keras_hub import models
+
+        backbone = getattr(models, f"{name}Backbone")(
+            image_shape=(16, 16, 3), **sizes
+        )
+        classifier = getattr(models, f"{name}ImageClassifier")
+        return classifier(backbone, num_classes=3), images()
+
+    return make
+
+
+HEADS = {"num_query_heads": 2, "num_key_value_heads": 1}
+KERAS_HUB = {
+    "BERT": _encoder(
+        "Bert", "BertTextClassifier", segment_ids=np.zeros((2, 6), "int32")
+    ),
+    "RoBERTa": _encoder("Roberta", "RobertaTextClassifier"),
+    "DistilBERT": _encoder("DistilBert", "DistilBertTextClassifier"),
+    "DeBERTa": _encoder("DebertaV3", "DebertaV3TextClassifier"),
+    "ViT": _vision(
+        "ViT",
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+        dropout_rate=0.2,
+        attention_dropout=0.2,
+    ),
+    "DeiT": _vision(
+        "DeiT",
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        dropout_rate=0.2,
+        attention_dropout=0.2,
+    ),
+    "Swin": _vision(
+        "SwinTransformer",
+        embed_dim=8,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        window_size=2,
+        patch_size=4,
+        dropout_rate=0.2,
+        attention_dropout=0.2,
+    ),
+    "MiT": _vision(
+        "MiT",
+        layerwise_depths=[1, 1],
+        num_layers=2,
+        layerwise_num_heads=[1, 2],
+        layerwise_sr_ratios=[2, 1],
+        max_drop_path_rate=0.2,
+        layerwise_patch_sizes=[7, 3],
+        layerwise_strides=[4, 2],
+        hidden_dims=[8, 16],
+    ),
+    "Gemma": _decoder("Gemma", head_dim=4, **HEADS),
+    "Llama": _decoder("Llama", **HEADS),
+    "Qwen3": _decoder("Qwen3", head_dim=4, **HEADS),
+    "GPT-2": _decoder("GPT2", num_heads=2, max_sequence_length=6),
+    "Whisper": _both(
+        "Whisper",
+        num_mels=4,
+        max_encoder_sequence_length=12,
+        max_decoder_sequence_length=6,
+    ),
+    "T5": _both("T5"),
+    "BART": _both("Bart", max_sequence_length=6),
+}
+
+
+def dense_net():
+    model = keras.applications.DenseNet121(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    y = layers.Dropout(0.2)(model.output)
+    y = layers.Dense(3, activation="softmax")(y)
+    return keras.Model(model.input, y), images(32)
+
+
+def efficient_net():
+    model = keras.applications.EfficientNetB0(
+        weights=None, input_shape=(32, 32, 3), classes=3
+    )
+    return model, images(32)
+
+
+def lstm():
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Embedding(WORDS, 8),
+            layers.Dropout(0.2),
+            layers.LSTM(8, dropout=0.2, recurrent_dropout=0.2),
+            layers.Dropout(0.5),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    return model, tokens()["token_ids"]
+
+
+def time_distributed():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            layers.TimeDistributed(layers.Dense(8, activation="relu")),
+            layers.TimeDistributed(layers.Dropout(0.5)),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    return model, rng.random((2, 6, 4), dtype="float32")
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Subclass(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = layers.Dense(8, activation="relu")
+        self.drop = layers.Dropout(0.5)
+        self.top = layers.Dense(3, activation="softmax")
+
+    def build(self, input_shape):
+        self.hidden.build(input_shape)
+        self.top.build((None, 8))
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.top(self.drop(self.hidden(x), training=training))
+
+
+def subclass():
+    rng = np.random.default_rng(0)
+    x = rng.random((2, 4), dtype="float32")
+    model = Subclass()
+    model(x)
+    return model, x
+
+
+def convolutions():
+    """With batch normalisation."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.SpatialDropout2D(0.2),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    return model, images(8)
+
+
+MODELS = {
+    **KERAS_HUB,
+    "DenseNet": dense_net,
+    "EfficientNet": efficient_net,
+    "convolutions, batch normalisation": convolutions,
+    "LSTM with `dropout=`": lstm,
+    "`TimeDistributed(Dropout)`": time_distributed,
+    "subclassed `Model`": subclass,
+}
