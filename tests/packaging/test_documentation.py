@@ -2,34 +2,14 @@
 
 import html
 import inspect
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
-
-import pytest
 
 import keras_invdrop
 from keras_invdrop import applications
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    process = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    assert "WARNING" not in process.stdout + process.stderr
-    return folder
 
 
 def text_of(page):
