@@ -2,6 +2,7 @@
 
 import html
 import inspect
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -101,3 +102,18 @@ def test_nothing_is_fetched_from_elsewhere(site):
             r'<(?:script|link|img)[^>]*"https?://', page.read_text()
         )
         assert found == []
+
+
+def test_the_search_finds_what_people_call_things(site):
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    texts = [each["text"].lower() for each in index["docs"]]
+    for name in (
+        "mc dropout",
+        "mask token",
+        "imputation",
+        "specaugment",
+        "fine-tuning",
+        "uncertainty",
+        "onnx",
+    ):
+        assert any(name in text for text in texts), name
