@@ -77,8 +77,9 @@ class MonteCarlo:
             with a `seed` those of other calls too, if the examples have the
             same shape and `batch_size` is not less than `samples`. The model
             then sees one example at a time, `samples` rows: for few samples of
-            many examples this takes longer. By default each example has
-            masks of its own.
+            many examples this takes longer. Layers must draw from a
+            `keras.random.SeedGenerator` that they hold, as those of Keras do.
+            By default each example has masks of its own.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built, cannot be
