@@ -283,8 +283,9 @@ class MonteCarlo:
         the targets would have to be known.
 
         A classifier is seen in the data: its outputs are probability
-        distributions, as `predict` says, or each is one probability, that of
-        class 1, and the labels are 0 and 1. Logits are an error.
+        distributions, as `predict` says, or each is one number between 0 and
+        1, the probability of class 1, and the labels are 0 and 1. Logits are
+        an error, and so are several labels at once.
 
         Args:
             x: Examples, as `predict` takes them.
