@@ -28,6 +28,7 @@ from .models import Exported as Exported
 from .models import InjectedVariance as InjectedVariance
 from .models import MonteCarlo as MonteCarlo
 from .models import MonteCarloPrediction as MonteCarloPrediction
+from .models import VarianceReport as VarianceReport
 from .models import calibrate as calibrate
 from .models import export as export
 from .models import fold as fold

@@ -109,7 +109,7 @@ def batches(data, batch_size, inputs=1):
             iterable of batches. Each batch is the examples, or a tuple
             `(examples, targets)` or `(examples, targets, sample_weights)`.
         batch_size: Positive integer. Number of examples in a batch.
-        inputs: Positive integer. Number of arrays in a batch.
+        inputs: Positive integer. Number of arrays in a batch; any if None.
 
     Yields:
         An array of shape `(batch, ...)`, or a structure of arrays.
@@ -192,7 +192,7 @@ def _is_arrays(data, count):
         return False
     # A list of another length is a list of batches.
     batches = isinstance(data, (list, tuple))
-    return not batches or len(tree.flatten(data)) == count
+    return not batches or count in (None, len(tree.flatten(data)))
 
 
 def _shapes(x):

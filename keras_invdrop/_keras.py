@@ -15,7 +15,6 @@ from keras.src.models.functional import Functional as Functional
 from keras.src.models.functional import (
     functional_like_constructor as functional_like_constructor,
 )
-from keras.src.models.functional import operation_fn
 from keras.src.saving.keras_saveable import KerasSaveable as KerasSaveable
 from keras.src.trainers.data_adapters.array_data_adapter import (
     can_convert_arrays as can_convert_arrays,
@@ -130,11 +129,6 @@ def run_through_graph(graph, inputs, operation_fn, call_fn=None):
 def standardize_inputs(graph, inputs):
     """The inputs as a list, as the layers of a functional model take them."""
     return graph._standardize_inputs(inputs)
-
-
-def in_inference(layer):
-    """A function that calls `layer`, with `training=False` if it takes that."""
-    return operation_fn(layer, training=False)
 
 
 def layers_in(layer, include_self=True, recursive=True):

@@ -23,6 +23,7 @@ from ..models._dropout_sites import DropoutSite
 from ..models._dropout_sites import all_activities
 from ..models._dropout_sites import dropout_sites
 from ..models._graph import Names
+from ..models._graph import check_callable
 from ..models._variance_report import LinearPart
 from ..models._variance_report import fraction_saved
 from ..models._variance_report import injected_variances
@@ -79,7 +80,8 @@ class BetaMonitor(keras.callbacks.Callback):
 
     The callback adds the figures to the `logs` of the epoch as
     `"layer/figure"`, for `History`, the progress bar, and callbacks that come
-    after this one in the list, such as `EarlyStopping`. For
+    after this one in the list, such as `EarlyStopping`. A layer inside another
+    has its path, such as `"block/dropout"`, as its name. For
     `RunningAverageDropout` beta is minus the average.
 
     Activities are measured at inference, on a sample of `x`. A measurement
@@ -111,8 +113,8 @@ class BetaMonitor(keras.callbacks.Callback):
         ImportError: If `log_dir` is given and tensorboardX is missing.
         ValueError: If `x` has no examples, another argument is not of the kind
             described, or `filename` is a file that this callback did not
-            write; when training begins, if the model has no graph of layers,
-            has no layer with a beta, or does not take `x`.
+            write; when training begins, if the model has no layer with a
+            beta, or does not take `x`.
 
     Example:
 
@@ -172,8 +174,8 @@ class BetaMonitor(keras.callbacks.Callback):
         self._close()  # the writer of a training that failed
         self._sites = None
         # On TensorFlow the first batch builds a Sequential model without
-        # `keras.Input`.
-        if self.model.built or not isinstance(self.model, keras.Sequential):
+        # `keras.Input`, and on all backends a subclass.
+        if self.model.built or graph_of(self.model) is not None:
             self._find_sites()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -205,7 +207,11 @@ class BetaMonitor(keras.callbacks.Callback):
         Also raises an error if the model does not take `x`, before an epoch is
         wasted.
         """
-        sites = dropout_sites(self.model)
+        graph = graph_of(check_callable(self.model))
+        examples = Examples("x", self.x)
+        if graph is not None:
+            examples.check(graph)
+        sites = dropout_sites(self.model, examples[[0]])
         which = [
             i
             for i, site in enumerate(sites)
@@ -218,7 +224,6 @@ class BetaMonitor(keras.callbacks.Callback):
                 "`InvariantDropout`",
                 self.model,
             )
-        Examples("x", self.x).check(graph_of(self.model))
         sites = [sites[i] for i in which]
         linear = [linear_parts(site) for site in sites]
         self._sites = _Sites(sites, linear, which)
@@ -238,12 +243,12 @@ class BetaMonitor(keras.callbacks.Callback):
         for i, site in enumerate(sites):
             calls.setdefault(site.layer, []).append(i)
         names = Names()
-        for layer, numbers in calls.items():
+        for numbers in calls.values():
             rows = np.concatenate([variances[i] for i in numbers])
             zero, present, _ = rows.sum(axis=0).tolist()
             beta = present_shift(sites[numbers[0]])
             yield (
-                names.unique(layer.name),
+                names.unique(sites[numbers[0]].name),
                 BetaFigures(
                     beta_mean=float(beta.mean()),
                     beta_std=float(beta.std()),

@@ -7,6 +7,7 @@ from ._invariantize import invariantize
 from ._monte_carlo import MonteCarlo
 from ._prediction import MonteCarloPrediction
 from ._variance_report import InjectedVariance
+from ._variance_report import VarianceReport
 from ._variance_report import variance_report
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "InjectedVariance",
     "MonteCarlo",
     "MonteCarloPrediction",
+    "VarianceReport",
     "calibrate",
     "export",
     "fold",

@@ -1,5 +1,6 @@
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +14,21 @@ from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import invalid
+from .._keras import graph_of
 from .._keras import layers_in
-from .._keras import nodes
+from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 from ._compensate import compensated
 from ._copies import copied
-from ._dropout_sites import warn_of_hidden_dropout
-from ._graph import check_model
+from ._graph import calls as graph_calls
+from ._graph import check_callable
 from ._graph import inlined
-from ._graph import new_inputs
 from ._graph import run_through
+from ._places import counting
+from ._places import layers_around
+from ._places import matching
+from ._places import paths_of
+from ._places import watched
 
 
 def calibrate(
@@ -32,6 +38,7 @@ def calibrate(
     steps: int | None = None,
     *,
     keep_predictions: bool | None = None,
+    filters: Filters | None = None,
 ) -> keras.Model:
     """Sets each shift to minus the mean activity that arrives there.
 
@@ -54,21 +61,35 @@ def calibrate(
       so that each next layer starts with centred inputs. The predictions
       change.
 
-    The means are computed without dropout. A new shift changes the activities
-    in all later layers; so where predictions change, the data are read again
-    for dropout layers that come after others. They are read one batch at a
-    time and are never in memory as a whole. The mean is over the examples and
-    over the axes along which the layer shares its shift; timesteps that are
-    masked as padding are left out. Regularizers and constraints of beta are
-    ignored.
+    Layers are calibrated at any depth: in the graph of the model, in models
+    nested in it and inside layers, such as the blocks of a transformer. What
+    else happens inside a layer, or in a subclassed model, is not known, so
+    that nothing can make up for a shift there: with `True` the shifts inside
+    layers stay as they were, and the warning names them.
+
+    The means are computed without dropout, over the examples and over the axes
+    along which the layer shares its shift. Timesteps that are masked as
+    padding, by Keras' masks or by an input called `padding_mask` as in
+    KerasHub, are left out. Regularizers and constraints of beta are ignored.
+
+    The data are read one batch at a time and are never in memory as a whole.
+    They are read once where predictions are kept: then a new shift leaves all
+    later activities as they were. Where predictions change, a new shift
+    changes the activities in later layers, and the mean there is known only
+    when it is set. The data are then read as often as there are layers in the
+    longest chain, in which each comes after the one before: twelve times for
+    the two dropout layers in each of six blocks, once for branches side by
+    side. Inside a layer, those that are called one after the other are a
+    chain. Where a layer calls one several times, as over timesteps, the data
+    are read once more, to see that its mean does not depend on its own shift.
 
     Batch normalisation whose moving statistics are still the initial ones
     uses the statistics of each batch here, as in training.
 
     Args:
-        model: A functional or sequential model that has been built, with
-            `InvariantDropout` or another dropout layer of this library. See
-            `invariantize` for a model with Keras' own. It is not changed.
+        model: A model that has been built, with `InvariantDropout` or another
+            dropout layer of this library. See `invariantize` for a model with
+            Keras' own. It is not changed.
         data: The examples: what `model.predict` takes. An array (or the list
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
@@ -81,22 +102,26 @@ def calibrate(
             It is required for data that never end.
         keep_predictions: Boolean. Whether the model is to predict what it
             predicted before.
+        filters: Regular expression, or list of them. Calibrates the layers
+            whose path, as in the report of `invariantize`, contains a match
+            of one; the others keep their shifts. All by default.
 
     Returns:
         A new model: a copy of `model`, compiled like it, with a new optimizer.
         If there is nothing to calibrate, a warning says so and `model` itself
-        is returned.
+        is returned. Layers that the model does not call at inference keep
+        their shifts, and a warning names them.
 
     Raises:
-        ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if `keep_predictions` is not given; if there are
-            no data, they have not the shape of the model's input or hold a
-            NaN or an infinity; if they can be read only once and have to be
-            read again; if a dropout layer is called again on what depends on
-            its own output, so that no shift suits both; if batch
-            normalisation comes before dropout and has not been trained, while
-            predictions are to be kept or inside another layer; if predictions
-            are to be kept and no shift can be set.
+        ValueError: If `model` is not a Keras model, is not built or cannot be
+            copied; if `keep_predictions` is not given; if there are no data,
+            they have not the shape of the model's input or hold a NaN or an
+            infinity; if they can be read only once and have to be read again;
+            if a dropout layer is called again on what depends on its own
+            output, so that no shift suits both; if batch normalisation comes
+            before dropout and has not been trained, while predictions are to
+            be kept; if predictions are to be kept and no shift can be set; if
+            another argument is not of the kind described.
 
     Example:
 
@@ -112,7 +137,7 @@ def calibrate(
 
     - Ba, Xiong and Frey, 2014, sections 2.2 and 4
     """
-    check_model(model)
+    graph = graph_of(check_callable(model))
     check_positive_integer("batch_size", batch_size)
     if steps is not None:
         check_positive_integer("steps", steps)
@@ -125,81 +150,109 @@ def calibrate(
             keep_predictions,
         )
     check_boolean("keep_predictions", keep_predictions)
-    warn_of_hidden_dropout(model)
-    # The means are computed in a separate copy, whose layers are called again.
+    is_on_path = matching(filters)
+    # The means are computed in a separate copy, which is changed.
     scratch = copied(model, compiled=False)
-    graph = inlined(scratch)
-    arriving, waits_for = _arriving(graph)
-    if not arriving:
+    paths = {
+        layer: path
+        for path, layer in paths_of(scratch)
+        if isinstance(layer, ShiftedDropout) and is_on_path(path)
+    }
+    if not paths:
         warnings.warn(
             f"Model '{model.name}' has no dropout layer with a shift, such as "
-            "`InvariantDropout`. It is returned as it is; `invariantize` "
-            "converts the `Dropout` of a model.",
+            "`InvariantDropout`, that `filters` chooses. It is returned as it "
+            "is; `invariantize` converts the `Dropout` of a model.",
             stacklevel=2,
         )
         return model
-    untrained = _untrained(graph, arriving)
-    if untrained and keep_predictions:
-        raise ValueError(
-            "Batch normalisation before dropout has its initial moving mean "
-            "and variance, which are not those of the data. Calibrate with "
-            "`keep_predictions=False`, or train the model first. Received: a "
-            f"model in which this holds for {[x.name for x in untrained]}"
-        )
-    if untrained:
-        graph = _with_batch_statistics(graph, untrained)
-        arriving, waits_for = _arriving(graph)
+    kept = _inside_layers(scratch, paths) if keep_predictions else {}
+    chosen = [layer for layer in paths if layer not in kept]
+    if not chosen:
+        _report(kept, paths)
+    _take_batch_statistics(scratch, chosen, keep_predictions)
     # Copied before the data are read, since the model may be refused.
     result = copied(model)
-    read_once = isinstance(data, Iterator)
-    done: set[ShiftedDropout] = set()
-    while len(done) < len(arriving):
-        ready = [
-            layer
-            for layer in arriving
-            if layer not in done
-            and (keep_predictions or waits_for[layer] <= done)
-        ]
-        if not ready:
-            names = [layer.name for layer in arriving if layer not in done]
-            raise ValueError(
-                "No shift can be set of a layer that is called again on what "
-                "depends on its own output. Received: a model in which this "
-                f"holds for {names}"
-            )
-        if read_once and done:
-            raise invalid(
-                "data",
-                "data that can be read again: the layers "
-                f"{[layer.name for layer in ready]} come after others, which "
-                "have to be calibrated first",
-                data,
-            )
-        found = batches(data, batch_size, len(graph.inputs))
+    arriving = _Arriving(model, scratch, chosen)
+
+    def measured():
+        found = batches(data, batch_size, graph and len(graph.inputs))
         found = _checked(itertools.islice(found, steps), graph)
-        means = _means(ready, arriving, graph, found)
-        if not keep_predictions:
-            for layer, mean in means.items():
-                layer.set_shift(-mean)
-        done.update(ready)
+        return _means(arriving, found, paths)
+
+    means = measured()
     if keep_predictions:
-        _report(compensated(graph, means), arriving)
+        numbers = {layer: mean.value() for layer, mean in means.items()}
+        kept |= compensated(inlined(scratch), numbers)
+        _report(kept, paths)
         # The biases have changed, too.
         result.set_weights(scratch.get_weights())
         return result
+    _warn_of_uncalled(paths, means)
+    waits_for, calls = _waits_for(scratch, [*means])
+    # What a layer calls again and again may depend on its own output.
+    unsure = [x for x, mean in means.items() if mean.calls > calls[x]]
+    read_once = isinstance(data, Iterator)
+    done: set[ShiftedDropout] = set()
+    while True:
+        left = [layer for layer in means if layer not in done]
+        ready = [layer for layer in left if waits_for[layer] <= done]
+        if left and not ready:
+            _refuse_again(left, paths)
+        for layer in ready:
+            layer.set_shift(-means[layer].value())
+        done.update(ready)
+        if len(done) == len(means) and not unsure:
+            break
+        if read_once:
+            names = [paths[x] for x in means if x not in done] or [
+                paths[x] for x in unsure
+            ]
+            raise invalid(
+                "data",
+                f"data that can be read again: the layers {names} come after "
+                "others, which have to be calibrated first, or are called "
+                "more than once inside a layer",
+                data,
+            )
+        means = measured()
+        if len(done) == len(means):
+            changed = [x for x in unsure if not means[x].is_minus(x.shift)]
+            if changed:
+                _refuse_again(changed, paths)
+            break
     for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
         layer.set_shift(source.shift)
     return result
 
 
-def _report(kept, arriving):
+def _inside_layers(model, paths):
+    """For dropout layers that the graph does not show: where they are."""
+    graph = graph_of(model)
+    if graph is None:
+        return dict.fromkeys(paths, f"'{model.name}' has no graph of layers")
+    around = {
+        part: operation
+        for operation, _ in graph_calls(graph)
+        if isinstance(operation, keras.Layer)
+        for part in layers_in(operation, include_self=False)
+    }
+    return {
+        layer: f"what '{around[layer].name}', a `{type(around[layer]).__name__}"
+        "`, does with it is not known"
+        for layer in paths
+        if layer in around
+    }
+
+
+def _report(kept, paths):
     """Says which shifts stayed, for the reasons in `kept`."""
     if not kept:
         return
     reasons = "; ".join(
-        f"'{layer.name}': {reason}" for layer, reason in kept.items()
+        f"'{paths[layer]}': {reason}" for layer, reason in kept.items()
     )
-    if len(kept) == len(arriving):
+    if len(kept) == len(paths):
         raise ValueError(
             "No shift can be set without a change of what the model predicts. "
             "Train it after `calibrate` with `keep_predictions=False`, or "
@@ -212,54 +265,103 @@ def _report(kept, arriving):
     )
 
 
+def _warn_of_uncalled(paths, means):
+    uncalled = [path for layer, path in paths.items() if layer not in means]
+    if uncalled:
+        warnings.warn(
+            "The shifts of some layers stay as they were, since the model "
+            f"does not call these layers at inference: {uncalled}",
+            stacklevel=3,
+        )
+
+
+def _refuse_again(layers, paths):
+    raise ValueError(
+        "No shift can be set of a layer that is called again on what depends "
+        "on its own output; `filters` can leave it out. Received: a model in "
+        f"which this holds for {[paths[layer] for layer in layers]}"
+    )
+
+
 def _shifted(model):
     return [
         layer for layer in layers_in(model) if isinstance(layer, ShiftedDropout)
     ]
 
 
-def _arriving(graph):
-    """What arrives at each dropout layer, and which others come before it."""
-    arriving: dict[ShiftedDropout, list] = {}
-    waits_for: dict[ShiftedDropout, set] = {}
-    before: dict[int, set] = {}  # The layers before each tensor.
-    for node in nodes(graph):
-        found = set().union(*(before[id(x)] for x in node.input_tensors))
-        if isinstance(layer := node.operation, ShiftedDropout):
-            arriving.setdefault(layer, []).append(node.input_tensors[0])
-            waits_for.setdefault(layer, set()).update(found)
-            found = found | {layer}
-        before |= {id(x): found for x in node.outputs}
-    return arriving, waits_for
+def _waits_for(model, called):
+    """Which layers come before others, so that their shifts arrive there.
+
+    In a graph they are those on which the input depends. What happens inside
+    a layer is not known: there they are all those that are called earlier.
+
+    Args:
+        model: A model.
+        called: Layers of it, at any depth, in the order of their first calls.
+
+    Returns:
+        Two dicts with the layers as keys: the set of those that come before
+        each, and in how many calls of the graph it is.
+    """
+    if graph_of(model) is None:
+        before = {x: set(called[:i]) for i, x in enumerate(called)}
+        return before, dict.fromkeys(called, 1)
+    before = {layer: set() for layer in called}
+    calls = dict.fromkeys(called, 0)
+
+    def call(operation, *args, **kwargs):
+        given = tree.flatten((args, kwargs))
+        found = set().union(*(x for x in given if isinstance(x, frozenset)))
+        is_layer = isinstance(operation, keras.Layer)
+        inside = set(layers_in(operation)) if is_layer else ()
+        for layer in called:
+            if layer in inside:
+                before[layer] |= found
+                found = found | {layer}
+                calls[layer] += 1
+        return [frozenset(found)] * len(tree.flatten(operation.output))
+
+    graph = graph_of(model)
+    run_through(graph, [frozenset()] * len(graph.inputs), call)
+    return before, calls
 
 
-def _untrained(graph, arriving):
-    """Batch normalisation before dropout that has not seen data yet.
+def _take_batch_statistics(model, chosen, keep_predictions):
+    """Has batch normalisation that has not seen data do as in training.
 
     A layer that is frozen takes its moving statistics in training, too.
+
+    Raises:
+        ValueError: If predictions are to be kept and such a layer comes before
+            one of the dropout layers in `chosen`, which are in the graph.
     """
-    found = []
-    before = keras.Model(graph.inputs, tree.flatten(list(arriving.values())))
-    for layer in before.layers:
-        for part in layers_in(layer):
-            if not (
-                isinstance(part, keras.layers.BatchNormalization)
-                and part.trainable
-                and _is_initial(part.moving_mean, part.moving_mean_initializer)
-                and _is_initial(
-                    part.moving_variance, part.moving_variance_initializer
-                )
-            ):
-                continue
-            if part is not layer:
-                raise ValueError(
-                    f"Batch normalisation '{part.name}' in layer "
-                    f"'{layer.name}', which comes before dropout, has its "
-                    "initial moving mean and variance, which are not those of "
-                    "the data. Train the model for a few steps first"
-                )
-            found.append(layer)
-    return found
+    untrained = {
+        layer: path
+        for path, layer in paths_of(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and _is_initial(layer.moving_mean, layer.moving_mean_initializer)
+        and _is_initial(
+            layer.moving_variance, layer.moving_variance_initializer
+        )
+    }
+    if not keep_predictions:
+        for layer in untrained:
+            vars(layer)["call"] = _in_training(layer.call)
+        return
+    before, _ = _waits_for(model, [*untrained, *chosen])
+    found = set().union(*(before[layer] for layer in chosen))
+    if names := [path for x, path in untrained.items() if x in found]:
+        raise ValueError(
+            "Batch normalisation before dropout has its initial moving mean "
+            "and variance, which are not those of the data. Calibrate with "
+            "`keep_predictions=False`, or train the model first. Received: a "
+            f"model in which this holds for {names}"
+        )
+
+
+def _in_training(call):
+    return lambda *args, **kwargs: call(*args, **{**kwargs, "training": True})
 
 
 def _is_initial(weight, initializer):
@@ -269,88 +371,123 @@ def _is_initial(weight, initializer):
     )
 
 
-def _with_batch_statistics(graph, untrained):
-    """`graph` with the layers in `untrained` as in training."""
-    in_training = {id(layer): _InTraining(layer) for layer in untrained}
+class _Arriving(keras.Model):
+    """Returns, for each call of dropout layers, sums of what arrives there.
 
-    def call(layer, *args, **kwargs):
-        return in_training.get(id(layer), layer)(*args, **kwargs)
+    Args:
+        model: The model as the user has it.
+        scratch: Its copy, which is called.
+        chosen: The dropout layers of the copy.
+    """
 
-    inputs = new_inputs(graph)
-    return keras.Model(inputs, run_through(graph, inputs, call))
+    def __init__(self, model, scratch, chosen):
+        super().__init__(name="calibrate", autocast=False)
+        self.scratch = scratch
+        self.chosen = chosen
+        # Where time is a loop, its steps have to be seen one by one.
+        loops = (keras.layers.RNN, keras.layers.Wrapper)
+        self.run_eagerly = model.run_eagerly or bool(
+            layers_around(scratch, chosen, loops)
+        )
+        self.jit_compile = model.jit_compile
+        self.built = True
 
+    def call(self, inputs):
+        found = []
 
-class _InTraining(keras.Layer):
-    """A layer that does at inference what it does in training."""
+        def note(layer, x):
+            number = self.chosen.index(layer)
+            found.append([ops.full((), number), *_sums(layer, x, inputs)])
 
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-        self.supports_masking = True
-
-    def call(self, inputs, mask=None):
-        return self.layer(inputs, training=True, mask=mask)
-
-
-class _Probe(keras.Layer):
-    """Returns its input, and the mask of it if there is one."""
-
-    def __init__(self):
-        super().__init__()
-        self.supports_masking = True
-
-    def call(self, inputs, mask=None):
-        x = ops.cast(inputs, "float32")
-        return [x] if mask is None else [x, ops.cast(mask, "bool")]
+        with watched(self.scratch, self.chosen, note):
+            self.scratch(inputs, training=False)
+        return found
 
 
-def _means(ready, arriving, graph, found):
-    """The mean of what arrives at each dropout layer in `ready`."""
-    probes = [_Probe()(x) for layer in ready for x in arriving[layer]]
-    owners = [layer for layer in ready for _ in arriving[layer]]
-    probe = keras.Model(graph.inputs, probes)
-    sums: dict[ShiftedDropout, Any] = dict.fromkeys(ready, 0.0)
-    counts: dict[ShiftedDropout, Any] = dict.fromkeys(ready, 0)
+def _sums(layer, x, inputs):
+    """For each shift the sum of the activities that count, and their number.
+
+    Both are arrays of shape `(batch, ...)`: one example at a time, since the
+    numbers have single precision.
+    """
+    mask = counting(x, inputs)
+    x = ops.cast(x, "float32")
+    counts = ops.ones_like(x)
+    if mask is not None:
+        counts = ops.where(mask, counts, 0)
+        x = ops.where(mask, x, 0)
+    shared = [i for i, n in enumerate(layer.shift.shape, 1) if n == 1]
+    if not shared:
+        return x, counts
+    return tuple(ops.sum(each, shared, keepdims=True) for each in (x, counts))
+
+
+def _means(arriving, found, paths):
+    """The mean at each dropout layer, in the order in which they are called."""
+    means: dict[ShiftedDropout, _Mean] = {}
     for batch in found:
-        outputs = iter(tree.flatten(probe.predict_on_batch(batch)))
-        for layer, tensors in zip(owners, probes, strict=True):
-            x = next(outputs)
-            mask = np.ones(1, "bool") if len(tensors) == 1 else next(outputs)
-            mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-            mask = np.broadcast_to(mask, x.shape)
-            shared = [i for i, n in enumerate(layer.shift.shape, 1) if n == 1]
-            axes = (0, *shared)
-            sums[layer] += np.sum(
-                x, axes, dtype="float64", where=mask, keepdims=True
-            )
-            counts[layer] += np.sum(mask, axes, keepdims=True)
-    means = {}
-    for layer in ready:
-        if not np.all(counts[layer]):
-            raise ValueError(
-                f"No mean arrives at layer '{layer.name}': every example or "
-                "timestep in `data` is masked as padding there"
-            )
-        mean = (sums[layer] / counts[layer])[0]
-        if not np.isfinite(mean).all():
-            raise ValueError(
-                f"The activities that arrive at layer '{layer.name}' hold a "
-                "NaN or an infinity, though the data do not: look at the "
-                "weights before it"
-            )
-        means[layer] = mean
+        calls: Counter = Counter()
+        for number, sums, counts in arriving.predict_on_batch(batch):
+            layer = arriving.chosen[int(number)]
+            mean = means.setdefault(layer, _Mean(paths[layer]))
+            mean.add(sums, counts)
+            calls[layer] += 1
+            mean.calls = max(mean.calls, calls[layer])
     return means
 
 
+class _Mean:
+    """The mean of what arrives at a dropout layer, for each shift.
+
+    Attributes:
+        path: The path of the layer.
+        calls: How often a call of the model calls it, at most.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.calls = 0
+        self.sum: Any = 0.0
+        self.count: Any = 0.0
+
+    def add(self, sums, counts):
+        self.sum = self.sum + sums.sum(axis=0, dtype="float64")
+        self.count = self.count + counts.sum(axis=0, dtype="float64")
+
+    def value(self):
+        if not np.all(self.count):
+            raise ValueError(
+                f"No mean arrives at layer '{self.path}': every example or "
+                "timestep in `data` is masked as padding there"
+            )
+        mean = self.sum / self.count
+        if not np.isfinite(mean).all():
+            raise ValueError(
+                f"The activities that arrive at layer '{self.path}' hold a "
+                "NaN or an infinity, though the data do not: look at the "
+                "weights before it"
+            )
+        return mean
+
+    def is_minus(self, shift):
+        """Whether it is minus a shift, up to rounding."""
+        shift = ops.convert_to_numpy(shift)
+        return np.allclose(self.value(), -shift, rtol=1e-4, atol=1e-5)
+
+
 def _checked(found, graph):
-    """The batches as lists of arrays, as the model takes them."""
-    names = [x.name for x in graph.inputs]
+    """The batches as arrays, in the structure that the model takes."""
     examples = 0
     for batch in found:
+        if graph is not None:
+            batch = standardized(graph, batch, "data")
         arrays = [
             None if x is None else ops.convert_to_numpy(x)
-            for x in tree.flatten(standardized(graph, batch, "data"))
+            for x in tree.flatten(batch)
         ]
+        names = sorted(batch) if isinstance(batch, dict) else range(len(arrays))
+        if graph is not None:
+            names = [x.name for x in graph.inputs]
         last = examples + max(len(x) for x in arrays if x is not None)
         for name, array in zip(names, arrays, strict=True):
             if array is None or array.dtype.kind != "f":
@@ -363,7 +500,7 @@ def _checked(found, graph):
                 )
         examples = last
         if examples:
-            yield arrays
+            yield tree.pack_sequence_as(batch, arrays)
     if not examples:
         raise ValueError(
             "Invalid value received for argument `data`. Expected one example "

@@ -32,18 +32,23 @@ def compensated(graph, means):
     Args:
         graph: A functional model in which no other is nested. Its weights are
             changed; what it computes at inference is not.
-        means: For each dropout layer with a shift, the mean of what arrives at
-            it in `graph` as it is, of the shape of the shift.
+        means: For each dropout layer whose shift is to be set, the mean of
+            what arrives at it in `graph` as it is, of the shape of the shift.
 
     Returns:
-        For each dropout layer whose shift stayed, what was in the way.
+        For each of them whose shift stayed, what was in the way.
     """
-    kept: dict[ShiftedDropout, str] = {}
+    kept = {
+        node.operation: "it is to stay"
+        for node in nodes(graph)
+        if isinstance(node.operation, ShiftedDropout)
+        and node.operation not in means
+    }
     while True:
         walk = _Walk(graph, means, kept)
         if not walk.obstacles:
             walk.apply()
-            return kept
+            return {x: why for x, why in kept.items() if x in means}
         # With these shifts kept, the layers behind them get other inputs.
         kept |= walk.obstacles
 

@@ -1,6 +1,7 @@
 """Where a model drops activities, and the layers that come next."""
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -14,18 +15,18 @@ from keras import tree
 
 from .._batches import standardized
 from .._checks import channel_axis
-from .._checks import is_number
-from .._keras import get_keras_mask
 from .._keras import graph_of
-from .._keras import in_inference
-from .._keras import layers_in
 from .._masks import mask_shape
 from ..layers._shifted_dropout import ShiftedDropout
+from ._graph import calls as graph_calls
+from ._graph import check_callable
 from ._graph import check_model
-from ._graph import graph_layers
 from ._graph import run_through
-from ._places import OTHER_DROPOUT
-from ._places import RATES
+from ._places import adds_up
+from ._places import counting
+from ._places import paths_of
+from ._places import places
+from ._places import watched
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -43,29 +44,37 @@ REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)
 class DropoutSite:
     """One call of a dropout layer in a model.
 
+    All calls inside other layers, on inputs of one shape, count as one.
+
     Attributes:
         layer: The dropout layer.
+        name: Its name; inside another layer its path.
         next_layers: For each layer that takes the dropped activities, a pair:
             the layers in between that only rearrange the activities, and the
             layer itself. Empty where the dropped activities are the output
-            of the model.
+            of the model, and inside another layer.
+        adds_up: Whether the activities are attention scores.
     """
 
     layer: keras.Layer
+    name: str
     next_layers: list[tuple[list[keras.Layer], keras.Layer]] = field(
         default_factory=list
     )
+    adds_up: bool = False
 
     def shift_axes(self, rank: int) -> tuple[int, ...]:
         """The axes, batch included, along which a shift is shared.
 
         For a layer of this library they are the axes along which its shift
         has size 1. A layer of Keras gets one shift per feature map where the
-        input has axes of space or time.
+        input has axes of space or time, and one per head for attention scores.
         """
         if isinstance(self.layer, ShiftedDropout):
             shape = self.layer.shift.shape
             shared = [i for i, size in enumerate(shape, start=1) if size == 1]
+        elif self.adds_up:
+            shared = [rank - 2, rank - 1]
         else:
             channels = self._channel_axis(rank)
             shared = [i for i in range(1, rank) if i != channels]
@@ -107,21 +116,39 @@ class _Dropped:
     between: tuple[keras.Layer, ...] = ()
 
 
-def dropout_sites(model: keras.Model) -> list[DropoutSite]:
+def dropout_sites(model: keras.Model, x: Any = None) -> list[DropoutSite]:
     """Finds every call of a dropout layer, from the input on.
 
     Args:
-        model: A functional or sequential model that is built. Calls in the
-            models nested in it are found, too. It is not changed.
+        model: A model that has been built. Calls in the models nested in it
+            are found, too. It is not changed.
+        x: A batch of its input, as `model.predict` takes it. Without it the
+            calls inside other layers are not found.
 
     Returns:
         A list of `DropoutSite`.
 
     Raises:
-        ValueError: If `model` has no graph of layers.
+        ValueError: If `model` has no graph of layers, and `x` is not given.
     """
-    graph = graph_of(check_model(model))
-    warn_of_hidden_dropout(model)
+    graph = graph_of(check_model(model) if x is None else check_callable(model))
+    in_graph = [] if graph is None else _sites_in_graph(graph)
+    if x is None:
+        return in_graph
+    _warn_of_others(model)
+    left = {id(site): site for site in in_graph}
+    sites = []
+    for (path, layer, _), calls in _observed(model, x).items():
+        site = next((s for s in left.values() if s.layer is layer), None)
+        if site is None:
+            is_attention = adds_up(calls[0].values)
+            site = DropoutSite(layer, path, adds_up=is_attention)
+        left.pop(id(site), None)
+        sites.append(site)
+    return sites
+
+
+def _sites_in_graph(graph):
     sites: list[DropoutSite] = []
 
     def call(layer, *args, **kwargs):
@@ -135,7 +162,7 @@ def dropout_sites(model: keras.Model) -> list[DropoutSite]:
         for x in dropped:
             x.site.next_layers.append(([*x.between], layer))
         if isinstance(layer, DROPOUT):
-            sites.append(DropoutSite(layer))
+            sites.append(DropoutSite(layer, layer.name))
             return _Dropped(sites[-1])
         return [None] * len(tree.flatten(layer.output))
 
@@ -151,52 +178,63 @@ def all_activities(model: keras.Model, x: Any) -> list[Activities]:
         x: A batch of its input, as `model.predict` takes it.
 
     Returns:
-        The `Activities` of each of `dropout_sites(model)`.
+        The `Activities` of each of `dropout_sites(model, x)`.
     """
-    graph = graph_of(check_model(model))
-    found = []
+    return [_joined(calls) for calls in _observed(model, x).values()]
 
-    def call(layer, *args, **kwargs):
-        if isinstance(layer, DROPOUT):
-            found.append(_arriving(args[0] if args else kwargs["inputs"]))
-        return in_inference(layer)(*args, **kwargs)
 
-    run_through(graph, standardized(graph, x, "x"), call)
+def _observed(model, x):
+    """The activities at each call, by the site to which the call belongs."""
+    graph = graph_of(model)
+    in_graph = set()
+    if graph is not None:
+        x = standardized(graph, x, "x")
+        in_graph = {id(layer) for layer, _ in graph_calls(graph)}
+    paths = {
+        layer: path
+        for path, layer in paths_of(model)
+        if isinstance(layer, DROPOUT) and (id(layer) in in_graph or layer.rate)
+    }
+    found: dict[tuple, list[Activities]] = {}
+    calls: Counter[keras.Layer] = Counter()
+
+    def note(layer, inputs):
+        values = ops.convert_to_numpy(inputs)
+        kind: Any = values.shape[1:]
+        if id(layer) in in_graph:
+            kind = calls[layer]
+            calls[layer] += 1
+        mask = counting(inputs, x)
+        if mask is not None:
+            mask = ops.convert_to_numpy(mask).astype("bool")
+        site = paths[layer], layer, kind
+        found.setdefault(site, []).append(Activities(values, mask))
+
+    with watched(model, paths, note):
+        model(x, training=False)
     return found
 
 
-def _arriving(tensor):
-    values = ops.convert_to_numpy(tensor)
-    mask = get_keras_mask(tensor)
-    if mask is None:
-        return Activities(values, None)
-    mask = ops.convert_to_numpy(mask).astype("bool")
-    # The mask has one value for each timestep, whatever its features.
-    mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
-    return Activities(values, mask)
+def _joined(calls):
+    """The activities of several calls, one after the other as examples."""
+    if len(calls) == 1:
+        return calls[0]
+    values, counts = zip(*calls, strict=True)
+    known = all(x is not None for x in counts)
+    return Activities(
+        np.concatenate(values), np.concatenate(counts) if known else None
+    )
 
 
-def warn_of_hidden_dropout(model, seen=DROPOUT):
-    """Warns of dropout in `model` other than layers of the types in `seen`."""
-    hidden = []
-    for layer in graph_layers(model):
-        reasons = []
-        if isinstance(layer, OTHER_DROPOUT) and not isinstance(layer, seen):
-            reasons.append(type(layer).__name__)
-        for part in layers_in(layer):
-            if isinstance(part, DROPOUT) and part is not layer and part.rate:
-                reasons.append(f"layer '{part.path or part.name}'")
-            for name in RATES:
-                rate: Any = getattr(part, name, None)
-                if is_number(rate) and rate > 0:
-                    reasons.append(f"{name}={rate:g}")
-        if reasons:
-            # A layer and its cell may both report the same rate.
-            reasons = list(dict.fromkeys(reasons))
-            hidden.append(f"'{layer.name}' ({', '.join(reasons)})")
-    if hidden:
+def _warn_of_others(model):
+    """Warns of dropout in `model` that is no dropout layer."""
+    others = [
+        f"'{place.path}': {place.obstacle}"
+        for place in places(model)
+        if place.obstacle
+    ]
+    if others:
         warnings.warn(
-            "Dropout inside other layers is ignored and stays as it is: "
-            + "; ".join(hidden),
-            stacklevel=3,
+            f"Dropout of other kinds is ignored: {'; '.join(others)}",
+            stacklevel=4,
         )

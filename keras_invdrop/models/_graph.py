@@ -39,6 +39,22 @@ def graph_layers(model):
     return list(found.values())
 
 
+def check_callable(model):
+    """Returns `model`, a Keras model that can be called: has been built."""
+    is_subclass = (
+        isinstance(model, keras.Model)
+        and not isinstance(model, keras.Sequential)
+        and graph_of(model) is None
+    )
+    if not is_subclass:
+        return check_model(model)
+    if not model.built:
+        raise invalid(
+            "model", "a model that has been built: call it once", model
+        )
+    return model
+
+
 def check_model(model):
     """Returns `model`, a Keras model whose layers can be followed."""
     if not isinstance(model, keras.Model):

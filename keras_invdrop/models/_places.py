@@ -8,6 +8,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from keras import tree
 from .._batches import random_inputs
 from .._checks import invalid
 from .._checks import is_number
+from .._keras import get_keras_mask
 from .._keras import graph_of
 from .._keras import layers_in
 from ..arguments import Filters
@@ -169,6 +171,77 @@ def matching(filters: Filters | None) -> Callable[[str], bool]:
     return lambda path: any(pattern.search(path) for pattern in patterns)
 
 
+@contextlib.contextmanager
+def watched(
+    model: keras.Layer,
+    chosen: Collection[keras.Layer],
+    note: Callable[[keras.Layer, Any], None],
+) -> Iterator[None]:
+    """Has `note(layer, inputs)` called before each call of some layers.
+
+    Recurrent layers around them run step by step meanwhile: in the loop that
+    a backend compiles there are no numbers to note.
+
+    Args:
+        model: A model.
+        chosen: Layers of it, at any depth.
+        note: A function of one of them and of what arrives there.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in chosen:
+            vars(layer)["call"] = _noting(layer, note)
+            stack.callback(vars(layer).pop, "call")
+        for layer in layers_around(model, chosen, layers.RNN):
+            stack.callback(setattr, layer, "unroll", layer.unroll)
+            layer.unroll = True
+        yield
+
+
+def layers_around(model, chosen, kind):
+    """The layers of a kind that hold one of the chosen layers."""
+    ids = {id(layer) for layer in chosen}
+    return [
+        layer
+        for layer in layers_in(model)
+        if isinstance(layer, kind)
+        and any(id(part) in ids for part in layers_in(layer))
+    ]
+
+
+def counting(activities: Any, inputs: Any) -> Any:
+    """Which timesteps that arrive at a layer are not padding, if it is known.
+
+    Args:
+        activities: What arrives, of shape `(batch, ...)`.
+        inputs: The inputs of the model. If one is called `padding_mask`, as
+            in models of KerasHub, it holds for sequences that have no mask.
+
+    Returns:
+        A mask that broadcasts to `activities`, or None.
+    """
+    mask = get_keras_mask(activities)
+    rank = len(activities.shape)
+    if mask is None and isinstance(inputs, dict) and rank == 3:
+        mask = inputs.get("padding_mask")
+        if mask is not None and mask.shape[1:] != activities.shape[1:2]:
+            mask = None
+    if mask is None:
+        return None
+    # It has one value for each timestep, whatever its features.
+    ones = [1] * (rank - len(mask.shape))
+    return ops.cast(ops.reshape(mask, (*ops.shape(mask), *ones)), "bool")
+
+
+def _noting(layer, note):
+    call = layer.call
+
+    def noting(inputs, *args, **kwargs):
+        note(layer, inputs)
+        return call(inputs, *args, **kwargs)
+
+    return noting
+
+
 def observe(
     model: keras.Model, found: list[Place], inputs: Any, sizes: Iterable[int]
 ) -> None:
@@ -186,11 +259,18 @@ def observe(
         ValueError: If the model cannot be called.
     """
     graph = graph_of(model)
-    with contextlib.ExitStack() as stack:
-        for place in found:
-            vars(place.layer)["call"] = _noting(place)
-            stack.callback(vars(place.layer).pop, "call")
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
+    by_id = {id(place.layer): place for place in found}
+
+    def note(layer, inputs):
+        place = by_id[id(layer)]
+        first = not place.shapes
+        place.adds_up = (first or place.adds_up) and adds_up(inputs)
+        place.shapes.append(tuple(inputs.shape))
+
+    with (
+        watched(model, [place.layer for place in found], note),
+        warnings.catch_warnings(action="ignore"),
+    ):
         try:
             examples = [inputs]
             if inputs is None:
@@ -212,19 +292,7 @@ def observe(
             ) from error
 
 
-def _noting(place):
-    call = place.layer.call
-
-    def noting(inputs, *args, **kwargs):
-        adds_up = place.adds_up or not place.shapes
-        place.adds_up = adds_up and _adds_up(inputs)
-        place.shapes.append(tuple(inputs.shape))
-        return call(inputs, *args, **kwargs)
-
-    return noting
-
-
-def _adds_up(x):
+def adds_up(x):
     """Whether `x` is a probability distribution along the last axis."""
     if len(x.shape) < 3:
         return False

@@ -19,6 +19,7 @@ from ._dropout_sites import Activities
 from ._dropout_sites import DropoutSite
 from ._dropout_sites import all_activities
 from ._dropout_sites import dropout_sites
+from ._graph import check_callable
 from ._linear_layers import core_of
 from ._linear_layers import without_bias
 
@@ -38,8 +39,42 @@ LINEAR = (
 )
 
 
+class _Compared:
+    """Variances that are injected at three shifts, and what the best saves."""
+
+    at_zero: float
+    at_present: float
+    at_best: float
+    of_data: float
+
+    @property
+    def saving(self) -> float:
+        """The fraction of today's variance that the best shift takes away."""
+        return fraction_saved(self.at_present, self.at_best)
+
+    @property
+    def excess(self) -> float:
+        """How many times `of_data` the best shift takes away.
+
+        Infinite where what is dropped does not depend on the example.
+        """
+        difference = self.at_present - self.at_best
+        if not self.of_data:
+            return math.copysign(math.inf, difference) if difference else 0.0
+        return difference / self.of_data
+
+    def _sentence(self):
+        return (
+            f"variance {self.at_zero:.4g} with the shift at zero, "
+            f"{self.at_present:.4g} now, {self.at_best:.4g} at minus the mean "
+            f"activity ({abs(self.saving):.0%} "
+            f"{'less' if self.saving >= 0 else 'more'} than now, by "
+            f"{abs(self.excess):.2g} times the variance over the examples)"
+        )
+
+
 @dataclass(frozen=True)
-class InjectedVariance:
+class InjectedVariance(_Compared):
     """The variance that one dropout layer injects into the next layer's input.
 
     Each figure is the variance over masks (Eq. 10, summed over the
@@ -47,9 +82,9 @@ class InjectedVariance:
     examples and over the units of the next layer.
 
     Attributes:
-        layer: Name of the dropout layer.
+        layer: Name of the dropout layer; its path if it is inside another.
         next_layer: Name of the layer that receives the dropped activities,
-            or None where they are the model's output.
+            or None where they are the model's output, or inside a layer.
         rate: Fraction of the activities that is dropped.
         at_zero: The variance with the shift at zero, as in `Dropout`.
         at_present: The variance with the shift as it is.
@@ -66,31 +101,35 @@ class InjectedVariance:
     at_best: float
     of_data: float
 
-    @property
-    def saving(self) -> float:
-        """The fraction of today's variance that the best shift takes away."""
-        return fraction_saved(self.at_present, self.at_best)
-
-    @property
-    def excess(self) -> float:
-        """How many times `of_data` the best shift takes away.
-
-        Infinite where the next layer's input does not depend on the example.
-        """
-        difference = self.at_present - self.at_best
-        if not self.of_data:
-            return math.copysign(math.inf, difference) if difference else 0.0
-        return difference / self.of_data
-
     def __str__(self):
         return (
             f"{self.layer} (rate {self.rate:g}) -> {self.next_layer}: "
-            f"variance {self.at_zero:.4g} with the shift at zero, "
-            f"{self.at_present:.4g} now, {self.at_best:.4g} at minus the mean "
-            f"activity ({abs(self.saving):.0%} "
-            f"{'less' if self.saving >= 0 else 'more'} than now, by "
-            f"{abs(self.excess):.2g} times the variance over the examples)"
+            f"{self._sentence()}"
         )
+
+
+class VarianceReport(list[InjectedVariance], _Compared):
+    """The rows of `variance_report`, and their sums.
+
+    `saving` and `excess` are those of the sums: what the model would gain as
+    a whole, in one number. In them a row counts as much as its variance.
+
+    Attributes:
+        at_zero: The sum of the rows' variances with the shifts at zero.
+        at_present: The sum with the shifts as they are.
+        at_best: The sum with the shifts at minus the mean activity.
+        of_data: The sum of the variances over the examples.
+    """
+
+    def __init__(self, rows: Iterable[InjectedVariance]):
+        super().__init__(rows)
+        self.at_zero = sum(row.at_zero for row in self)
+        self.at_present = sum(row.at_present for row in self)
+        self.at_best = sum(row.at_best for row in self)
+        self.of_data = sum(row.of_data for row in self)
+
+    def __str__(self):
+        return "\n".join([*map(str, self), f"in all: {self._sentence()}"])
 
 
 def fraction_saved(before: float, after: float) -> float:
@@ -100,7 +139,7 @@ def fraction_saved(before: float, after: float) -> float:
 
 def variance_report(
     model: keras.Model, x: Any, batch_size: int = 128
-) -> list[InjectedVariance]:
+) -> VarianceReport:
     """Measures how much variance each dropout layer injects, and could.
 
     Dropout regularises by adding variance to the input of the next layer, and
@@ -133,9 +172,14 @@ def variance_report(
     and can even be worse than the present one.
 
     The report covers every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every
-    dropout layer of this library. Activities that share a mask, as in
+    dropout layer of this library, at any depth; a warning names dropout of
+    other kinds, such as the masks that an LSTM draws itself. What comes next
+    inside a layer, such as the block of a transformer, is not known: there
+    the figures are those of the dropped activities. Attention scores get a
+    mean for each head. Activities that share a mask, as in
     `SpatialDropout`, vary together, and their terms are summed before they
-    are squared. Timesteps that are masked as padding are left out, and inject
+    are squared. Timesteps that are masked as padding, by Keras' masks or by an
+    input called `padding_mask` as in KerasHub, are left out, and inject
     nothing. `Flatten`, `Reshape` and `Permute` between the dropout layer
     and the next layer are followed. Where the next layer is not a `Dense`,
     `EinsumDense`, `Conv`, `ConvTranspose`, `DepthwiseConv` or maxout layer,
@@ -143,18 +187,20 @@ def variance_report(
     activities themselves.
 
     Args:
-        model: A functional or sequential model, which may contain others.
+        model: A model that has been built, which may contain others.
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
             them. Examples on which to measure; some hundreds are enough.
-        batch_size: Positive integer. Examples per forward pass.
+        batch_size: Positive integer. Examples per forward pass, in which the
+            activities of all these layers are held in memory.
 
     Returns:
-        A list of `InjectedVariance`, from the input on: one per call of a
-        dropout layer and layer that receives its output. Printed, each is a
-        sentence.
+        A `VarianceReport`: a list of `InjectedVariance`, from the input on,
+        one per call of a dropout layer and layer that receives its output,
+        and their sums. All calls inside other layers count as one. Printed,
+        each is a sentence.
 
     Raises:
-        ValueError: If `model` has no graph of layers, no dropout layer or
+        ValueError: If `model` is not built, has no dropout layer or
             quantized weights, or if `x` has no examples or is not what the
             model takes.
 
@@ -180,13 +226,15 @@ def variance_report(
     """
     check_positive_integer("batch_size", batch_size)
     examples = Examples("x", x)
-    sites = dropout_sites(model)
+    graph = graph_of(check_callable(model))
+    if graph is not None:
+        examples.check(graph)
+    sites = dropout_sites(model, examples[[0]])
     if not sites:
         raise ValueError(
             "Invalid value received for argument `model`. Expected a model "
             f"with a dropout layer. Received: model={model}"
         )
-    examples.check(graph_of(model))
 
     # Computed again at each call, so that they are never all in memory.
     def batches():
@@ -206,16 +254,16 @@ def variance_report(
 
     moments = moments_of(observed())
     variances = injected_variances(sites, linear, moments, batches)
-    return [
+    return VarianceReport(
         InjectedVariance(
-            site.layer.name,
+            site.name,
             part.name,
             site.layer.rate,
             *[*values.tolist(), _scale(site.layer) ** 2 * of_part.variance()],
         )
         for site, of_site, parts in zip(sites, variances, received, strict=True)
         for values, (part, of_part) in zip(of_site, parts, strict=True)
-    ]
+    )
 
 
 class Moments:

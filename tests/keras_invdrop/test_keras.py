@@ -215,18 +215,6 @@ def test_inputs_are_standardized(room, model):
         room.standardize_inputs(model, np.ones((2, 3, 4, 5)))
 
 
-def test_a_layer_is_called_in_inference(room):
-    dropout, dense = layers.Dropout(0.5), layers.Dense(2)
-    x = np.ones((4, 3), "float32")
-    for layer in (dropout, dense):
-        assert room.in_inference(layer)(x).shape[0] == 4
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(room.in_inference(dropout)(x)),
-        x,
-        "A layer is not called with `training=False`.",
-    )
-
-
 def test_masks_are_kept_with_tensors(room):
     x = layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
     mask = room.get_keras_mask(x)

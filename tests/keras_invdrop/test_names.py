@@ -27,6 +27,7 @@ RESULTS = (
     "Exported",
     "InjectedVariance",
     "MonteCarloPrediction",
+    "VarianceReport",
 )
 PLOTS = (
     "plot_beta",

@@ -360,13 +360,6 @@ def test_nothing_to_calibrate():
         assert calibrate(model, random(4, 6), keep_predictions=False) is model
 
 
-def test_what_is_hidden_is_named():
-    wrapped = layers.TimeDistributed(InvariantDropout(0.5), name="wrapped")
-    model = sequential(InvariantDropout(0.5), wrapped, shape=(4, 3))
-    with pytest.warns(UserWarning, match="'wrapped'"):
-        calibrate(model, random(4, 4, 3), keep_predictions=False)
-
-
 @pytest.mark.parametrize(
     ("data", "match"),
     [
@@ -816,10 +809,16 @@ def test_masks_reach_batch_normalisation_that_has_not_been_trained():
     np.testing.assert_allclose(beta, np.zeros((1, 3)), atol=1e-5)
 
 
-def test_batch_normalisation_that_cannot_be_reached():
-    inside = layers.TimeDistributed(
-        layers.BatchNormalization(name="norm"), name="around"
+def test_batch_normalisation_inside_layers_that_has_not_been_trained():
+    norm = layers.BatchNormalization(beta_initializer="ones", name="norm")
+    inside = layers.TimeDistributed(norm, name="around")
+    model = sequential(
+        inside, InvariantDropout(0.5, shared_axes=[1]), shape=(4, 3)
     )
-    model = sequential(inside, InvariantDropout(0.5), shape=(4, 3))
-    with pytest.raises(ValueError, match="'norm' in layer 'around'"):
-        calibrate(model, random(4, 4, 3), keep_predictions=False)
+    x = random(50, 4, 3, mean=5.0)
+    new = calibrate(model, x, keep_predictions=False)
+    np.testing.assert_allclose(new.layers[1].beta, [3 * [-1]], atol=1e-5)
+    np.testing.assert_array_equal(new.layers[0].layer.moving_mean, 3 * [0])
+    model.add(layers.Dense(2))
+    with pytest.raises(ValueError, match="initial moving.*'around/norm'"):
+        calibrate(model, x, keep_predictions=True)

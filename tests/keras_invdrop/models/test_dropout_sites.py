@@ -239,8 +239,8 @@ def test_all_agree_on_where_channels_are(channels_first, rank, channels):
 
 
 class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.drop = layers.Dropout(0.5, name="hidden_drop")
 
     def call(self, x):
@@ -254,12 +254,19 @@ def test_a_model_without_a_graph():
         dropout_sites(keras.Sequential([layers.Dropout(0.5)]))
 
 
-def test_dropout_that_is_not_seen_is_named():
+def test_dropout_inside_layers_is_found_by_a_call():
     inputs = keras.Input((3,))
     x = layers.Dropout(0.5, name="seen")(inputs)
-    model = keras.Model(inputs, Subclassed()(x))
-    with pytest.warns(UserWarning, match="is ignored.*hidden_drop"):
-        assert names(dropout_sites(model)) == ["seen"]
+    subclass = Subclassed(name="inside")
+    model = keras.Model(inputs, layers.AlphaDropout(0.5)(subclass(x)))
+    assert names(dropout_sites(model)) == ["seen"]
+    x = np.ones((1, 3), dtype="float32")
+    with pytest.warns(UserWarning, match="is ignored: 'alpha_dropout"):
+        sites = dropout_sites(model, x)
+    assert [site.name for site in sites] == ["seen", "inside/hidden_drop"]
+    assert [len(site.next_layers) for site in sites] == [1, 0]
+    (site,) = dropout_sites(subclass, x)
+    assert site.name == "hidden_drop"
 
 
 def test_all_activities_are_those_of_each_site():

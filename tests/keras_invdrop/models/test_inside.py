@@ -1,5 +1,6 @@
 """Dropout inside the layers of a model."""
 
+import operator
 import warnings
 
 import keras
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from keras import tree
 
+from keras_invdrop import BetaMonitor
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
+from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
+from keras_invdrop import variance_report
+from keras_invdrop.models._places import paths_of
 
 HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
 if HAS_KERAS_HUB:
@@ -445,6 +451,216 @@ def test_monte_carlo_draws_where_the_filters_say():
         MonteCarlo(model, filters="three")
 
 
+class Counting:
+    """Batches of different sizes, and how often they are read."""
+
+    def __init__(self, x):
+        (size,) = {len(array) for array in tree.flatten(x)}
+        self.parts = [slice(0, 1), slice(1, size)]
+        self.x, self.reads = x, 0
+
+    def __iter__(self):
+        self.reads += 1
+        for part in self.parts:
+            yield tree.map_structure(operator.itemgetter(part), self.x)
+
+
+def assert_calibrated(model, x, reads, filters=None):
+    """Each beta becomes minus the mean of what arrives, in so many readings."""
+    data = Counting(x)
+    before = model.get_weights()
+    new = calibrate(model, data, keep_predictions=False, filters=filters)
+    assert data.reads == reads and type(new) is type(model)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    arrived = {}
+    with pytest.MonkeyPatch.context() as patch:
+        call = InvariantDropout.call
+
+        def noting(self, inputs, *args, **kwargs):
+            value = ops.convert_to_numpy(inputs).astype("float64")
+            arrived.setdefault(self, []).append(value)
+            return call(self, inputs, *args, **kwargs)
+
+        patch.setattr(InvariantDropout, "call", noting)
+        new(x)
+    for layer, values in arrived.items():
+        beta = ops.convert_to_numpy(layer.beta)
+        shared = [i for i, n in enumerate(beta.shape, 1) if n == 1]
+        mean = np.concatenate(values).mean((0, *shared), keepdims=True)[0]
+        np.testing.assert_allclose(beta, -mean, rtol=1e-4, atol=1e-5)
+    return new, arrived
+
+
+@pytest.mark.parametrize(
+    ("name", "reads", "layers_with_beta"),
+    [
+        ("transformer block", 7, 7),
+        ("residual block", 2, 2),
+        ("TimeDistributed", 2, 1),
+        ("twice", 2, 2),
+        ("subclass", 4, 4),
+    ],
+)
+def test_dropout_inside_layers_is_calibrated(name, reads, layers_with_beta):
+    make, shape, _ = MODELS[name]
+    x = random(*shape)
+    new, arrived = assert_calibrated(
+        invariantize(make(), inputs=x), x + 1, reads
+    )
+    assert len(arrived) == len(betas(new)) == layers_with_beta
+    report = variance_report(new, x + 1)
+    by_path = {
+        path: layer
+        for path, layer in paths_of(new)
+        if isinstance(layer, InvariantDropout)
+    }
+    with_beta = [row for row in report if row.layer in by_path]
+    assert {row.layer for row in with_beta} == set(by_path)
+    for row in with_beta:
+        assert row.at_present == pytest.approx(row.at_best, rel=1e-4)
+        if row.next_layer is None:
+            # The variance over masks of the activities themselves.
+            layer = by_path[row.layer]
+            y = np.concatenate(arrived[layer]) + ops.convert_to_numpy(
+                layer.beta
+            )
+            factor = layer.rate / (1 - layer.rate)
+            expected = factor * np.mean(y**2)
+            assert row.at_present == pytest.approx(expected, rel=1e-3)
+            assert row.of_data == pytest.approx(y.var(0).mean(), rel=1e-4)
+    # Attention scores of Keras' dropout are measured, too.
+    scores = [row for row in report if row not in with_beta]
+    assert len(scores) == {"transformer block": 2, "subclass": 1}.get(name, 0)
+    assert all(row.at_best < row.at_present == row.at_zero for row in scores)
+    assert report.at_best == sum(row.at_best for row in report)
+    saved = sum(row.at_present - row.at_best for row in report)
+    assert report.excess == pytest.approx(saved / report.of_data)
+    assert str(report).startswith(f"{report[0]}\n")
+    assert f"in all: variance {report.at_zero:.4g} with" in str(report)
+    monitor, logs = BetaMonitor(x + 1), {}
+    monitor.set_model(new)
+    monitor.on_train_begin()
+    monitor.on_epoch_end(0, logs)
+    for path, layer in by_path.items():
+        norm = np.linalg.norm(ops.convert_to_numpy(layer.beta))
+        assert logs[f"{path}/beta_norm"] == pytest.approx(norm, rel=1e-5)
+        rows = [row for row in report if row.layer == path]
+        present = sum(row.at_present for row in rows)
+        saved = 1 - present / sum(row.at_zero for row in rows)
+        assert logs[f"{path}/variance_saved"] == pytest.approx(saved, abs=1e-6)
+
+
+def test_branches_are_calibrated_together():
+    inputs = keras.Input((4, 8))
+    branches = [TransformerBlock(name=name)(inputs) for name in ("a", "b")]
+    model = invariantize(keras.Model(inputs, layers.Add()(branches)))
+    assert_calibrated(model, random(4, 4, 8), reads=3)
+    with pytest.raises(ValueError, match="can be read again: .*'a/"):
+        calibrate(model, iter([random(4, 4, 8)]), keep_predictions=False)
+
+
+@registered
+class CellOfStates(Cell):
+    """Drops what depends on what it dropped before."""
+
+    def call(self, x, states):
+        y, _ = super().call(x, [self.drop(states[0])])
+        return y, [y]
+
+
+def test_cells_are_calibrated_where_a_shift_suits_all_steps():
+    x = random(4, 4, 3)
+    new = calibrate(
+        invariantize(graph(layers.RNN(Cell()), shape=(4, 3))),
+        x,
+        keep_predictions=False,
+    )
+    (beta,) = betas(new)
+    np.testing.assert_allclose(beta, -x.mean((0, 1)), rtol=1e-5)
+    (row,) = variance_report(new, x)
+    variance = x.var((0, 1)).mean() * 0.4 / 0.6
+    assert row.at_present == pytest.approx(variance, rel=1e-3)
+    assert not new.layers[1].unroll
+    cell = CellOfStates(3, name="cell")
+    model = invariantize(graph(layers.RNN(cell, name="rnn"), shape=(4, 3)))
+    with pytest.raises(ValueError, match="its own output.*'rnn/cell/dropout"):
+        calibrate(model, x, keep_predictions=False)
+
+
+def test_a_block_that_is_called_again_on_its_output():
+    block = TransformerBlock(name="block")
+    model = invariantize(graph(block, layers.ReLU(), block, shape=(4, 8)))
+    x = random(4, 4, 8)
+    with pytest.raises(ValueError, match="`filters` can.*'block/dropout"):
+        calibrate(model, x, keep_predictions=False)
+
+
+@registered
+class NormalizedBlock(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization(beta_initializer="ones")
+        self.drop = layers.Dropout(0.5)
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, x, training=False):
+        return self.drop(self.norm(x, training=training))
+
+
+def test_batch_normalisation_before_dropout_inside_a_layer():
+    model = graph(NormalizedBlock(), layers.Dropout(0.5), shape=(3,))
+    model = invariantize(model)
+    x = 5 + random(64, 3)
+    new = calibrate(model, x, keep_predictions=False)
+    # In training the mean is beta of the normalisation, whatever arrives.
+    np.testing.assert_allclose(
+        [ops.convert_to_numpy(beta) for beta in betas(new)],
+        [3 * [-1], 3 * [0]],
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="initial moving mean.*'normalized"):
+        calibrate(model, x, keep_predictions=True)
+
+
+def test_shifts_inside_layers_stay_where_predictions_are_kept():
+    model = graph(
+        TransformerBlock(name="block"),
+        layers.Dropout(0.5, name="last"),
+        shape=(4, 8),
+    )
+    model, x = invariantize(model), random(4, 4, 8)
+    with pytest.warns(UserWarning, match="'block/dropout.*is not known"):
+        new = calibrate(model, x, keep_predictions=True)
+    np.testing.assert_allclose(
+        predicted(new, x), predicted(model, x), rtol=1e-4, atol=1e-5
+    )
+    changed = [np.any(ops.convert_to_numpy(beta)) for beta in betas(new)]
+    assert changed == [False, False, False, True]
+    with pytest.raises(ValueError, match="No shift can be.*'block/dropout"):
+        calibrate(model, x, keep_predictions=True, filters="^block/")
+    with warnings.catch_warnings():
+        # What was left out on purpose is no surprise.
+        warnings.simplefilter("error", UserWarning)
+        calibrate(model, x, keep_predictions=True, filters="last")
+    with pytest.raises(ValueError, match="'subclassed.*' has no graph"):
+        model = invariantize(subclassed(), inputs=x)
+        calibrate(model, x, keep_predictions=True)
+    with pytest.raises(ValueError, match="`model`.*call it once"):
+        calibrate(Subclassed(), x, keep_predictions=False)
+
+
+def test_a_layer_that_is_not_called_is_named():
+    model = Subclassed()
+    model(np.zeros((1, 4, 8)))
+    model = invariantize(model, inputs=random(2, 4, 8))
+    model.block.call = lambda x, **kwargs: x
+    with pytest.warns(UserWarning, match="not call.*'transformer_block"):
+        calibrate(model, random(4, 4, 8), keep_predictions=False)
+
+
 def bert():
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=30,
@@ -486,8 +702,40 @@ def vision_transformer():
 )
 def test_models_of_keras_hub(make, places, tmp_path):
     model, x = make()
+    before = variance_report(model, x)
     new, report = invariantize(model, attention=True, return_report=True)
     assert isinstance(new, type(model))
+    # One layer is called on two sizes, and has a row for each.
+    names = [
+        {path.rpartition("/")[2] for path in paths}
+        for paths in (
+            [row.layer for row in before if row.rate],
+            [row.path for row in report if row.rate],
+        )
+    ]
+    assert names[0] == names[1]
     assert all(row.beta for row in report if row.rate)
     assert len(betas(new)) >= places
     assert_it_works(model, x, new, tmp_path / "new.keras")
+    calibrated, _ = assert_calibrated(new, x, reads=len(betas(new)))
+    after = variance_report(calibrated, x)
+    assert after.saving == pytest.approx(0, abs=1e-4)
+    assert before.saving > 0.1
+
+
+@of_keras_hub
+def test_padding_has_no_influence_on_shifts():
+    model, x = bert()
+    model = invariantize(model)
+    x["padding_mask"] = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    # The padding of these is another token.
+    y = {**x, "token_ids": np.where(x["padding_mask"], x["token_ids"], 7)}
+    filters = "embeddings|layer_0/self_attention_dropout"
+    new = [
+        calibrate(model, data, keep_predictions=False, filters=filters)
+        for data in (x, y)
+    ]
+    changed = [bool(np.any(ops.convert_to_numpy(b))) for b in betas(new[0])]
+    assert changed.count(True) == 2
+    for one, other in zip(*map(betas, new), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)

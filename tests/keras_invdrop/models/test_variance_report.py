@@ -310,7 +310,8 @@ def test_a_residual_network_is_run_once_for_each_batch():
     Counting.calls = 0
     report = variance_report(model, examples(6, 3), batch_size=3)
     assert len(report) == 60
-    assert Counting.calls == 2 * 60
+    # Once more on one example, by which the places are found.
+    assert Counting.calls == (1 + 2) * 60
 
 
 def padded(*shape):
