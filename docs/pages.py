@@ -35,16 +35,25 @@ PATTERNS = (
 )
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The foot of each page names the version of the library."""
+    package = Path(config.config_file_path).parent / "keras_invdrop"
+    source = (package / "__init__.py").read_text()
+    version = re.search(r'__version__ = "(.+)"', source)
+    config.copyright = f"keras-invdrop {version[1]}. Licence: Apache 2.0."
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Puts the files of the repository in the place of those in `docs`."""
     root = Path(config.config_file_path).parent
     found = sorted({path for each in PATTERNS for path in root.glob(each)})
-    pages = [
-        File.generated(
-            config, path.relative_to(root).as_posix(), abs_src_path=str(path)
-        )
-        for path in found
-    ]
+    pages = []
+    for path in found:
+        source = path.relative_to(root).as_posix()
+        page = File.generated(config, source, abs_src_path=str(path))
+        page.edit_uri = source
+        pages.append(page)
     for path in found:
         if path.suffix == ".ipynb":
             folder = path.parent.relative_to(root).as_posix()

@@ -50,6 +50,14 @@ __all__ = [
 # The palette of Okabe and Ito without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
+LOOKS = tuple(zip(COLOURS, MARKERS, strict=True))
+# The methods that have the same look in every picture.
+METHODS = {
+    "calibrated": LOOKS[0],
+    "standard": LOOKS[1],
+    "running average": LOOKS[2],
+    "invariant from 0": LOOKS[4],
+}
 # The bars go from light to dark and are hatched, for printers without colour.
 BARS = {
     "shift at zero": {"color": "#F0E442", "hatch": "//"},
@@ -172,8 +180,10 @@ def plot_errors(
 
     With two or more seeds a band shows the 95 % confidence interval of the
     mean, from Student's t over the seeds. Curves whose labels agree up to a
-    comma, such as `"invariant, test"` and `"invariant, training"`, have the
-    same colour. A curve with "training" in its label is dashed.
+    comma, such as `"calibrated, test"` and `"calibrated, training"`, have the
+    same colour. `"standard"`, `"invariant from 0"`, `"calibrated"` and
+    `"running average"` have the same colour in every picture. A curve with
+    "training" in its label is dashed.
 
     Args:
         errors: Dict from a label to an array of shape `(seeds, epochs)`, in
@@ -189,10 +199,9 @@ def plot_errors(
     """
     curves = _curves(errors)
     ax = ax or plt.subplots()[1]
-    looks = cycle(zip(COLOURS, MARKERS, strict=True))
-    methods = dict(zip(dict.fromkeys(map(_method, errors)), looks))  # noqa: B905
+    looks = _looks(dict.fromkeys(map(_method, errors)))
     for label, curve in curves.items():
-        _plot_curve(ax, label, *curve, *methods[_method(label)])
+        _plot_curve(ax, label, *curve, *looks[_method(label)])
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter("{x:g}")
@@ -228,6 +237,13 @@ def _curves(errors):
 
 def _method(label):
     return label.partition(",")[0]
+
+
+def _looks(methods):
+    """For each method its colour and its marker."""
+    known = {each: METHODS[each] for each in methods if each in METHODS}
+    others = cycle([each for each in LOOKS if each not in known.values()])
+    return {each: known.get(each) or next(others) for each in methods}
 
 
 def _plot_curve(ax, label, mean, half_width, colour, marker):

@@ -26,6 +26,19 @@ METHODS = {
     ("running_average", False): "running average subtracted",
 }
 
+# Short names, for pictures.
+LABELS = {
+    ("none", False): "no dropout",
+    ("standard", False): "standard",
+    ("invariant", False): "invariant from 0",
+    ("invariant", True): "calibrated",
+    ("invariant_input", False): "from 0 on the input",
+    ("invariant_input", True): "calibrated on the input",
+    ("invariant_hidden", False): "from 0 on hidden layers",
+    ("invariant_hidden", True): "calibrated on hidden layers",
+    ("running_average", False): "running average",
+}
+
 
 @dataclass(frozen=True)
 class Measurement:

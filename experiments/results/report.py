@@ -23,6 +23,7 @@ from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import comparable
 from .findings import findings
+from .measurements import LABELS
 from .measurements import METHODS
 from .measurements import Measurement
 from .measurements import measurements
@@ -318,15 +319,19 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         histories: dict[str, list[pd.DataFrame]] = {}
         model = None
         for path in paths:
-            method = found[path].dropout
-            if found[path].recipe.get("calibrated"):
-                method = "calibrated"
+            method = found[path].dropout, found[path].recipe["calibrated"]
             history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-            histories.setdefault(method, []).append(history)
+            histories.setdefault(LABELS[method], []).append(history)
             saved = path.with_suffix(".keras")
-            if method == "invariant" and model is None and saved.exists():
+            from_zero = method == ("invariant", False)
+            if from_zero and model is None and saved.exists():
                 model = keras.saving.load_model(saved)
-        figures = {"figure1": figure_1(dataset, histories, model)}
+        in_order = {
+            label: histories[label]
+            for label in LABELS.values()
+            if label in histories
+        }
+        figures = {"figure1": figure_1(dataset, in_order, model)}
         if model is not None:
             figures["figure2"] = figure_2([(dataset, model)])
         for figure, drawn in figures.items():

@@ -13,13 +13,14 @@ from ..results.console import ProgressTable
 from ..results.figures import figure_1
 from ..results.figures import figure_2
 from ..results.figures import save_figure
+from ..results.measurements import LABELS
 from ..results.records import Result
 from ..train.training import Trained
 from ..train.training import save
 from ..train.training import train
 from ..train.trial import Trial
 
-# Label in the figure -> row of Table 2, and whether beta is calibrated (ours,
+# Name in the files -> row of Table 2, and whether beta is calibrated (ours,
 # not the paper's).
 METHODS = {
     "standard": ("standard", False),
@@ -85,8 +86,8 @@ def run_demo(
     curves = figure_1(
         encodings["inverted"],
         {
-            method: [run.history for run in runs["inverted", method]]
-            for method in METHODS
+            LABELS[dropout]: [run.history for run in runs["inverted", method]]
+            for method, dropout in METHODS.items()
         },
         runs["inverted", "invariant"][0].model,
     )

@@ -135,7 +135,8 @@ class Trial:
 
         Raises:
             ValueError: If `width` leaves a layer empty, the network does not
-                take an activation function, or the dtype policy is unknown.
+                take an activation function, or the activation function or the
+                dtype policy is unknown.
         """
         network, recipe = self.row.network, self.row.recipe
         if self.activation is not None:
@@ -143,6 +144,14 @@ class Trial:
                 raise invalid(
                     "activation", f"None for '{network.name}'", self.activation
                 )
+            try:
+                keras.activations.get(self.activation)
+            except ValueError:
+                raise invalid(
+                    "--activation",
+                    "the name of one of Keras' activation functions",
+                    self.activation,
+                ) from None
             options["activation"] = self.activation
         return recipe.network(
             network.build,

@@ -5,7 +5,7 @@ from ._fold import fold
 from ._invariantize import Conversion
 from ._invariantize import invariantize
 from ._monte_carlo import MonteCarlo
-from ._monte_carlo import MonteCarloPrediction
+from ._prediction import MonteCarloPrediction
 from ._variance_report import InjectedVariance
 from ._variance_report import VarianceReport
 from ._variance_report import variance_report

@@ -1,6 +1,8 @@
-import inspect
+import json
+import os
 import random
-from dataclasses import dataclass
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,48 +12,25 @@ from keras import tree
 
 from .._batches import Examples
 from .._batches import standardized
+from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import check_seed
 from .._checks import invalid
+from .._files import replacing
 from .._keras import graph_of
-from .._keras import layers_in
-from .._keras import seed_generators
-from .._keras import seeded
 from ..arguments import Filters
-from ._copies import Copies
-from ._copies import copied
-from ._dropout_sites import DROPOUT
 from ._graph import check_model
-from ._places import OTHER_DROPOUT
-from ._places import drops
 from ._places import matching
-from ._places import paths_of
+from ._prediction import MonteCarloPrediction
+from ._prediction import Samples
+from ._prediction import predicted
+from ._sampler import Sampler
+from ._uncertainty import array
+from ._uncertainty import auroc
+from ._uncertainty import measures
 
-SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
-# What is changed in these layers.
-CHANGED = ("seed", "noise_shape")
-
-
-@dataclass(frozen=True, eq=False)
-class MonteCarloPrediction:
-    """What the samples of one output of a model say.
-
-    Attributes:
-        mean: The mean of the samples, of the shape of the output.
-        standard_deviation: Their standard deviation, of the same shape: the
-            root of the mean squared deviation, which is 0 of one sample.
-        entropy: The predictive entropy in nats: that of the mean, over the
-            last axis. None where the output is no probability distribution.
-        mutual_information: The mutual information, in nats, between the
-            prediction and the masks: the predictive entropy less the mean of
-            the entropies of the samples. It is 0 where all samples say the
-            same. None where the output is no probability distribution.
-    """
-
-    mean: np.ndarray
-    standard_deviation: np.ndarray
-    entropy: np.ndarray | None
-    mutual_information: np.ndarray | None
+# The name of the arguments in a file that has the model as Keras writes it.
+ARGUMENTS = "monte_carlo.json"
 
 
 class MonteCarlo:
@@ -73,7 +52,12 @@ class MonteCarlo:
     both.
 
     Every sample of every example has a mask of its own, also where the
-    `noise_shape` of a layer shares one over the batch.
+    `noise_shape` of a layer shares one over the batch. With
+    `consistent_masks=True` the examples share theirs: sample 3 of one example
+    and sample 3 of another come from the same network. Take that where
+    predictions for several examples are judged together, as to choose a batch
+    of them to label (Kirsch et al., 2019), and get the samples from
+    `predict(x, return_samples=True)`.
 
     Keras on JAX draws no masks in the loop over a recurrent cell, so that a
     cell of your own that holds a dropout layer fails there.
@@ -88,6 +72,14 @@ class MonteCarlo:
         filters: Regular expression, or list of them. Draws the masks of
             layers whose path, as in the report of `invariantize`, contains a
             match of one; the others do not drop. All by default.
+        consistent_masks: Boolean. Whether all examples given to one call of
+            `predict` get the same `samples` masks, whatever batch they are in;
+            with a `seed` those of other calls too, if the examples have the
+            same shape and `batch_size` is not less than `samples`. The model
+            then sees one example at a time, `samples` rows: for few samples of
+            many examples this takes longer. Layers must draw from a
+            `keras.random.SeedGenerator` that they hold, as those of Keras do.
+            By default each example has masks of its own.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built, cannot be
@@ -110,12 +102,30 @@ class MonteCarlo:
     >>> prediction.entropy.shape, prediction.mutual_information.shape
     ((2,), (2,))
 
+    `evaluate` says how good they are, and `save` keeps the model with the
+    arguments, for `MonteCarlo.load`:
+
+    >>> found = monte_carlo.evaluate(
+    ...     np.ones((6, 4)),
+    ...     np.array([0, 1, 2, 0, 1, 2]),
+    ...     out_of_distribution=np.zeros((5, 4)),
+    ... )
+    >>> for name in found:
+    ...     print(name)
+    accuracy
+    negative_log_likelihood
+    brier_score
+    expected_calibration_error
+    auroc_entropy
+    auroc_mutual_information
+
     Reference:
 
     - Ba, Xiong and Frey, 2014, section 4
     - [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142)
     - [Houlsby et al., 2011](https://arxiv.org/abs/1112.5745), the mutual
       information
+    - [Kirsch et al., 2019](https://arxiv.org/abs/1906.08158), consistent masks
     """
 
     def __init__(
@@ -124,6 +134,7 @@ class MonteCarlo:
         samples: int = 100,
         seed: int | None = None,
         filters: Filters | None = None,
+        consistent_masks: bool = False,
     ):
         is_subclass = (
             isinstance(model, keras.Model)
@@ -135,16 +146,28 @@ class MonteCarlo:
         self.samples = check_positive_integer("samples", samples)
         self.seed = check_seed(seed)
         self.filters = filters
-        self._sampler = _Sampler(model, matching(filters))
+        self.consistent_masks = check_boolean(
+            "consistent_masks", consistent_masks
+        )
+        self._sampler = Sampler(model, matching(filters))
 
     def __reduce__(self):
         # To copy and to pickle: the model, which Keras can save. The sampler
         # is made anew.
         model = self._sampler.as_it_was()
-        return type(self), (model, self.samples, self.seed, self.filters)
+        return type(self), (model, *self._arguments().values())
+
+    def _arguments(self):
+        """Those of the constructor after `model`, in its order."""
+        return {
+            "samples": self.samples,
+            "seed": self.seed,
+            "filters": self.filters,
+            "consistent_masks": self.consistent_masks,
+        }
 
     def predict(
-        self, x: Any, batch_size: int = 128
+        self, x: Any, batch_size: int = 128, return_samples: bool = False
     ) -> MonteCarloPrediction | Any:
         """The mean of the samples, and their uncertainty.
 
@@ -161,6 +184,8 @@ class MonteCarlo:
                 is a row: up to so many run in one call of the compiled model.
                 If it is less than `samples`, those of an example are shared
                 out over several calls.
+            return_samples: Boolean. Whether to keep the samples themselves,
+                as the attribute `samples` of the prediction.
 
         Returns:
             A `MonteCarloPrediction`, whose arrays are of float64; of a model
@@ -168,11 +193,13 @@ class MonteCarlo:
             model have it.
 
         Raises:
-            ValueError: If `batch_size` is not a positive integer, or `x` is
-                not what the model takes: one array for each input, all with
-                the same number of examples, one or more.
+            ValueError: If `batch_size` is not a positive integer,
+                `return_samples` not a boolean, or `x` is not what the model
+                takes: one array for each input, all with the same number of
+                examples, one or more.
         """
         check_positive_integer("batch_size", batch_size)
+        check_boolean("return_samples", return_samples)
         graph = graph_of(self._sampler.model)
         given = Examples("x", x)
         if graph is not None:
@@ -183,9 +210,14 @@ class MonteCarlo:
         calls = -(-self.samples // batch_size)
         repeats = -(-self.samples // calls)
         size = min(examples, batch_size // repeats)
+        if self.consistent_masks:
+            # Masks are drawn for rows: the rows of one example at a time are
+            # the same for all, whichever kind of layer draws.
+            size = 1
         self._sampler.set_repeats(repeats)
-        self._sampler.set_seeds(self.seed)
-        parts: list[list[_Statistics]] = []
+        # Python's generator is one that `keras.utils.set_random_seed` sets.
+        seed = random.getrandbits(64) if self.seed is None else self.seed
+        parts: list[list[Samples]] = []
         for start in range(0, examples, size):
             rows = np.minimum(np.arange(start, start + size), examples - 1)
             batch = given[rows]
@@ -193,186 +225,206 @@ class MonteCarlo:
                 batch = tree.map_structure(
                     ops.convert_to_numpy, standardized(graph, batch, "x")
                 )
-            part: list[_Statistics] = []
+            if start == 0 or self.consistent_masks:
+                self._sampler.set_seeds(seed)
+            part: list[Samples] = []
             for done in range(0, self.samples, repeats):
                 outputs = self._sampler.predict_on_batch(batch)
                 of_dtype = graph.outputs if graph else tree.flatten(outputs)
                 part = part or [
-                    _Statistics(_tolerance(str(x.dtype))) for x in of_dtype
+                    Samples(str(x.dtype), kept=return_samples) for x in of_dtype
                 ]
-                for statistics, output in zip(
+                for drawn, output in zip(
                     part, tree.flatten(outputs), strict=True
                 ):
                     output = output.reshape((size, repeats, *output.shape[1:]))
-                    statistics.add(output[:, : self.samples - done])
+                    drawn.add(output[:, : self.samples - done])
             parts.append(part)
         predictions = [
-            _prediction(of_output, examples)
+            predicted(list(of_output), examples)
             for of_output in zip(*parts, strict=True)
         ]
         return tree.pack_sequence_as(outputs, predictions)
 
+    def evaluate(
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int = 128,
+        sample_weight: Any = None,
+        out_of_distribution: Any = None,
+        bins: int = 15,
+    ) -> dict[str, float] | Any:
+        """How good the averaged prediction is, and its uncertainty.
 
-class _Sampler(keras.Model):
-    """Repeats each example, and gives each copy masks of its own."""
+        Of a classifier:
 
-    def __init__(self, model, is_chosen):
-        super().__init__(name="monte_carlo", autocast=False)
-        self.model = copied(model, compiled=False)
-        dropping = {
-            id(layer)
-            for path, layer in paths_of(self.model)
-            if drops(layer) and is_chosen(path)
-        }
-        if not dropping:
-            raise invalid(
-                "model",
-                "a model with a dropout layer, chosen by `filters`: without "
-                "one all samples are the same",
-                model,
+        - `accuracy`: how often the class of the largest mean probability is
+          the right one.
+        - `negative_log_likelihood`: the mean of minus the logarithm of the
+          probability of the right class, in nats. A probability below 1.2e-38
+          counts as that number.
+        - `brier_score`: the mean of the squared distance between the
+          probabilities and the one-hot label, summed over the classes: from 0
+          to 2, also of two classes.
+        - `expected_calibration_error`: how far the confidence, the largest
+          probability, is from the accuracy. The examples are put into bins of
+          equal width by their confidence. In each bin the mean confidence is
+          compared with the accuracy, and the absolute differences are averaged
+          with the number of examples as weight (Guo et al., 2017).
+        - `auroc_entropy` and `auroc_mutual_information`, with
+          `out_of_distribution`: the area under the ROC curve where that
+          uncertainty, averaged over the positions of a sequence or an image,
+          detects the examples that are out of distribution. 1 is perfect, and
+          0.5 is guessing. Sample weights have no influence on it.
+
+        Of any other model `mean_squared_error`. The spread of the samples is
+        that of the model alone, so that it gives no likelihood: the noise of
+        the targets would have to be known.
+
+        A classifier is seen in the data: its outputs are probability
+        distributions, as `predict` says, or each is one number between 0 and
+        1, the probability of class 1, and the labels are 0 and 1. Logits are
+        an error, and so are several labels at once.
+
+        Args:
+            x: Examples, as `predict` takes them.
+            y: Array. The targets: classes as integers, of the shape of the
+                output without its last axis, or with a last axis of 1; or
+                one-hot, or numbers for a regression, of the shape of the
+                output.
+            batch_size: Positive integer. As in `predict`.
+            sample_weight: Array of weights of 0 or more, of shape
+                `(examples,)` or, for outputs of shape `(examples, time,
+                classes)`, `(examples, time)`. All measures but the last two
+                are weighted means. Where a weight is 0, as at padding, any
+                label will do.
+            out_of_distribution: Other examples, as `predict` takes them.
+            bins: Positive integer. Bins of the calibration error.
+
+        Returns:
+            A dict from the name of each measure to its value. Of a model with
+            several outputs a structure of dicts, and `y` and `sample_weight`
+            are structures, too, as the outputs of the model have it.
+
+        Raises:
+            ValueError: If `y` or `sample_weight` does not fit the outputs, if
+                there are labels for outputs that are no probabilities, such as
+                logits, or `out_of_distribution` for outputs without an
+                entropy; if another argument is not of the kind described.
+
+        Reference:
+
+        - [Brier, 1950](https://doi.org/10.1175/1520-0493%281950%29078%3C0001:VOFEIT%3E2.0.CO;2)
+        - [Guo et al., 2017](https://arxiv.org/abs/1706.04599), the calibration
+          error
+        - [Hendrycks and Gimpel, 2017](https://arxiv.org/abs/1610.02136), the
+          detection of examples that are out of distribution
+        """
+        check_positive_integer("bins", bins)
+        found = self.predict(x, batch_size)
+        predictions = tree.flatten(found)
+        targets = _for_each_output("y", y, found)
+        weights: list[Any] = [1.0] * len(predictions)
+        if sample_weight is not None:
+            weights = _for_each_output("sample_weight", sample_weight, found)
+        results = [
+            measures(
+                prediction.mean,
+                prediction.entropy is not None,
+                array("y", target),
+                array("sample_weight", weight),
+                bins,
             )
-        # What each layer had before `_in_mode` and `seed` changed it.
-        self.before: list[dict] = []
-        for layer in layers_in(self.model):
-            self.before.append({})
-            if isinstance(layer, SAMPLED):
-                known = [x for x in CHANGED if hasattr(layer, x)]
-                self.before[-1] |= {x: getattr(layer, x) for x in known}
-                layer.seed = 0  # as `seeded` says
-            for generator in seed_generators(layer):
-                seeded(generator)
-            # A recurrent layer draws the masks of its cells with them.
-            is_recurrent = isinstance(layer, keras.layers.RNN)
-            drawing = layers_in(layer) if is_recurrent else [layer]
-            _in_mode(layer, any(id(x) in dropping for x in drawing))
-        # No average of activities moves.
-        self.model.trainable = False
-        self.repeats = 1
-        self.run_eagerly = model.run_eagerly
-        self.jit_compile = model.jit_compile
-        self.built = True
-
-    def as_it_was(self):
-        """A copy of the model that draws no masks at inference."""
-        model = Copies().of(self.model)
-        for layer, before in zip(layers_in(model), self.before, strict=True):
-            vars(layer).pop("call", None)
-            for name, value in before.items():
-                setattr(layer, name, value)
-        return model
-
-    def call(self, inputs):
-        repeated = tree.map_structure(
-            lambda x: ops.repeat(x, self.repeats, axis=0), inputs
-        )
-        return self.model(repeated, training=False)
-
-    def set_repeats(self, repeats):
-        if repeats != self.repeats:
-            self.repeats = repeats
-            self.make_predict_function(force=True)
-
-    def set_seeds(self, seed):
-        """Starts every generator anew, each from a seed of its own."""
-        # Python's generator is one that `keras.utils.set_random_seed` sets.
-        entropy = random.getrandbits(64) if seed is None else seed % 2**64
-        generators = [
-            generator
-            for layer in layers_in(self)
-            for generator in seed_generators(layer)
+            for prediction, target, weight in zip(
+                predictions, targets, weights, strict=True
+            )
         ]
-        seeds = np.random.SeedSequence(entropy).generate_state(len(generators))
-        for generator, value in zip(generators, seeds, strict=True):
-            # 31 bits, which the signed seeds of some backends hold.
-            generator.state.assign([int(value) >> 1, 0])
+        if out_of_distribution is not None:
+            others = tree.flatten(self.predict(out_of_distribution, batch_size))
+            for result, inside, outside in zip(
+                results, predictions, others, strict=True
+            ):
+                if inside.entropy is None or outside.entropy is None:
+                    raise ValueError(
+                        "Argument `out_of_distribution` needs outputs that are "
+                        "probability distributions, of which `predict` gives "
+                        "the entropy."
+                    )
+                for name in ("entropy", "mutual_information"):
+                    result[f"auroc_{name}"] = auroc(
+                        getattr(inside, name), getattr(outside, name)
+                    )
+        return tree.pack_sequence_as(found, results)
 
+    def save(self, filepath: str | os.PathLike) -> None:
+        """Writes the model and the other arguments to a file.
 
-def _in_mode(layer, training):
-    """Fixes the mode of a layer, whatever it is called with."""
-    call = layer.call
-    signature = inspect.signature(call)
-    if "training" not in signature.parameters:
-        return
+        `keras.saving.load_model` takes the file, too, and returns the model
+        alone. It is the model as it was given, but for its optimizer, losses
+        and metrics. A file of that name is replaced as a whole.
 
-    noise_shape = getattr(layer, "noise_shape", None)
+        Args:
+            filepath: Path that ends in `.keras`.
 
-    def in_mode(*args, **kwargs):
-        given = signature.bind(*args, **kwargs)
-        given.arguments["training"] = training
-        if noise_shape is not None:
-            # A mask for each row.
-            rank = len(given.args[0].shape)
-            mask = (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
-            layer.noise_shape = (None, *mask[1:])
-        return call(*given.args, **given.kwargs)
+        Raises:
+            ValueError: If `filepath` has another ending.
+            OSError: If the file cannot be written.
+        """
+        path = Path(filepath)
+        if path.suffix != ".keras":
+            raise invalid("filepath", "a path that ends in `.keras`", filepath)
+        with replacing(path) as temporary:
+            self._sampler.as_it_was().save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(ARGUMENTS, json.dumps(self._arguments()))
 
-    vars(layer)["call"] = in_mode
+    @classmethod
+    def load(
+        cls,
+        filepath: str | os.PathLike,
+        custom_objects: dict[str, Any] | None = None,
+        safe_mode: bool = True,
+    ) -> "MonteCarlo":
+        """Reads what `save` has written, on any backend.
 
+        Args:
+            filepath: Path of the file.
+            custom_objects: Dict from names to classes and functions, as
+                `keras.saving.load_model` takes it.
+            safe_mode: Boolean. Whether to refuse to load code, as
+                `keras.saving.load_model` does.
 
-def _tolerance(dtype):
-    """How far from 1 the sum of probabilities may be."""
-    return 0.02 if dtype in ("float16", "bfloat16") else 1e-3
-
-
-class _Statistics:
-    """Those of the samples seen so far, of some examples."""
-
-    def __init__(self, tolerance):
-        self.tolerance = tolerance
-        self.count = 0
-        self.mean: Any = 0.0
-        self.squares: Any = 0.0  # The sum of the squared deviations.
-        self.entropies: Any = 0.0  # The sum over samples.
-        self.distribution = True
-
-    def add(self, samples):
-        """Adds samples, an array of shape `(examples, samples, ...)`."""
-        samples = samples.astype("float64")
-        # Two sets of samples are merged by the difference of their means: no
-        # sum of squares cancels against another.
-        count = self.count + samples.shape[1]
-        mean = samples.mean(axis=1)
-        squares = np.sum((samples - mean[:, None]) ** 2, axis=1)
-        difference = mean - self.mean
-        self.mean = self.mean + difference * (samples.shape[1] / count)
-        self.squares = self.squares + squares
-        self.squares += difference**2 * (self.count * samples.shape[1] / count)
-        self.count = count
-        self.distribution = self.distribution and bool(
-            samples.ndim > 2
-            and samples.shape[-1] > 1
-            and np.all(samples >= 0)
-            and np.all(np.abs(samples.sum(axis=-1) - 1) <= self.tolerance)
+        Raises:
+            ValueError: If `save` has not written the file.
+            OSError: If the file cannot be read.
+        """
+        try:
+            with zipfile.ZipFile(filepath) as archive:
+                arguments = json.loads(archive.read(ARGUMENTS))
+        except (KeyError, zipfile.BadZipFile):
+            raise invalid(
+                "filepath",
+                "a file that `MonteCarlo.save` has written",
+                filepath,
+            ) from None
+        model = keras.saving.load_model(
+            filepath, custom_objects, compile=False, safe_mode=safe_mode
         )
-        if self.distribution:
-            self.entropies = self.entropies + _entropy(samples).sum(axis=1)
+        return cls(model, **arguments)
 
 
-def _entropy(p):
-    """The entropy over the last axis, in nats."""
-    return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=-1)
-
-
-def _prediction(parts, examples):
-    """The statistics of one output, of which `parts` holds some examples."""
-
-    def joined(name):
-        # The last part is filled up with repetitions.
-        arrays = [getattr(part, name) for part in parts]
-        return np.concatenate(arrays)[:examples]
-
-    mean = joined("mean")
-    count = parts[0].count
-    entropy = mutual_information = None
-    if all(part.distribution for part in parts):
-        entropy = _entropy(mean)
-        # Never negative, but for the rounding.
-        mutual_information = np.maximum(
-            entropy - joined("entropies") / count, 0
+def _for_each_output(argument, value, outputs):
+    """What a structure, of the structure of the outputs, has for each."""
+    found: list[Any] = []
+    try:
+        tree.map_structure_up_to(
+            outputs, lambda _, each: found.append(each), outputs, value
         )
-    return MonteCarloPrediction(
-        mean=mean,
-        standard_deviation=np.sqrt(joined("squares") / count),
-        entropy=entropy,
-        mutual_information=mutual_information,
-    )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Invalid value received for argument `{argument}`. Expected an "
+            "array for each output, in the structure of the model's outputs. "
+            f"{error}"
+        ) from error
+    return found

@@ -164,6 +164,27 @@ def test_a_single_seed_has_no_interval(ax):
     assert ax.get_legend().get_title().get_text() == ""
 
 
+def test_a_method_has_one_look_in_all_pictures():
+    def looks(*methods):
+        drawn = plots.plot_errors({f"{each}, test": [3.0] for each in methods})
+        return {
+            line.get_label().split(",")[0]: (
+                line.get_color(),
+                line.get_marker(),
+            )
+            for line in drawn.lines
+        }
+
+    known = looks("standard", "invariant from 0", "calibrated")
+    assert len(set(known.values())) == 3
+    for method, look in known.items():
+        assert looks("mine", "running average", method)[method] == look
+    # No other method gets the look of one that is drawn.
+    crowd = looks("mine", "standard", "yours", "calibrated", "theirs")
+    assert len(set(crowd.values())) == 5
+    plt.close("all")
+
+
 def test_methods_differ_in_more_than_colour(ax):
     labels = ["a, training", "a, test", "b, training", "b, test"]
     plots.plot_errors({label: [3.0, 2.0] for label in labels}, ax)

@@ -214,6 +214,8 @@ def test_build_takes_rates_norms_and_priors_from_the_recipe():
     assert convolution.kernel_constraint.max_value == 0.9
     with pytest.raises(ValueError, match="`activation`. Expected None for 'M"):
         Trial(row, width=1 / 16, activation="tanh").network()
+    with pytest.raises(ValueError, match="`--activation`.*='thanh'"):
+        Trial(ROWS[EXONS], width=0.01, activation="thanh").network()
     tanh = Trial(ROWS[EXONS], width=0.01, activation="tanh").network()
     assert tanh.get_layer("hidden_1").activation is keras.activations.tanh
 

@@ -12,7 +12,7 @@ from keras_invdrop import MonteCarlo
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import StochasticPooling2D
-from keras_invdrop.models._monte_carlo import _Statistics
+from keras_invdrop.models._prediction import Samples
 
 
 def random(*shape, seed=0, mean=0.0):
@@ -369,7 +369,7 @@ def test_each_example_has_its_samples_however_they_are_shared_out(batch_size):
 
 def test_chunks_are_merged_without_a_loss_of_digits():
     samples = 1e6 + np.random.default_rng(0).normal(size=(3, 1000, 2))
-    merged = _Statistics(1e-3)
+    merged = Samples("float32")
     for chunk in np.array_split(samples, [1, 10, 300, 301], axis=1):
         merged.add(chunk)
     assert merged.count == 1000
@@ -532,6 +532,81 @@ def test_the_calls_that_share_out_the_samples_have_masks_of_their_own():
     assert 0.7 < np.sqrt(np.mean(z**2)) < 1.3
 
 
+def sequence_classifier():
+    """Draws masks in all the ways that there are."""
+    inputs = keras.Input((4, 6))
+    x = layers.Dropout(0.5, noise_shape=(None, 1, 6))(inputs)
+    x = layers.MultiHeadAttention(2, 3, dropout=0.5)(x, x)
+    x = layers.SimpleRNN(5, dropout=0.5, recurrent_dropout=0.5)(x)
+    x = layers.AlphaDropout(0.3)(InvariantDropout(0.5)(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def test_consistent_masks_are_those_of_every_example_in_any_batch():
+    model, x = sequence_classifier(), random(5, 4, 6)
+    x[3] = x[0]
+
+    def samples(monte_carlo, x, batch_size=128):
+        found = monte_carlo.predict(x, batch_size, return_samples=True)
+        assert found.samples.shape == (len(x), 20, 3)
+        np.testing.assert_allclose(found.samples.mean(axis=1), found.mean)
+        assert found.standard_deviation.min() > 0
+        return found.samples
+
+    monte_carlo = MonteCarlo(model, 20, seed=0, consistent_masks=True)
+    y = samples(monte_carlo, x)
+    np.testing.assert_array_equal(y[3], y[0])
+    for batch_size in (20, 1000):
+        np.testing.assert_array_equal(
+            samples(monte_carlo, x[[2, 0]], batch_size), y[[2, 0]]
+        )
+    # The 20 samples need three calls, the same three for every example.
+    y = samples(monte_carlo, x, batch_size=7)
+    np.testing.assert_array_equal(y[3], y[0])
+    assert len(np.unique(y[0].round(6), axis=0)) > 7
+    np.testing.assert_array_equal(
+        samples(monte_carlo, x[3:], batch_size=7)[0], y[0]
+    )
+
+
+def test_a_consistent_mask_makes_one_network_for_all_examples():
+    model = sequential(
+        InvariantDropout(0.5), layers.Dropout(0.5), layers.Dense(2)
+    )
+    a, b = random(2, 6)
+    x = np.stack([a, b, 2 * a + b, a])
+    for consistent in (True, False):
+        monte_carlo = MonteCarlo(model, 1000, consistent_masks=consistent)
+        y = monte_carlo.predict(x, return_samples=True).samples
+        assert np.array_equal(y[0], y[3]) == consistent
+        # The network of every mask is linear, as its bias and shift are 0.
+        error = np.abs(y[2] - (2 * y[0] + y[1]))
+        assert (error.max() < 1e-4) == consistent
+        assert (np.median(error) > 0.1) != consistent
+        # Each variance is that of independent masks.
+        kernel, _ = model.layers[-1].get_weights()
+        np.testing.assert_allclose(
+            y.var(axis=1), 3 * x**2 @ kernel**2, rtol=0.3
+        )
+        again = monte_carlo.predict(x, return_samples=True).samples
+        assert np.median(np.abs(again - y)) > 0.1
+
+
+def test_the_samples_are_kept_if_asked_for():
+    monte_carlo, x = MonteCarlo(classifier(), 10, seed=0), random(7, 6)
+    assert monte_carlo.predict(x).samples is None
+    for batch_size in (4, 25):
+        found = monte_carlo.predict(x, batch_size, return_samples=True)
+        y = found.samples
+        assert y.shape == (7, 10, 3) and y.dtype == "float64"
+        np.testing.assert_allclose(y.mean(axis=1), found.mean)
+        np.testing.assert_allclose(
+            y.std(axis=1), found.standard_deviation, atol=1e-12
+        )
+    with pytest.raises(ValueError, match="`return_samples`.*a boolean"):
+        monte_carlo.predict(x, return_samples=3)
+
+
 def test_entropy_only_of_distributions():
     x = random(5, 4, 6)
     drop, dense = layers.Dropout(0.5), layers.Dense(3, activation="softmax")
@@ -626,6 +701,7 @@ def test_bad_models(model, match):
         ({"samples": True}, "`samples`"),
         ({"seed": "a"}, "`seed`"),
         ({"seed": 1.5}, "`seed`"),
+        ({"consistent_masks": "all"}, "`consistent_masks`"),
     ],
 )
 def test_bad_arguments(kwargs, match):

@@ -1,0 +1,131 @@
+"""Draws the samples of a model, each with masks of its own."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from .._checks import invalid
+from .._keras import layers_in
+from .._keras import own_trainable
+from .._keras import seed_generators
+from .._keras import seeded
+from .._keras import set_own_trainable
+from ._copies import Copies
+from ._copies import copied
+from ._dropout_sites import DROPOUT
+from ._places import OTHER_DROPOUT
+from ._places import drops
+from ._places import paths_of
+
+SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
+# What is changed in these layers.
+CHANGED = ("seed", "noise_shape")
+
+
+class Sampler(keras.Model):
+    """Repeats each example, and gives each copy masks of its own."""
+
+    def __init__(self, model, is_chosen):
+        super().__init__(name="monte_carlo", autocast=False)
+        self.model = copied(model, compiled=False)
+        dropping = {
+            id(layer)
+            for path, layer in paths_of(self.model)
+            if drops(layer) and is_chosen(path)
+        }
+        if not dropping:
+            raise invalid(
+                "model",
+                "a model with a dropout layer, chosen by `filters`: without "
+                "one all samples are the same",
+                model,
+            )
+        # What each layer had before it was changed here.
+        self.before: list[dict] = []
+        self.trainable_before: list[bool] = []
+        for layer in layers_in(self.model):
+            self.before.append({})
+            self.trainable_before.append(own_trainable(layer))
+            if isinstance(layer, SAMPLED):
+                known = [x for x in CHANGED if hasattr(layer, x)]
+                self.before[-1] |= {x: getattr(layer, x) for x in known}
+                layer.seed = 0  # as `seeded` says
+            for generator in seed_generators(layer):
+                seeded(generator)
+            # A recurrent layer draws the masks of its cells with them.
+            is_recurrent = isinstance(layer, keras.layers.RNN)
+            drawing = layers_in(layer) if is_recurrent else [layer]
+            _in_mode(layer, any(id(x) in dropping for x in drawing))
+        # No average of activities moves.
+        self.model.trainable = False
+        self.repeats = 1
+        self.run_eagerly = model.run_eagerly
+        self.jit_compile = model.jit_compile
+        self.built = True
+
+    def as_it_was(self):
+        """A copy of the model that draws no masks at inference."""
+        # A copy of `in_mode` would call itself.
+        calls = [(x, vars(x).pop("call", None)) for x in layers_in(self.model)]
+        try:
+            model = Copies().of(self.model)
+        finally:
+            for layer, call in calls:
+                if call is not None:
+                    vars(layer)["call"] = call
+        for layer, before, trainable in zip(
+            layers_in(model), self.before, self.trainable_before, strict=True
+        ):
+            set_own_trainable(layer, trainable)
+            for name, value in before.items():
+                setattr(layer, name, value)
+        return model
+
+    def call(self, inputs):
+        repeated = tree.map_structure(
+            lambda x: ops.repeat(x, self.repeats, axis=0), inputs
+        )
+        return self.model(repeated, training=False)
+
+    def set_repeats(self, repeats):
+        if repeats != self.repeats:
+            self.repeats = repeats
+            self.make_predict_function(force=True)
+
+    def set_seeds(self, seed):
+        """Starts every generator anew, each from a seed of its own."""
+        generators = [
+            generator
+            for layer in layers_in(self)
+            for generator in seed_generators(layer)
+        ]
+        sequence = np.random.SeedSequence(seed % 2**64)
+        seeds = sequence.generate_state(len(generators))
+        for generator, value in zip(generators, seeds, strict=True):
+            # 31 bits, which the signed seeds of some backends hold.
+            generator.state.assign([int(value) >> 1, 0])
+
+
+def _in_mode(layer, training):
+    """Fixes the mode of a layer, whatever it is called with."""
+    call = layer.call
+    signature = inspect.signature(call)
+    if "training" not in signature.parameters:
+        return
+
+    noise_shape = getattr(layer, "noise_shape", None)
+
+    def in_mode(*args, **kwargs):
+        given = signature.bind(*args, **kwargs)
+        given.arguments["training"] = training
+        if noise_shape is not None:
+            # A mask for each row.
+            rank = len(given.args[0].shape)
+            mask = (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
+            layer.noise_shape = (None, *mask[1:])
+        return call(*given.args, **given.kwargs)
+
+    vars(layer)["call"] = in_mode
