@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from jupyter_client import KernelManager
 from keras_invdrop.experiments.results.records import read_results
 from keras_invdrop.experiments.results.report import claims
 from keras_invdrop.experiments.results.report import tables
@@ -34,8 +35,17 @@ def shown(notebook, kind):
     ]
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """A kernel that runs one notebook after the other, with one import."""
+    manager = KernelManager()
+    manager.start_kernel(cwd=str(PATHS[0].parent))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(kernel, tmp_path):
     """Runs a notebook with other settings.
 
     Returns the notebook, and the values of expressions at its end.
@@ -58,11 +68,9 @@ def run(tmp_path):
             f"    pickle.dump([{', '.join(expressions)}], file)\n"
         )
         notebook.cells.append(nbformat.v4.new_code_cell(last))
-        NotebookClient(
-            notebook,
-            timeout=120,
-            resources={"metadata": {"path": str(PATHS[0].parent)}},
-        ).execute()
+        # No name of the notebook before is left.
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+        NotebookClient(notebook, kernel, timeout=120).execute()
         return notebook, *pickle.loads(path.read_bytes())
 
     return run

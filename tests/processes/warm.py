@@ -1,7 +1,8 @@
 """Starts programs in processes of their own, without an import of Keras.
 
-They are forked from one process that has imported Keras and the packages of the
-command, which takes seconds, and has not computed anything.
+They are forked from one process that has imported what takes seconds, and has
+not computed anything: Keras, the packages of the command and of its data, and
+TensorFlow, which Keras imports on every backend to write the config of a model.
 """
 
 import multiprocessing
@@ -11,7 +12,14 @@ import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["keras_invdrop.experiments.command_line"])
+CONTEXT.set_forkserver_preload(
+    [
+        "keras_invdrop.experiments.command_line",
+        "mlxtend.data",
+        "sklearn.datasets",
+        "tensorflow",
+    ]
+)
 
 # Makes the process equal to `python PROGRAM ARGUMENTS`.
 BEGIN = """
