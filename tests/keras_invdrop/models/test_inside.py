@@ -111,6 +111,28 @@ class Subclassed(keras.Model):
 
 
 @registered
+class Backbone(keras.Model):
+    """Of a graph, with layers as attributes, as KerasHub writes them."""
+
+    def __init__(self, units=8, **kwargs):
+        block, drop = TransformerBlock(units), layers.Dropout(0.2)
+        self.norm = layers.LayerNormalization()
+        self.inside = block.dense
+        self.block, self.drop = block, drop
+        self.units = units
+        inputs = keras.Input((6, units))
+        outputs = block(drop(self.norm(inputs)))
+        super().__init__(inputs, outputs, **kwargs)
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@registered
 class Twice(layers.Layer):
     """Calls one dropout layer on different numbers of features."""
 
@@ -165,6 +187,7 @@ MODELS = {
         [(3,)],
     ),
     "twice": (lambda: graph(Twice(), shape=(3,)), (4, 3), [((3,), (7,))]),
+    "backbone": (Backbone, (4, 6, 8), [(1, 8), (1, 16)]),
     "subclass": (subclassed, (4, 4, 8), [(1, 8), (1, 8), (1, 16), (8,)]),
 }
 
