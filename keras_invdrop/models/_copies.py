@@ -359,9 +359,11 @@ class Copies:
         state = {k: v for k, v in vars(old).items() if k not in known}
         for name, value in self._plain(state).items():
             setattr(new, name, value)
-        # Some classes set attributes before their graph is made.
-        parts = layers_in(old, include_self=False, recursive=False)
-        set_order(new, map(self.shell, parts))
+        if not isinstance(old, keras.Sequential):
+            # Some classes set attributes before they make their graph.
+            parts = layers_in(old, include_self=False, recursive=False)
+            made = [self.made[id(x)][1] for x in parts if id(x) in self.made]
+            set_order(new, made)
         self._fill()
 
     def _start_stream(self):
