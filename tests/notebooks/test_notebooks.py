@@ -245,15 +245,10 @@ def test_the_papers_tables(run):
     claimed = in_the_report()[-1]
     for verdict, count in verdicts.items():
         assert claimed.count(f"| {verdict} |") == count
-    assert set(errors) == {"standard", "invariant"}
-    # As printed by the notebook.
-    printed = "".join(
-        output.get("text", "")
-        for cell in code_cells(notebook)
-        for output in cell.outputs
-    )
+    assert set(errors) == {"standard", "invariant from 0", "calibrated"}
+    table = shown(notebook, "text/html")[0]
     for name, error in errors.items():
-        assert f"{name}: {error:.1f} % test error" in printed
+        assert re.search(rf"<th>{name}</th>\s*<td>{error:.1f}</td>", table)
 
 
 def test_the_committed_tables_are_those_of_the_results():
@@ -268,9 +263,11 @@ def test_how_sure_is_it(run):
         "epochs": 15,
         "samples": 20,
         "rotated_digits": 100,
+        "compared_seeds": 2,
+        "compared_samples": 5,
     }
-    _, unlike, rotated, abstaining = run(
-        4, settings, ["unlike", "rotated", "abstaining"]
+    _, unlike, rotated, abstaining, compared = run(
+        4, settings, ["unlike", "rotated", "abstaining", "mean"]
     )
     entropy = unlike["entropy, ensemble"]
     for kind in ("noise", "shuffled digits", "inverted digits"):
@@ -281,6 +278,9 @@ def test_how_sure_is_it(run):
     error = abstaining["test error (%)"]
     assert error.is_monotonic_decreasing
     assert error.iloc[-1] < 0.6 * error.iloc[0]
+    for measure in ("negative_log_likelihood", "brier_score"):
+        errors = compared.loc["inverted"][measure]
+        assert errors["calibrated"] < 0.9 * errors["standard"]
 
 
 def test_missing_inputs(run):
