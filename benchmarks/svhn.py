@@ -58,7 +58,8 @@ def generate(directory, part):
     import tensorflow_datasets as tfds  # reads TFDS_DATA_DIR on import
 
     builder = tfds.builder("svhn_cropped", data_dir=directory)
-    different = list(images(10_000))
+    largest = int(max(SIZES.values()) * part)
+    different = list(images(min(largest, 10_000)))
 
     def examples(split):
         for i in range(int(SIZES[split] * part)):

@@ -136,6 +136,15 @@ def layers_in(layer, include_self=True, recursive=True):
     return layer._flatten_layers(include_self, recursive)
 
 
+def set_order(layer, parts):
+    """Lists the layers directly inside `layer` as in `parts`, others behind.
+
+    Optimizers and files list weights in this order.
+    """
+    places = {id(part): place for place, part in enumerate(parts)}
+    layer._layers.sort(key=lambda part: places.get(id(part), len(places)))
+
+
 def become(layer, new):
     """Turns `layer` into `new`, a built layer of another class.
 

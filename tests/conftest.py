@@ -45,10 +45,13 @@ def pytest_collection_modifyitems(config, items):
     import keras
 
     left_out = set()
-    if keras.backend.backend() != "jax":
+    elsewhere = keras.backend.backend() != "jax"
+    if elsewhere:
         left_out.add("one_backend")
     if not config.getoption("thorough"):
         left_out.add("thorough")
+        if elsewhere:
+            left_out.add("thorough_elsewhere")
     for item in items:
         if FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts):
             item.add_marker("one_backend")

@@ -176,54 +176,60 @@ def calibrate(
     arriving = _Arriving(model, scratch, chosen)
 
     def measured():
-        found = batches(data, batch_size, graph and len(graph.inputs))
+        inputs = None if graph is None else len(graph.inputs)
+        found = batches(data, batch_size, inputs)
         found = _checked(itertools.islice(found, steps), graph)
         return _means(arriving, found, paths)
 
-    means = measured()
     if keep_predictions:
-        numbers = {layer: mean.value() for layer, mean in means.items()}
-        kept |= compensated(inlined(scratch), numbers)
-        _report(kept, paths)
+        means = {layer: mean.value() for layer, mean in measured().items()}
+        _report(kept | compensated(inlined(scratch), means), paths)
         # The biases have changed, too.
         result.set_weights(scratch.get_weights())
         return result
+    _set_in_order(scratch, measured, data, paths)
+    for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
+        layer.set_shift(source.shift)
+    return result
+
+
+def _set_in_order(model, measured, data, paths):
+    """Sets each shift after those that come before it.
+
+    Args:
+        model: A model.
+        measured: Function that reads the data and returns `_means`.
+        data: The data, for an error.
+        paths: Dict from the dropout layers to their paths.
+    """
+    means = measured()
     _warn_of_uncalled(paths, means)
-    waits_for, calls = _waits_for(scratch, [*means])
+    waits_for, calls = _waits_for(model, [*means])
     # What a layer calls again and again may depend on its own output.
     unsure = [x for x, mean in means.items() if mean.calls > calls[x]]
-    read_once = isinstance(data, Iterator)
-    done: set[ShiftedDropout] = set()
-    while True:
-        left = [layer for layer in means if layer not in done]
+    left = [*means]
+    while left:
+        done = set(means) - set(left)
         ready = [layer for layer in left if waits_for[layer] <= done]
-        if left and not ready:
+        if not ready:
             _refuse_again(left, paths)
         for layer in ready:
             layer.set_shift(-means[layer].value())
-        done.update(ready)
-        if len(done) == len(means) and not unsure:
-            break
-        if read_once:
-            names = [paths[x] for x in means if x not in done] or [
-                paths[x] for x in unsure
-            ]
+            left.remove(layer)
+        if (left or unsure) and isinstance(data, Iterator):
             raise invalid(
                 "data",
-                f"data that can be read again: the layers {names} come after "
+                "data that can be read again: the layers "
+                f"{[paths[layer] for layer in left or unsure]} come after "
                 "others, which have to be calibrated first, or are called "
                 "more than once inside a layer",
                 data,
             )
-        means = measured()
-        if len(done) == len(means):
-            changed = [x for x in unsure if not means[x].is_minus(x.shift)]
-            if changed:
-                _refuse_again(changed, paths)
-            break
-    for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
-        layer.set_shift(source.shift)
-    return result
+        if left or unsure:
+            means = measured()
+    changed = [x for x in unsure if not means[x].is_minus(x.shift)]
+    if changed:
+        _refuse_again(changed, paths)
 
 
 def _inside_layers(model, paths):

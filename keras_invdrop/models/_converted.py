@@ -1,6 +1,7 @@
 """Layers whose inner dropout layers have been converted, in files too."""
 
 import contextlib
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -78,16 +79,22 @@ class Converted:
 
 
 def _numbered(layer, number="", around=()):
-    """The layers inside a layer, each by its number and those around it."""
+    """The layers inside a layer, each by its number and those around it.
+
+    Layers of one class are numbered: a copy of a model may list layers of
+    different classes in another order than a model that is made anew.
+    """
     found = {}
-    parts = layers_in(layer, include_self=False, recursive=False)
-    # A Sequential gets its input layer when it is called.
-    parts = [x for x in parts if not isinstance(x, keras.layers.InputLayer)]
-    for i, part in enumerate(parts):
+    counts: Counter = Counter()
+    for part in layers_in(layer, include_self=False, recursive=False):
+        is_dropout = isinstance(part, (*KINDS, keras.layers.Dropout))
+        kind = "dropout" if is_dropout else type(part).__name__
+        own = f"{number}{kind}:{counts[kind]}"
+        counts[kind] += 1
         if part not in around:
-            found[f"{number}{i}"] = part
+            found[own] = part
             if not isinstance(part, DropoutByShape):
-                found |= _numbered(part, f"{number}{i}/", (*around, part))
+                found |= _numbered(part, f"{own}/", (*around, part))
     return found
 
 

@@ -33,6 +33,7 @@ from .._keras import origin
 from .._keras import own_trainable
 from .._keras import renew
 from .._keras import run_through_graph
+from .._keras import set_order
 from .._keras import set_own_trainable
 from .._keras import tracker_of
 from ._graph import new_input_layer
@@ -358,6 +359,11 @@ class Copies:
         state = {k: v for k, v in vars(old).items() if k not in known}
         for name, value in self._plain(state).items():
             setattr(new, name, value)
+        if not isinstance(old, keras.Sequential):
+            # Some classes set attributes before they make their graph.
+            parts = layers_in(old, include_self=False, recursive=False)
+            made = [self.made[id(x)][1] for x in parts if id(x) in self.made]
+            set_order(new, made)
         self._fill()
 
     def _start_stream(self):

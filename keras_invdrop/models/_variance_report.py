@@ -108,6 +108,7 @@ class InjectedVariance(_Compared):
         )
 
 
+@dataclass(init=False, repr=False, eq=False)
 class VarianceReport(list[InjectedVariance], _Compared):
     """The rows of `variance_report`, and their sums.
 
@@ -120,6 +121,11 @@ class VarianceReport(list[InjectedVariance], _Compared):
         at_best: The sum with the shifts at minus the mean activity.
         of_data: The sum of the variances over the examples.
     """
+
+    at_zero: float
+    at_present: float
+    at_best: float
+    of_data: float
 
     def __init__(self, rows: Iterable[InjectedVariance]):
         super().__init__(rows)

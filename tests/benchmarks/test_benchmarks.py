@@ -21,7 +21,7 @@ SMALL = {
     "peak_memory": [*NETWORK, "--network", "mnist", "--steps", "1"],
     "plain_pytorch": NETWORK,
     "profile_step": [*NETWORK, "--steps", "1", "--top", "1000"],
-    "svhn": ["--what", "time", "--part", "0.005", "--validation", "30"]
+    "svhn": ["--what", "time", "--part", "0.001", "--validation", "30"]
     + ["--width", "0.02", "--data", "svhn"],
     "training_step": NETWORK,
     "zca_whitening": ["--examples", "50", "--size", "20", "--rounds", "1"],

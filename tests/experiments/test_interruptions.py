@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from warm import Program
 
 pytestmark = pytest.mark.one_backend
 
@@ -20,14 +21,12 @@ TRAINING = (
 LONGEST = 300  # seconds for one command, on a busy machine
 
 
-def interrupted(*arguments, when, directory):
-    """Exit code and output of a command that gets Ctrl-C in a terminal.
+COMMAND = "from keras_invdrop_command import main; main()"
+SCREEN = {"COLUMNS": "100", "TERM": "xterm"}
 
-    Args:
-        when: Function of the output so far and the elapsed seconds.
-    """
-    program = "from keras_invdrop_command import main; main()"
-    ours, terminal = pty.openpty()
+
+def cold(terminal, *arguments, cwd):
+    """The command in a process that has to import Keras."""
 
     def begin():
         # The terminal is its own, as that of a shell is, and Ctrl-C is for it,
@@ -35,31 +34,51 @@ def interrupted(*arguments, when, directory):
         os.login_tty(terminal)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        cwd=directory,
-        env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
+        cwd=cwd,
+        env=os.environ | SCREEN,
         preexec_fn=begin,
     )
-    os.close(terminal)
-    start, text, pressed = time.monotonic(), "", False
+
+
+def warm(terminal, *arguments, cwd):
+    """The command in a process that has imported Keras."""
+    program = cwd / "command.py"
+    program.write_text(COMMAND)
+    name = os.ttyname(terminal)
+    return Program(program, *arguments, cwd=cwd, terminal=name, **SCREEN)
+
+
+def interrupted(start, *arguments, when, directory):
+    """Exit code and output of a command that gets Ctrl-C in a terminal.
+
+    Args:
+        start: Function that starts the command: `cold` or `warm`.
+        when: Function of the output so far and the elapsed seconds.
+    """
+    ours, terminal = pty.openpty()
+    process = start(terminal, *arguments, cwd=directory)
+    begun, text, pressed = time.monotonic(), "", False
     while True:
+        ended = process.poll() is not None
         if select.select([ours], [], [], 0.05)[0]:
-            try:
-                text += os.read(ours, 65536).decode(errors="replace")
-            except OSError:  # All its processes have closed it.
-                break
-        if not pressed and when(text, time.monotonic() - start):
+            text += os.read(ours, 65536).decode(errors="replace")
+        elif ended:
+            break
+        seconds = time.monotonic() - begun
+        if not pressed and when(text, seconds):
             os.write(ours, b"\x03")
             pressed = True
-        if time.monotonic() - start > LONGEST:
+        if seconds > LONGEST:
             process.kill()
             pytest.fail(f"after {LONGEST} s, pressed: {pressed}\n{text}")
     os.close(ours)
-    return process.wait(), text
+    os.close(terminal)
+    return process.poll(), text
 
 
 def check(code, text, sentence):
@@ -76,7 +95,10 @@ def epochs_are_done(text, seconds):
 def test_while_it_starts(tmp_path):
     """Ctrl-C while Keras is imported."""
     code, text = interrupted(
-        "tables", when=lambda text, seconds: seconds > 1, directory=tmp_path
+        cold,
+        "tables",
+        when=lambda text, seconds: seconds > 1,
+        directory=tmp_path,
     )
     check(code, text, "")
 
@@ -89,7 +111,7 @@ def test_while_it_starts(tmp_path):
     ],
 )
 def test_while_it_trains(workers, begun, tmp_path):
-    training = *TRAINING, f"--seeds=1-{workers}", f"--workers={workers}"
+    training = warm, *TRAINING, f"--seeds=1-{workers}", f"--workers={workers}"
     code, text = interrupted(
         *training, when=lambda text, _: begun in text, directory=tmp_path
     )

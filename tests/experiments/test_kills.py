@@ -9,12 +9,13 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import pytest
 from warm import Program
 
 PROGRAM = Path(__file__).with_name("killed_training.py")
 
 # The step at which each process dies: writing backups and results.
-# `make test` runs every second one of these.
+# `make test` runs every third one of these.
 SPOTS = [
     ("begin", ".npz", 2),
     ("rename", ".npz", 3),
@@ -54,6 +55,9 @@ def weights(archive):
     return found
 
 
+# On the other backends test_exact_resume.py kills trainings, and
+# test_fitting.py resumes those of the experiments.
+@pytest.mark.thorough_elsewhere
 def test_killed_again_and_again(tmp_path, record_property, thorough):
     process = Program(PROGRAM, tmp_path / "undisturbed")
     _, errors = process.communicate()
@@ -77,7 +81,7 @@ def test_killed_again_and_again(tmp_path, record_property, thorough):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    spots = SPOTS if thorough else SPOTS[1::2]
+    spots = SPOTS if thorough else SPOTS[1::3]
     for spot in spots:
         process = Program(PROGRAM, directory, *spot)
         _, errors = process.communicate()

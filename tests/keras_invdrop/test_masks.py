@@ -1,12 +1,10 @@
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from scipy import stats
+from warm import Program
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop._masks import dropout_mask
@@ -456,13 +454,12 @@ for rate in map(float, sys.argv[1:]):
 
 if keras.backend.backend() == "jax":
 
-    def test_stays_on_the_device_of_its_examples():
+    def test_stays_on_the_device_of_its_examples(tmp_path):
+        program = tmp_path / "on_four_devices.py"
+        program.write_text(ON_FOUR_DEVICES)
         flags = "--xla_force_host_platform_device_count=4"
-        process = subprocess.run(
-            [sys.executable, "-c", ON_FOUR_DEVICES]
-            + [str(rate) for rate in RATES_OF_WIDTHS],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
+        process = Program(
+            program, *RATES_OF_WIDTHS, XLA_FLAGS=flags, JAX_PLATFORMS="cpu"
         )
-        assert process.returncode == 0, process.stderr
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors

@@ -32,6 +32,7 @@ def built(layer, shape, beta=None):
     return layer
 
 
+@pytest.mark.one_backend
 def test_the_library_is_imported_without_matplotlib():
     # Keras imports it where it is installed.
     code = (

@@ -1,28 +1,20 @@
 """Models with our layers on several devices, on each backend."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from warm import Program
 
 PROGRAM = Path(__file__).with_name("strategies.py")
 BACKEND = keras.backend.backend()
 
 
 def started(*arguments):
-    return subprocess.Popen(
-        [sys.executable, PROGRAM, *map(str, arguments)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Program(PROGRAM, *arguments, CUDA_VISIBLE_DEVICES="")
 
 
 def told(processes):

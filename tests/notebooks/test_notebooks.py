@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from jupyter_client import KernelManager
 from keras_invdrop.experiments.results.records import read_results
 from keras_invdrop.experiments.results.report import claims
 from keras_invdrop.experiments.results.report import tables
@@ -34,8 +35,17 @@ def shown(notebook, kind):
     ]
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """A kernel that runs one notebook after the other, with one import."""
+    manager = KernelManager()
+    manager.start_kernel(cwd=str(PATHS[0].parent))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(kernel, tmp_path):
     """Runs a notebook with other settings.
 
     Returns the notebook, and the values of expressions at its end.
@@ -58,11 +68,9 @@ def run(tmp_path):
             f"    pickle.dump([{', '.join(expressions)}], file)\n"
         )
         notebook.cells.append(nbformat.v4.new_code_cell(last))
-        NotebookClient(
-            notebook,
-            timeout=120,
-            resources={"metadata": {"path": str(PATHS[0].parent)}},
-        ).execute()
+        # No name of the notebook before is left.
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+        NotebookClient(notebook, kernel, timeout=120).execute()
         return notebook, *pickle.loads(path.read_bytes())
 
     return run
@@ -237,15 +245,10 @@ def test_the_papers_tables(run):
     claimed = in_the_report()[-1]
     for verdict, count in verdicts.items():
         assert claimed.count(f"| {verdict} |") == count
-    assert set(errors) == {"standard", "invariant"}
-    # As printed by the notebook.
-    printed = "".join(
-        output.get("text", "")
-        for cell in code_cells(notebook)
-        for output in cell.outputs
-    )
+    assert set(errors) == {"standard", "invariant from 0", "calibrated"}
+    table = shown(notebook, "text/html")[0]
     for name, error in errors.items():
-        assert f"{name}: {error:.1f} % test error" in printed
+        assert re.search(rf"<th>{name}</th>\s*<td>{error:.1f}</td>", table)
 
 
 def test_the_committed_tables_are_those_of_the_results():
@@ -260,9 +263,11 @@ def test_how_sure_is_it(run):
         "epochs": 15,
         "samples": 20,
         "rotated_digits": 100,
+        "compared_seeds": 2,
+        "compared_samples": 5,
     }
-    _, unlike, rotated, abstaining = run(
-        4, settings, ["unlike", "rotated", "abstaining"]
+    _, unlike, rotated, abstaining, compared = run(
+        4, settings, ["unlike", "rotated", "abstaining", "mean"]
     )
     entropy = unlike["entropy, ensemble"]
     for kind in ("noise", "shuffled digits", "inverted digits"):
@@ -273,6 +278,9 @@ def test_how_sure_is_it(run):
     error = abstaining["test error (%)"]
     assert error.is_monotonic_decreasing
     assert error.iloc[-1] < 0.6 * error.iloc[0]
+    for measure in ("negative_log_likelihood", "brier_score"):
+        errors = compared.loc["inverted"][measure]
+        assert errors["calibrated"] < 0.9 * errors["standard"]
 
 
 def test_missing_inputs(run):

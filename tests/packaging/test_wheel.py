@@ -160,10 +160,10 @@ def test_import_takes_no_time(python, tmp_path):
 
     2 to 3 % when this test was written; scipy.stats alone would add some 10 %.
     """
-    ratios = [
-        float(run(python, "-c", IMPORT_TIME, cwd=tmp_path)) for _ in range(3)
-    ]
-    assert min(ratios) < 0.05
+    ratios = []
+    while min(ratios, default=1) >= 0.05 and len(ratios) < 3:
+        ratios.append(float(run(python, "-c", IMPORT_TIME, cwd=tmp_path)))
+    assert min(ratios) < 0.05, ratios
 
 
 def test_first_import_where_keras_takes_tensorflow(python, tmp_path):

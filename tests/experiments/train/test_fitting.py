@@ -24,6 +24,7 @@ EPOCHS = 4
 
 one_backend = pytest.mark.one_backend
 thorough = pytest.mark.thorough
+thorough_elsewhere = pytest.mark.thorough_elsewhere
 several_steps = pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="Keras makes the steps of PyTorch one by one",
@@ -151,7 +152,7 @@ def exons():
             BLOBS,
             "blobs",
             {"steps": 2, "ema_momentum": 0.9},
-            marks=several_steps,
+            marks=[several_steps, thorough_elsewhere],
         ),
     ],
 )

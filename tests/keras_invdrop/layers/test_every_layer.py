@@ -167,6 +167,26 @@ def under(policy, *cases):
             yield pytest.param(*case, each, marks=marks)
 
 
+# PyTorch's compiler takes up to a minute for each of these cases, and for one
+# with other dtypes. Other cases of these layers are compiled.
+SLOW_TO_COMPILE = {
+    "InvariantDropout test",
+    "LocallyConnected2D first",
+    "StochasticPooling2D first",
+}
+
+
+def compiled(*cases):
+    """As `under("float32")`, without the slow cases on PyTorch."""
+    for case in under("float32", *cases):
+        name, _, policy = case.values
+        slow = keras.backend.backend() == "torch" and (
+            name in SLOW_TO_COMPILE or policy != "float32"
+        )
+        marks = [pytest.mark.thorough] if slow else case.marks
+        yield pytest.param(*case.values, marks=marks)
+
+
 # Of a value of about 1: the bits of the significand, less a few for sums.
 PRECISION = {"float32": 1e-5, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}
 
@@ -229,8 +249,7 @@ def is_random(case):
 
 @pytest.mark.parametrize(
     ("case", "rate", "policy"),
-    under(
-        "float32",
+    compiled(
         *((case, None) for case in LAYERS),
         *((case, 0) for case in LAYERS if "Dropout" in case and DRAWS_DIFFER),
     ),
