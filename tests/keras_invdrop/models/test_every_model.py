@@ -1,12 +1,25 @@
-"""Small models of the kinds that people use, with random weights.
+"""What each function does with models that people use: a table of the docs.
 
-Each function of `MODELS` returns a model and examples for it.
+The models are small and have random weights.
 """
+
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
+from keras import ops
+from keras import tree
 
+from keras_invdrop import MonteCarlo
+from keras_invdrop import calibrate
+from keras_invdrop import fold
+from keras_invdrop import invariantize
+from keras_invdrop import variance_report
+
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 WORDS = 12
 
 
@@ -202,7 +215,7 @@ def time_distributed():
     return model, rng.random((2, 6, 4), dtype="float32")
 
 
-@keras.saving.register_keras_serializable("zoo")
+@keras.saving.register_keras_serializable("test_every_model")
 class Subclass(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -254,3 +267,109 @@ MODELS = {
     "`TimeDistributed(Dropout)`": time_distributed,
     "subclassed `Model`": subclass,
 }
+
+# These take from ten seconds to a minute each.
+LARGE = {*KERAS_HUB, "DenseNet", "EfficientNet"}
+
+pytestmark = [
+    pytest.mark.one_backend,
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def predicted(model, x):
+    return [np.asarray(y) for y in tree.flatten(model.predict(x, verbose=0))]
+
+
+def spread_in_training(model, x, samples):
+    """The mean standard deviation of each output of training mode."""
+    rows = tree.map_structure(lambda a: np.repeat(a, samples, axis=0), x)
+    return [
+        ops.convert_to_numpy(y)
+        .reshape((-1, samples, *y.shape[1:]))
+        .std(axis=1)
+        .mean()
+        for y in tree.flatten(model(rows, training=True))
+    ]
+
+
+def converted(model, x):
+    """The cell of `invariantize`, and what it makes of the model."""
+    new, report = invariantize(
+        model, attention=True, inputs=x, return_report=True
+    )
+    places = [row for row in report if row.rate]
+    done = [row for row in places if row.beta is not None]
+    reasons = sorted({row.reason for row in places if row.beta is None})
+    assert all(reasons)
+    for one, other in zip(predicted(model, x), predicted(new, x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    cell = f"{len(done)} of {len(places)}"
+    return "; ".join([cell, *reasons]), new
+
+
+def cells(name, tmp_path):
+    """The row of a model: what each function does with it."""
+    keras.utils.set_random_seed(0)
+    model, x = MODELS[name]()
+    cell, new = converted(model, x)
+    yield cell
+
+    set_ = calibrate(new, x, keep_predictions=False)
+    report = variance_report(set_, x)
+    # Nothing is left to gain, wherever dropout sits.
+    assert abs(report.saving) < 1e-3
+    yield "works"
+
+    # The spread of the samples is that of training.
+    spread = [
+        part.standard_deviation.mean()
+        for part in tree.flatten(
+            MonteCarlo(new, samples=200, seed=0).predict(x)
+        )
+    ]
+    if not any("moving_mean" in weight.path for weight in new.weights):
+        expected = spread_in_training(new, x, 200)
+        np.testing.assert_allclose(spread, expected, rtol=0.2)
+    assert min(spread) > 0
+    yield "works"
+
+    path = tmp_path / "new.keras"
+    set_.save(path)
+    loaded = keras.models.load_model(path)
+    expected = predicted(set_, x)
+    for one, other in zip(predicted(loaded, x), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    yield "works"
+
+    try:
+        folded = fold(set_)
+    except ValueError as error:
+        yield "refused: " + str(error).split(". ")[0]
+    else:
+        for one, other in zip(predicted(folded, x), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        yield "works"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.thorough] if name in LARGE else []
+        )
+        for name in MODELS
+    ],
+)
+def test_the_table_says_what_happens(name, tmp_path):
+    if name in KERAS_HUB:
+        pytest.importorskip("keras_hub")
+    (row,) = re.findall(
+        rf"^\| {re.escape(name)} \| (.*) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    assert list(cells(name, tmp_path)) == row.split(" | ")
+
+
+def test_the_table_has_every_model():
+    rows = re.findall(r"^\| (.+?) \| \d", PAGE.read_text(), re.MULTILINE)
+    assert rows == list(MODELS)
