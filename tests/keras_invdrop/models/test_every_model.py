@@ -312,6 +312,9 @@ def cells(name, tmp_path):
     """The row of a model: what each function does with it."""
     keras.utils.set_random_seed(0)
     model, x = MODELS[name]()
+    # Batch normalisation that has not seen data would do as in training, and
+    # only in `calibrate`.
+    model(x, training=True)
     cell, new = converted(model, x)
     yield cell
 
@@ -345,7 +348,8 @@ def cells(name, tmp_path):
     try:
         folded = fold(set_)
     except ValueError as error:
-        yield "refused: " + str(error).split(". ")[0]
+        assert "Expected a functional or sequential model" in str(error)
+        yield "needs a graph of layers"
     else:
         for one, other in zip(predicted(folded, x), expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -364,10 +368,8 @@ def cells(name, tmp_path):
 def test_the_table_says_what_happens(name, tmp_path):
     if name in KERAS_HUB:
         pytest.importorskip("keras_hub")
-    (row,) = re.findall(
-        rf"^\| {re.escape(name)} \| (.*) \|$", PAGE.read_text(), re.MULTILINE
-    )
-    assert list(cells(name, tmp_path)) == row.split(" | ")
+    line = " | ".join([name, *cells(name, tmp_path)])
+    assert f"| {line} |" in PAGE.read_text().splitlines()
 
 
 def test_the_table_has_every_model():
