@@ -338,7 +338,7 @@ def test_demo(command, tmp_path, monkeypatch, thorough):
     (histories,) = curves
     assert {method: len(runs) for method, runs in histories.items()} == {
         "standard": len(seeds),
-        "invariant": len(seeds),
+        "invariant from 0": len(seeds),
         "calibrated": len(seeds),
     }
     errors = {runs[0].training_error.iloc[0] for runs in histories.values()}
