@@ -136,13 +136,22 @@ def layers_in(layer, include_self=True, recursive=True):
     return layer._flatten_layers(include_self, recursive)
 
 
-def set_order(layer, parts):
-    """Lists the layers directly inside `layer` as in `parts`, others behind.
+def list_layers(layer, listed, unlisted):
+    """Lists the layers directly inside `layer` as `listed`, others behind.
 
     Optimizers and files list weights in this order.
+
+    Args:
+        layer: A layer or model.
+        listed: The layers to list first.
+        unlisted: Layers not to list, but for those in `listed`.
     """
-    places = {id(part): place for place, part in enumerate(parts)}
-    layer._layers.sort(key=lambda part: places.get(id(part), len(places)))
+    places = {id(part): place for place, part in enumerate(listed)}
+    left_out = {id(part) for part in unlisted} - set(places)
+    layer._layers[:] = sorted(
+        (part for part in layer._layers if id(part) not in left_out),
+        key=lambda part: places.get(id(part), len(places)),
+    )
 
 
 def become(layer, new):

@@ -27,13 +27,13 @@ from .._keras import functional_like_constructor
 from .._keras import graph_of
 from .._keras import initial_state
 from .._keras import layers_in
+from .._keras import list_layers
 from .._keras import not_decayed
 from .._keras import operations
 from .._keras import origin
 from .._keras import own_trainable
 from .._keras import renew
 from .._keras import run_through_graph
-from .._keras import set_order
 from .._keras import set_own_trainable
 from .._keras import tracker_of
 from ._graph import new_input_layer
@@ -360,10 +360,11 @@ class Copies:
         for name, value in self._plain(state).items():
             setattr(new, name, value)
         if not isinstance(old, keras.Sequential):
-            # Some classes set attributes before they make their graph.
+            # Some classes set attributes before they make their graph: they
+            # stand first, and not at all as KerasHub sets them on PyTorch.
             parts = layers_in(old, include_self=False, recursive=False)
             made = [self.made[id(x)][1] for x in parts if id(x) in self.made]
-            set_order(new, made)
+            list_layers(new, made, (x for _, x in self.made.values()))
         self._fill()
 
     def _start_stream(self):

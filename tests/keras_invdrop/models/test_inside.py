@@ -124,6 +124,13 @@ class Backbone(keras.Model):
         outputs = block(drop(self.norm(inputs)))
         super().__init__(inputs, outputs, **kwargs)
 
+    def __setattr__(self, name, value):
+        # As in KerasHub: PyTorch lists no layers before the graph is made.
+        if keras.backend.backend() == "torch" and not hasattr(self, "_layers"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def get_config(self):
         return {"units": self.units, "name": self.name}
 
