@@ -1,7 +1,6 @@
 """Layers whose inner dropout layers have been converted, in files too."""
 
 import contextlib
-from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -79,22 +78,16 @@ class Converted:
 
 
 def _numbered(layer, number="", around=()):
-    """The layers inside a layer, each by its number and those around it.
-
-    Layers of one class are numbered: a copy of a model may list layers of
-    different classes in another order than a model that is made anew.
-    """
+    """The layers inside a layer, each by its number and those around it."""
     found = {}
-    counts: Counter = Counter()
-    for part in layers_in(layer, include_self=False, recursive=False):
-        is_dropout = isinstance(part, (*KINDS, keras.layers.Dropout))
-        kind = "dropout" if is_dropout else type(part).__name__
-        own = f"{number}{kind}:{counts[kind]}"
-        counts[kind] += 1
+    parts = layers_in(layer, include_self=False, recursive=False)
+    # A Sequential gets its input layer when it is called.
+    parts = [x for x in parts if not isinstance(x, keras.layers.InputLayer)]
+    for i, part in enumerate(parts):
         if part not in around:
-            found[own] = part
+            found[f"{number}{i}"] = part
             if not isinstance(part, DropoutByShape):
-                found |= _numbered(part, f"{own}/", (*around, part))
+                found |= _numbered(part, f"{number}{i}/", (*around, part))
     return found
 
 
