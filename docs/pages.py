@@ -54,7 +54,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = File.generated(config, source, abs_src_path=str(path))
         page.edit_uri = source
         pages.append(page)
-    for path in found:
         if path.suffix == ".ipynb":
             folder = path.parent.relative_to(root).as_posix()
             pages += [

@@ -277,7 +277,7 @@ def _warn_of_uncalled(paths, means):
         warnings.warn(
             "The shifts of some layers stay as they were, since the model "
             f"does not call these layers at inference: {uncalled}",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -108,6 +108,14 @@ def _vision(name, **sizes):
 
 
 HEADS = {"num_query_heads": 2, "num_key_value_heads": 1}
+PATCHES = {
+    "patch_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "dropout_rate": 0.2,
+    "attention_dropout": 0.2,
+}
 KERAS_HUB = {
     "BERT": _encoder(
         "Bert", "BertTextClassifier", segment_ids=np.zeros((2, 6), "int32")
@@ -115,26 +123,8 @@ KERAS_HUB = {
     "RoBERTa": _encoder("Roberta", "RobertaTextClassifier"),
     "DistilBERT": _encoder("DistilBert", "DistilBertTextClassifier"),
     "DeBERTa": _encoder("DebertaV3", "DebertaV3TextClassifier"),
-    "ViT": _vision(
-        "ViT",
-        patch_size=8,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        mlp_dim=16,
-        dropout_rate=0.2,
-        attention_dropout=0.2,
-    ),
-    "DeiT": _vision(
-        "DeiT",
-        patch_size=8,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        dropout_rate=0.2,
-        attention_dropout=0.2,
-    ),
+    "ViT": _vision("ViT", mlp_dim=16, **PATCHES),
+    "DeiT": _vision("DeiT", intermediate_dim=16, **PATCHES),
     "Swin": _vision(
         "SwinTransformer",
         embed_dim=8,
