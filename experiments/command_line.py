@@ -219,6 +219,15 @@ def tune(
             min=1, help="Number of trials, with those of earlier calls."
         ),
     ] = 20,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Journal of another search for the same settings, "
+            "trials-*.log: the best of its trials are tried first. So a search "
+            "of short trainings can be followed by one of long trainings.",
+            show_default="none",
+        ),
+    ] = None,
     calibrate: Calibrate = False,
     out: Out = Path("runs/tune"),
 ):
@@ -269,6 +278,7 @@ def tune(
             say_trial,
             client,
             table.epoch,
+            start_from,
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial came to its end; the settings diverge")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from keras_invdrop.applications.recipes import for_layers
 
+from keras_invdrop._checks import invalid
 from keras_invdrop._extras import imported
 from keras_invdrop._files import replacing
 
@@ -116,6 +117,7 @@ def tune(
     on_trial: Callable[[Any], None] = lambda trial: None,
     client: Any = None,
     on_epoch: Tell = lambda title, done, validation: None,
+    start_from: Path | None = None,
 ) -> Any:
     """Searches settings for one or several trainings, with Optuna.
 
@@ -138,9 +140,15 @@ def tune(
         on_epoch: Called after each epoch with the title of the training, the
             number of finished epochs and the figure on the validation
             examples.
+        start_from: Journal of another search for the same settings, such as
+            one of fewer epochs. The best of its completed trials are tried
+            first, from the best on.
 
     Returns:
         The study (`optuna.Study`).
+
+    Raises:
+        ValueError: If `start_from` is not the journal of such a search.
     """
     optuna = _optuna()
     for training in trainings:
@@ -150,12 +158,15 @@ def tune(
     name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
     journal = directory / f"trials-{name}.log"
+    first = _best(start_from, settings, trials) if start_from else []
     study = optuna.create_study(
         study_name=name,
         storage=_storage(journal),
         direction="maximize" if trainings[0].row.unit == "bits" else "minimize",
         load_if_exists=True,
     )
+    for params in first:
+        study.enqueue_trial(params, skip_if_exists=True)
 
     # Interrupted trials do not count; pruned trials do.
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
@@ -170,6 +181,26 @@ def tune(
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(study.trials[number])
     return study
+
+
+def _best(journal: Path, settings: Sequence[str], number: int) -> list[Any]:
+    """The settings of the best trials of a search, from the best on."""
+    name = journal.stem.removeprefix("trials-")
+    if not (journal.is_file() and name.endswith("-".join(["", *settings]))):
+        raise invalid(
+            "--start-from",
+            f"the journal of a search for {','.join(settings)}, "
+            f"trials-*-{'-'.join(settings)}.log",
+            str(journal),
+        )
+    optuna = _optuna()
+    study = optuna.load_study(study_name=name, storage=_storage(journal))
+    best = sorted(
+        filter(completed, study.trials),
+        key=lambda trial: trial.value,
+        reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+    )
+    return [trial.params for trial in best[:number]]
 
 
 def _storage(journal: Path) -> Any:

@@ -129,6 +129,47 @@ def test_another_search_has_trials_of_its_own(trainings, tmp_path):
     assert len(list(tmp_path.glob("*.csv"))) == 3
 
 
+def test_a_search_starts_from_the_best_of_another(
+    trainings, tmp_path, monkeypatch
+):
+    figures = [3.0, 1.0, 2.0, 4.0]
+    monkeypatch.setattr(
+        tuning,
+        "_figure",
+        lambda trainings, changes, trial, tell: figures[trial.number],
+    )
+    short = tuning.tune(trainings, SETTINGS, 4, tmp_path)
+    (journal,) = tmp_path.glob("*.log")
+
+    def longer(trials):
+        return tuning.tune(
+            trainings[1:], SETTINGS, trials, tmp_path, start_from=journal
+        )
+
+    expected = [short.trials[number].params for number in (1, 2)]
+    study = longer(2)
+    assert [trial.params for trial in study.trials] == expected
+    # A search that resumes does not try them again.
+    study = longer(3)
+    assert [trial.params for trial in study.trials[:2]] == expected
+    assert study.trials[2].params == short.trials[0].params
+
+
+@pytest.mark.parametrize("name", ["absent-learning_rate.log", "trials-a.log"])
+def test_the_other_search_must_be_for_the_same_settings(
+    trainings, tmp_path, name
+):
+    (tmp_path / "trials-a.log").touch()
+    with pytest.raises(ValueError, match=r"`--start-from`.*learning_rate.log"):
+        tuning.tune(
+            trainings,
+            ["learning_rate"],
+            1,
+            tmp_path,
+            start_from=tmp_path / name,
+        )
+
+
 def test_a_trial_that_was_stopped_does_not_count(
     trainings, tmp_path, monkeypatch
 ):
