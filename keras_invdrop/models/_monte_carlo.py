@@ -29,62 +29,62 @@ from ._uncertainty import array
 from ._uncertainty import auroc
 from ._uncertainty import measures
 
-# The name of the arguments in a file that has the model as Keras writes it.
+# Archive member that holds the arguments, beside the members that Keras writes.
 ARGUMENTS = "monte_carlo.json"
 
 
 class MonteCarlo:
-    """Predicts with an average over dropout masks, and says how sure it is.
+    """Averages predictions over dropout masks, and measures their uncertainty.
 
-    Each mask makes a network of its own, and a model that was trained with
-    dropout is an ensemble of them, approximately Bayesian (section 4 of the
-    paper). Inference stands in for the whole ensemble with one pass, without
-    masks. Here networks are sampled from it: their mean is the prediction and
-    their spread its uncertainty.
+    Each mask selects a network, and a model trained with dropout is an
+    ensemble of these networks, approximately Bayesian (section 4 of the
+    paper). Ordinary inference approximates the ensemble in one pass without
+    masks. `MonteCarlo` samples networks from the ensemble: the mean of their
+    outputs is the prediction, and the spread is its uncertainty.
 
-    Masks are drawn by what drops, at any depth: `Dropout`, `SpatialDropout`,
-    `AlphaDropout` and `GaussianDropout` of Keras and those of this library,
-    recurrent layers and attention with a rate of dropout, layers that drop
-    whole paths, and those whose own `call` uses `keras.random.dropout`.
-    Every other layer is in inference mode: batch normalization uses its moving
-    statistics and does not change them, and `RunningAverageDropout` does the
-    same with its average. Calling the model with `training=True` would change
-    both.
+    All dropout layers at any depth draw masks: `Dropout`, `SpatialDropout`,
+    `AlphaDropout` and `GaussianDropout` of Keras and the dropout layers of
+    this library, recurrent layers and attention with a dropout rate, layers
+    that drop whole paths, and layers whose `call` uses
+    `keras.random.dropout`. Every other layer runs in inference mode: batch
+    normalization uses its moving statistics and does not update them, and
+    `RunningAverageDropout` does the same with its average. Calling the model
+    with `training=True` would update both.
 
-    Every sample of every example has a mask of its own, also where the
-    `noise_shape` of a layer shares one over the batch. With
-    `consistent_masks=True` the examples share theirs: sample 3 of one example
-    and sample 3 of another come from the same network. Take that where
-    predictions for several examples are judged together, as to choose a batch
-    of them to label (Kirsch et al., 2019), and get the samples from
-    `predict(x, return_samples=True)`.
+    Each sample of each example has its own mask, even if the `noise_shape` of
+    a layer shares one mask over the batch. With `consistent_masks=True` all
+    examples share the masks: sample 3 of one example and sample 3 of another
+    come from the same network. Use this to judge the predictions of several
+    examples together, for example to choose a batch of examples to label
+    (Kirsch et al., 2019); `predict(x, return_samples=True)` returns the
+    samples.
 
-    Keras on JAX draws no masks in the loop over a recurrent cell, so that a
-    cell of your own that holds a dropout layer fails there.
+    On JAX, Keras draws no masks in the loop over a recurrent cell: a custom
+    cell that holds a dropout layer fails there.
 
     Args:
-        model: A model that has been built, which may contain other models. It
-            is copied and not changed: what it learns later has no influence.
-        samples: Positive integer. Masks to draw for each example.
-        seed: Integer. With a seed, `predict` returns the same for the same
-            data and batch size each time, whatever the seeds of the layers.
-            Without one it draws new masks each time.
-        filters: Regular expression, or list of them. Draws the masks of
-            layers whose path, as in the report of `invariantize`, contains a
-            match of one; the others do not drop. All by default.
-        consistent_masks: Boolean. Whether all examples given to one call of
-            `predict` get the same `samples` masks, whatever batch they are in;
-            with a `seed` those of other calls too, if the examples have the
-            same shape and `batch_size` is not less than `samples`. The model
-            then sees one example at a time, `samples` rows: for few samples of
-            many examples this takes longer. Layers must draw from a
-            `keras.random.SeedGenerator` that they hold, as those of Keras do.
-            By default each example has masks of its own.
+        model: A built model, which may contain other models. `MonteCarlo`
+            copies the model, and later training of the original has no effect
+            on the copy.
+        samples: Positive integer. Number of masks for each example.
+        seed: Integer or None. With a seed, `predict` returns the same result
+            for the same data and batch size each time, whatever the seeds of
+            the layers. Without a seed each call draws new masks.
+        filters: Regular expression, or list of them. Only layers whose path
+            (as in the report of `invariantize`) contains a match draw masks;
+            the others do not drop. By default all layers drop.
+        consistent_masks: Boolean. Whether all examples in one call of
+            `predict` get the same `samples` masks, regardless of their batch.
+            With a `seed`, other calls draw the same masks too if the examples
+            have the same shape and `batch_size` is at least `samples`. The
+            model then sees one example at a time, in `samples` rows, which is
+            slower for few samples of many examples. The layers must draw from
+            a `keras.random.SeedGenerator` of their own, as Keras' layers do.
+            By default each example has its own masks.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built, cannot be
-            copied or has no dropout layer; if another argument is not of the
-            kind described.
+            copied or has no dropout layer, or if another argument is invalid.
 
     Example:
 
@@ -102,8 +102,8 @@ class MonteCarlo:
     >>> prediction.entropy.shape, prediction.mutual_information.shape
     ((2,), (2,))
 
-    `evaluate` says how good they are, and `save` keeps the model with the
-    arguments, for `MonteCarlo.load`:
+    `evaluate` measures the quality of the predictions and of their
+    uncertainty:
 
     >>> found = monte_carlo.evaluate(
     ...     np.ones((6, 4)),
@@ -152,13 +152,13 @@ class MonteCarlo:
         self._sampler = Sampler(model, matching(filters))
 
     def __reduce__(self):
-        # To copy and to pickle: the model, which Keras can save. The sampler
-        # is made anew.
+        # Copies and pickles hold the model, which Keras can save, and make
+        # the sampler anew.
         model = self._sampler.as_it_was()
         return type(self), (model, *self._arguments().values())
 
     def _arguments(self):
-        """Those of the constructor after `model`, in its order."""
+        """The arguments of the constructor after `model`, in its order."""
         return {
             "samples": self.samples,
             "seed": self.seed,
@@ -169,34 +169,33 @@ class MonteCarlo:
     def predict(
         self, x: Any, batch_size: int = 128, return_samples: bool = False
     ) -> MonteCarloPrediction | Any:
-        """The mean of the samples, and their uncertainty.
+        """Predicts the mean of the samples, and their uncertainty.
 
-        Whether an output is a probability distribution is seen in the data:
-        it is if it has two or more elements along its last axis, none
-        negative in any sample, that add up to 1, as those of softmax do. The
-        output of one sigmoid is not.
+        An output counts as a probability distribution if it has two or more
+        elements along its last axis that add up to 1 and are not negative in
+        any sample, as the outputs of a softmax are. The output of a single
+        sigmoid does not count as one.
 
         Args:
             x: Array, or a list, tuple or dict of arrays, as `model.predict`
                 takes them.
-            batch_size: Positive integer. The most rows that the model sees
-                at once, which bounds the memory. Each sample of each example
-                is a row: up to so many run in one call of the compiled model.
-                If it is less than `samples`, those of an example are shared
-                out over several calls.
-            return_samples: Boolean. Whether to keep the samples themselves,
-                as the attribute `samples` of the prediction.
+            batch_size: Positive integer. Largest number of rows in one call
+                of the compiled model, which bounds the memory. Each sample of
+                each example is a row. If `batch_size` is less than `samples`,
+                several calls share the samples of an example.
+            return_samples: Boolean. Whether to keep the samples, as the
+                attribute `samples` of the prediction.
 
         Returns:
-            A `MonteCarloPrediction`, whose arrays are of float64; of a model
-            with several outputs a structure of them, as the outputs of the
-            model have it.
+            A `MonteCarloPrediction` with float64 arrays. For a model with
+            several outputs, the predictions have the structure of the
+            outputs.
 
         Raises:
             ValueError: If `batch_size` is not a positive integer,
-                `return_samples` not a boolean, or `x` is not what the model
-                takes: one array for each input, all with the same number of
-                examples, one or more.
+                `return_samples` is not a boolean, or `x` does not fit the
+                model: one array for each input, all with the same number of
+                examples, at least one.
         """
         check_positive_integer("batch_size", batch_size)
         check_boolean("return_samples", return_samples)
@@ -205,17 +204,17 @@ class MonteCarlo:
         if graph is not None:
             given.check(graph)
         examples = len(given)
-        # Calls of equal size, of which the last one's surplus is left out:
-        # for another size the model would be compiled once more.
+        # All calls have the same size, since another size would compile the
+        # model again. The surplus of the last call is left out.
         calls = -(-self.samples // batch_size)
         repeats = -(-self.samples // calls)
         size = min(examples, batch_size // repeats)
         if self.consistent_masks:
-            # Masks are drawn for rows: the rows of one example at a time are
-            # the same for all, whichever kind of layer draws.
+            # Layers draw masks by row. With one example at a time, the rows
+            # have the same masks for every example.
             size = 1
         self._sampler.set_repeats(repeats)
-        # Python's generator is one that `keras.utils.set_random_seed` sets.
+        # `keras.utils.set_random_seed` seeds Python's generator.
         seed = random.getrandbits(64) if self.seed is None else self.seed
         parts: list[list[Samples]] = []
         for start in range(0, examples, size):
@@ -255,63 +254,63 @@ class MonteCarlo:
         out_of_distribution: Any = None,
         bins: int = 15,
     ) -> dict[str, float] | Any:
-        """How good the averaged prediction is, and its uncertainty.
+        """Measures the quality of the mean prediction and of its uncertainty.
 
-        Of a classifier:
+        For a classifier:
 
-        - `accuracy`: how often the class of the largest mean probability is
-          the right one.
-        - `negative_log_likelihood`: the mean of minus the logarithm of the
-          probability of the right class, in nats. A probability below 1.2e-38
-          counts as that number.
-        - `brier_score`: the mean of the squared distance between the
-          probabilities and the one-hot label, summed over the classes: from 0
-          to 2, also of two classes.
-        - `expected_calibration_error`: how far the confidence, the largest
-          probability, is from the accuracy. The examples are put into bins of
-          equal width by their confidence. In each bin the mean confidence is
-          compared with the accuracy, and the absolute differences are averaged
-          with the number of examples as weight (Guo et al., 2017).
-        - `auroc_entropy` and `auroc_mutual_information`, with
-          `out_of_distribution`: the area under the ROC curve where that
+        - `accuracy`: fraction of examples whose class has the largest mean
+          probability.
+        - `negative_log_likelihood`: mean negative logarithm of the probability
+          of the correct class, in nats. A probability below 1.2e-38 counts as
+          1.2e-38.
+        - `brier_score`: mean squared distance between the probabilities and
+          the one-hot label, summed over the classes: from 0 to 2, for two
+          classes as well.
+        - `expected_calibration_error`: difference between the confidence (the
+          largest probability) and the accuracy. Bins of equal width group the
+          examples by confidence; the result is the mean over the bins of the
+          absolute difference between mean confidence and accuracy, weighted
+          by the number of examples (Guo et al., 2017).
+        - `auroc_entropy` and `auroc_mutual_information`, if
+          `out_of_distribution` is given: area under the ROC curve when this
           uncertainty, averaged over the positions of a sequence or an image,
-          detects the examples that are out of distribution. 1 is perfect, and
-          0.5 is guessing. Sample weights have no influence on it.
+          detects the out-of-distribution examples. 1 is perfect, and 0.5 is
+          guessing. Sample weights do not affect it.
 
-        Of any other model `mean_squared_error`. The spread of the samples is
-        that of the model alone, so that it gives no likelihood: the noise of
-        the targets would have to be known.
+        For any other model: `mean_squared_error`. The spread of the samples
+        is the uncertainty of the model alone. A likelihood would also need
+        the noise of the targets.
 
-        A classifier is seen in the data: its outputs are probability
-        distributions, as `predict` says, or each is one number between 0 and
-        1, the probability of class 1, and the labels are 0 and 1. Logits are
-        an error, and so are several labels at once.
+        A model counts as a classifier if its outputs are probability
+        distributions, as `predict` defines them, or if each output is a
+        single number between 0 and 1 (the probability of class 1) and the
+        labels are 0 and 1. Logits and multi-label targets raise an error.
 
         Args:
             x: Examples, as `predict` takes them.
-            y: Array. The targets: classes as integers, of the shape of the
-                output without its last axis, or with a last axis of 1; or
-                one-hot, or numbers for a regression, of the shape of the
+            y: Array of targets: integer classes, of the shape of the output
+                without its last axis or with a last axis of 1; one-hot
+                labels, or the numbers of a regression, of the shape of the
                 output.
             batch_size: Positive integer. As in `predict`.
-            sample_weight: Array of weights of 0 or more, of shape
+            sample_weight: Array of non-negative weights, of shape
                 `(examples,)` or, for outputs of shape `(examples, time,
                 classes)`, `(examples, time)`. All measures but the last two
-                are weighted means. Where a weight is 0, as at padding, any
-                label will do.
+                are weighted means. Where a weight is 0, for example at
+                padding, the label has no effect.
             out_of_distribution: Other examples, as `predict` takes them.
-            bins: Positive integer. Bins of the calibration error.
+            bins: Positive integer. Number of bins of the calibration error.
 
         Returns:
-            A dict from the name of each measure to its value. Of a model with
-            several outputs a structure of dicts, and `y` and `sample_weight`
-            are structures, too, as the outputs of the model have it.
+            A dict from the name of each measure to its value. For a model
+            with several outputs, the dicts have the structure of the outputs,
+            and so must `y` and `sample_weight`.
 
         Raises:
             ValueError: If `y` or `sample_weight` does not fit the outputs, if
-                there are labels for outputs that are no probabilities, such as
-                logits, or `out_of_distribution` for outputs without an
-                entropy; if another argument is not of the kind described.
+                the outputs for class labels are not probabilities (such as
+                logits), if `out_of_distribution` is given for outputs without
+                an entropy, or if another argument is invalid.
 
         Reference:
 
@@ -360,9 +359,9 @@ class MonteCarlo:
     def save(self, filepath: str | os.PathLike) -> None:
         """Writes the model and the other arguments to a file.
 
-        `keras.saving.load_model` takes the file, too, and returns the model
-        alone. It is the model as it was given, but for its optimizer, losses
-        and metrics. A file of that name is replaced as a whole.
+        `keras.saving.load_model` can read the file too, and returns the model
+        alone: the model that the constructor received, without its optimizer,
+        losses and metrics. An existing file is replaced as a whole.
 
         Args:
             filepath: Path that ends in `.keras`.
@@ -386,7 +385,7 @@ class MonteCarlo:
         custom_objects: dict[str, Any] | None = None,
         safe_mode: bool = True,
     ) -> "MonteCarlo":
-        """Reads what `save` has written, on any backend.
+        """Reads a file that `save` has written, on any backend.
 
         Args:
             filepath: Path of the file.
@@ -396,7 +395,7 @@ class MonteCarlo:
                 `keras.saving.load_model` does.
 
         Raises:
-            ValueError: If `save` has not written the file.
+            ValueError: If the file was not written by `save`.
             OSError: If the file cannot be read.
         """
         try:
@@ -415,7 +414,7 @@ class MonteCarlo:
 
 
 def _for_each_output(argument, value, outputs):
-    """What a structure, of the structure of the outputs, has for each."""
+    """The elements of `value`, which has the structure of the outputs."""
     found: list[Any] = []
     try:
         tree.map_structure_up_to(

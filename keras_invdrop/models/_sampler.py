@@ -1,4 +1,4 @@
-"""Draws the samples of a model, each with masks of its own."""
+"""Draws samples of a model's outputs, each with its own masks."""
 
 import inspect
 
@@ -21,12 +21,12 @@ from ._places import drops
 from ._places import paths_of
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
-# What is changed in these layers.
+# Attributes that `Sampler` changes in these layers.
 CHANGED = ("seed", "noise_shape")
 
 
 class Sampler(keras.Model):
-    """Repeats each example, and gives each copy masks of its own."""
+    """Repeats each example, and gives each repetition its own masks."""
 
     def __init__(self, model, is_chosen):
         super().__init__(name="monte_carlo", autocast=False)
@@ -43,7 +43,7 @@ class Sampler(keras.Model):
                 "one all samples are the same",
                 model,
             )
-        # What each layer had before it was changed here.
+        # The attributes of each layer before the changes below.
         self.before: list[dict] = []
         self.trainable_before: list[bool] = []
         for layer in layers_in(self.model):
@@ -55,11 +55,11 @@ class Sampler(keras.Model):
                 layer.seed = 0  # as `seeded` says
             for generator in seed_generators(layer):
                 seeded(generator)
-            # A recurrent layer draws the masks of its cells with them.
+            # A recurrent layer draws masks when one of its cells does.
             is_recurrent = isinstance(layer, keras.layers.RNN)
             drawing = layers_in(layer) if is_recurrent else [layer]
             _in_mode(layer, any(id(x) in dropping for x in drawing))
-        # No average of activities moves.
+        # Moving averages are not updated.
         self.model.trainable = False
         self.repeats = 1
         self.run_eagerly = model.run_eagerly
@@ -96,7 +96,7 @@ class Sampler(keras.Model):
             self.make_predict_function(force=True)
 
     def set_seeds(self, seed):
-        """Starts every generator anew, each from a seed of its own."""
+        """Restarts every generator, each from its own seed."""
         generators = [
             generator
             for layer in layers_in(self)
@@ -110,7 +110,7 @@ class Sampler(keras.Model):
 
 
 def _in_mode(layer, training):
-    """Fixes the mode of a layer, whatever it is called with."""
+    """Fixes the mode of a layer, whatever `training` its caller passes."""
     call = layer.call
     signature = inspect.signature(call)
     if "training" not in signature.parameters:
@@ -122,7 +122,7 @@ def _in_mode(layer, training):
         given = signature.bind(*args, **kwargs)
         given.arguments["training"] = training
         if noise_shape is not None:
-            # A mask for each row.
+            # Draw one mask per row.
             rank = len(given.args[0].shape)
             mask = (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
             layer.noise_shape = (None, *mask[1:])
