@@ -1,4 +1,4 @@
-"""What the samples of the outputs of a model say."""
+"""Statistics of the samples that `MonteCarlo` draws."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,20 +8,20 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class MonteCarloPrediction:
-    """What the samples of one output of a model say.
+    """The mean and the uncertainty of one output of a model.
 
     Attributes:
-        mean: The mean of the samples, of the shape of the output.
-        standard_deviation: Their standard deviation, of the same shape: the
-            root of the mean squared deviation, which is 0 of one sample.
-        entropy: The predictive entropy in nats: that of the mean, over the
-            last axis. None where the output is no probability distribution.
-        mutual_information: The mutual information, in nats, between the
-            prediction and the masks: the predictive entropy less the mean of
-            the entropies of the samples. It is 0 where all samples say the
-            same. None where the output is no probability distribution.
-        samples: The samples, of shape `(examples, samples, ...)`, where
-            `predict` was asked for them; None otherwise.
+        mean: Mean of the samples, of the shape of the output.
+        standard_deviation: Standard deviation of the samples, of the same
+            shape: the root mean squared deviation, which is 0 for one sample.
+        entropy: Predictive entropy in nats: the entropy of the mean, over the
+            last axis. None if the output is not a probability distribution.
+        mutual_information: Mutual information, in nats, between the
+            prediction and the masks: the predictive entropy minus the mean
+            entropy of the samples. It is 0 where all samples agree. None if
+            the output is not a probability distribution.
+        samples: The samples, of shape `(examples, samples, ...)`, if
+            `return_samples` was true; None otherwise.
     """
 
     mean: np.ndarray
@@ -32,7 +32,7 @@ class MonteCarloPrediction:
 
 
 class Samples:
-    """The statistics of the samples seen so far of one output.
+    """Running statistics of the samples of one output.
 
     Args:
         dtype: The dtype of the output.
@@ -40,7 +40,7 @@ class Samples:
     """
 
     def __init__(self, dtype, kept=False):
-        # How far from 1 the sum of probabilities may be.
+        # Probabilities may differ from a sum of 1 by this much.
         self.tolerance = 0.02 if dtype in ("float16", "bfloat16") else 1e-3
         self.kept: Any = [] if kept else None
         self.count = 0
@@ -54,8 +54,8 @@ class Samples:
         samples = samples.astype("float64")
         if self.kept is not None:
             self.kept.append(samples)
-        # Two sets of samples are merged by the difference of their means: no
-        # sum of squares cancels against another.
+        # Merging by the difference of the means avoids the cancellation of
+        # two large sums of squares.
         count = self.count + samples.shape[1]
         mean = samples.mean(axis=1)
         squares = np.sum((samples - mean[:, None]) ** 2, axis=1)
@@ -75,10 +75,10 @@ class Samples:
 
 
 def predicted(parts: list[Samples], examples: int) -> MonteCarloPrediction:
-    """The prediction for an output, of which each part holds some examples."""
+    """The prediction for one output; each part holds some of the examples."""
 
     def joined(arrays):
-        # The last part is filled up with repetitions.
+        # Repetitions fill up the last part.
         return np.concatenate(list(arrays))[:examples]
 
     mean = joined(part.mean for part in parts)
@@ -87,7 +87,7 @@ def predicted(parts: list[Samples], examples: int) -> MonteCarloPrediction:
     if all(part.distribution for part in parts):
         of_mean = entropy(mean)
         of_samples = joined(part.entropies for part in parts) / count
-        # Never negative, but for the rounding.
+        # Only rounding makes it negative.
         mutual_information = np.maximum(of_mean - of_samples, 0)
     if parts[0].kept is not None:
         samples = joined(np.concatenate(part.kept, axis=1) for part in parts)

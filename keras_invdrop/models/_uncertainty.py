@@ -1,7 +1,7 @@
-"""How good predictions are, and how good the uncertainty that they state.
+"""Measures of the quality of predictions and of their uncertainty.
 
 Each measure is a line or two of NumPy, so that the library needs no other
-package. The tests compare them with scikit-learn's where it has them.
+package. The tests compare the measures with scikit-learn's where it has them.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ from keras import ops
 
 from .._checks import invalid
 
-# The smallest probability of which `log` is taken. That of a class may be 0 in
-# every sample.
+# Smaller probabilities are raised to this before `log`: the probability of a
+# class may be 0 in every sample.
 SMALLEST = np.finfo("float32").tiny
 
 
@@ -21,7 +21,7 @@ def measures(
     sample_weight: np.ndarray,
     bins: int,
 ) -> dict[str, float]:
-    """The measures that `MonteCarlo.evaluate` describes, of one output.
+    """The measures of one output; `MonteCarlo.evaluate` describes them.
 
     Args:
         mean: The mean of the samples, of shape `(examples, ..., units)`.
@@ -32,7 +32,7 @@ def measures(
         bins: The number of bins of the calibration error.
 
     Raises:
-        ValueError: If `y` or `sample_weight` is not of the kind described.
+        ValueError: If `y` or `sample_weight` is invalid.
     """
     if mean.ndim == 1:
         mean = mean[:, None]
@@ -56,11 +56,11 @@ def measures(
         return {"mean_squared_error": _average(errors, weights)}
     if units > 1 or not ((mean >= 0) & (mean <= 1)).all():
         raise ValueError(
-            "Argument `y` has labels, but the outputs are no probabilities of "
+            "Argument `y` has labels, but the outputs are not probabilities of "
             "classes. If they are logits, end the model with a softmax: "
             "`keras.Model(model.inputs, "
             "keras.layers.Softmax()(model.outputs[0]))`, or with "
-            "`keras.layers.Activation('sigmoid')` where there is one logit. "
+            "`keras.layers.Activation('sigmoid')` for a single logit. "
             f"Received: outputs of shape {shape} from {mean.min():.3g} to "
             f"{mean.max():.3g}"
         )
@@ -73,7 +73,7 @@ def _of_classes(p, classes, weights, bins):
     of_class = np.take_along_axis(p, classes[:, None], axis=-1)[:, 0]
     confidence = p.max(axis=-1)
     correct = p.argmax(axis=-1) == classes
-    # The bins are open on the left, as those of Guo et al.
+    # The bins are open on the left, as in Guo et al.
     which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
     gaps = np.bincount(which, weights * (correct - confidence))
     surprise = -np.log(np.maximum(of_class, SMALLEST))
@@ -91,7 +91,7 @@ def _average(values, weights):
 
 
 def _classes(y, classes):
-    """The numbers of the classes that `y` names, each in a row."""
+    """The class of each row of `y`, as an integer."""
     if y.shape[-1] == 1:
         number = y[:, 0]
         if np.isin(number, np.arange(classes)).all():
@@ -106,7 +106,7 @@ def _classes(y, classes):
 
 
 def _weights(given, shape):
-    """Weights, of shape `(examples,)` or more of `shape`, as `shape`."""
+    """Broadcasts weights to `shape` from a scalar or its leading axes."""
     fits = given.ndim == 0 or given.shape == shape[: given.ndim]
     if (
         not fits
@@ -123,15 +123,15 @@ def _weights(given, shape):
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """The area under the ROC curve of a score, which detects the outside.
+    """The area under the ROC curve of a score that detects `outside`.
 
-    It is the probability that the score of an example outside exceeds that
-    of one inside; a tie counts one half. That is the statistic of Mann and
-    Whitney, over the number of pairs.
+    This is the probability that the score of an example in `outside` exceeds
+    the score of an example in `inside`, where a tie counts one half: the
+    statistic of Mann and Whitney divided by the number of pairs.
 
     Args:
         inside: Scores of shape `(examples, ...)`; further axes are averaged.
-        outside: Scores of other examples, in the same way.
+        outside: Scores of other examples, in the same form.
     """
     inside, outside = (
         x.reshape((len(x), -1)).mean(axis=1) for x in (inside, outside)
@@ -146,7 +146,7 @@ def array(argument: str, value) -> np.ndarray:
     """`value` as an array of numbers.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `value` is not one.
     """
     is_tensor = ops.is_tensor(value)
     found = ops.convert_to_numpy(value) if is_tensor else np.asarray(value)
