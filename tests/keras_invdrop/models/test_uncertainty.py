@@ -211,7 +211,7 @@ ONE_HOT = np.eye(3)[CLASSES]
     [
         (LOGITS, CLASSES, {}, r"not probabilities.*logits.*softmax.*\(4, 3\)"),
         (LOGITS, ONE_HOT, {}, "not probabilities.*logits"),
-        (LOGITS[:, :1], [0, 1, 1, 0], {}, "no probabilities.*sigmoid"),
+        (LOGITS[:, :1], [0, 1, 1, 0], {}, "not probabilities.*sigmoid"),
         (P, CLASSES + 1, {}, "`y`.*classes from 0 to 2.*from 1 to 3"),
         (P, CLASSES + 0.5, {}, "`y`.*classes from 0 to 2"),
         (P, P, {}, "`y`.*one-hot rows"),
