@@ -109,6 +109,23 @@ def test_the_space_of_table_2(trainings, tmp_path, monkeypatch):
         assert one.params == expected
 
 
+def test_the_space_of_the_relu_network():
+    import optuna
+
+    row = ROWS["table3/relu/invariant"]
+    space = tuning.space_of(["relu_cnn"], [Trial(row, 0, 0.02)])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    rates = set()
+    for _ in range(20):
+        trial = study.ask()
+        changes = {name: draw(trial) for name, draw in space.items()}
+        recipe = dataclasses.replace(row.recipe, **changes)
+        Trial(dataclasses.replace(row, recipe=recipe), 0, 0.02).network()
+        rates.add(recipe.hidden_rate)
+    # Rates for each layer, and one for all.
+    assert {(0.25, 0.25, 0.5, 0.5), 0.5} < rates
+
+
 @pytest.mark.parametrize("name", tuning.SPACE)
 def test_each_setting_is_one_of_a_recipe(trainings, name):
     import optuna
