@@ -20,9 +20,9 @@ from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 from ._compensate import compensated
 from ._copies import copied
-from ._graph import calls as graph_calls
 from ._graph import check_callable
 from ._graph import inlined
+from ._graph import inside_layers
 from ._graph import run_through
 from ._places import batch_statistics
 from ._places import counting
@@ -168,7 +168,7 @@ def calibrate(
             stacklevel=2,
         )
         return model
-    kept = _inside_layers(scratch, paths) if keep_predictions else {}
+    kept = inside_layers(scratch, paths) if keep_predictions else {}
     chosen = [layer for layer in paths if layer not in kept]
     if not chosen:
         _report(kept, paths)
@@ -233,25 +233,6 @@ def _set_in_order(model, measured, data, paths):
     changed = [x for x in unsure if not means[x].is_minus(x.shift)]
     if changed:
         _refuse_again(changed, paths)
-
-
-def _inside_layers(model, paths):
-    """For dropout layers that the graph does not show: where they are."""
-    graph = graph_of(model)
-    if graph is None:
-        return dict.fromkeys(paths, f"'{model.name}' has no graph of layers")
-    around = {
-        part: operation
-        for operation, _ in graph_calls(graph)
-        if isinstance(operation, keras.Layer)
-        for part in layers_in(operation, include_self=False)
-    }
-    return {
-        layer: f"what '{around[layer].name}', a `{type(around[layer]).__name__}"
-        "`, does with it is not known"
-        for layer in paths
-        if layer in around
-    }
 
 
 def _report(kept, paths):
