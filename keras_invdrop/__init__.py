@@ -25,6 +25,7 @@ from .layers import StochasticPooling2D as StochasticPooling2D
 from .layers import ZCAWhitening as ZCAWhitening
 from .models import Conversion as Conversion
 from .models import Exported as Exported
+from .models import Folded as Folded
 from .models import InjectedVariance as InjectedVariance
 from .models import MonteCarlo as MonteCarlo
 from .models import MonteCarloPrediction as MonteCarloPrediction

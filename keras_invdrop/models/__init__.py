@@ -1,6 +1,7 @@
 from ._calibrate import calibrate
 from ._export import Exported
 from ._export import export
+from ._fold import Folded
 from ._fold import fold
 from ._invariantize import Conversion
 from ._invariantize import invariantize
@@ -13,6 +14,7 @@ from ._variance_report import variance_report
 __all__ = [
     "Conversion",
     "Exported",
+    "Folded",
     "InjectedVariance",
     "MonteCarlo",
     "MonteCarloPrediction",

@@ -20,14 +20,16 @@ from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 from ._compensate import compensated
 from ._copies import copied
-from ._graph import calls as graph_calls
 from ._graph import check_callable
 from ._graph import inlined
+from ._graph import inside_layers
 from ._graph import run_through
+from ._places import batch_statistics
 from ._places import counting
 from ._places import layers_around
 from ._places import matching
 from ._places import paths_of
+from ._places import untrained_normalization
 from ._places import watched
 
 
@@ -166,11 +168,12 @@ def calibrate(
             stacklevel=2,
         )
         return model
-    kept = _inside_layers(scratch, paths) if keep_predictions else {}
+    kept = inside_layers(scratch, paths) if keep_predictions else {}
     chosen = [layer for layer in paths if layer not in kept]
     if not chosen:
         _report(kept, paths)
-    _take_batch_statistics(scratch, chosen, keep_predictions)
+    if keep_predictions:
+        _check_statistics(scratch, chosen)
     # Copied before the data are read, since the model may be refused.
     result = copied(model)
     arriving = _Arriving(model, scratch, chosen)
@@ -230,25 +233,6 @@ def _set_in_order(model, measured, data, paths):
     changed = [x for x in unsure if not means[x].is_minus(x.shift)]
     if changed:
         _refuse_again(changed, paths)
-
-
-def _inside_layers(model, paths):
-    """For dropout layers that the graph does not show: where they are."""
-    graph = graph_of(model)
-    if graph is None:
-        return dict.fromkeys(paths, f"'{model.name}' has no graph of layers")
-    around = {
-        part: operation
-        for operation, _ in graph_calls(graph)
-        if isinstance(operation, keras.Layer)
-        for part in layers_in(operation, include_self=False)
-    }
-    return {
-        layer: f"what '{around[layer].name}', a `{type(around[layer]).__name__}"
-        "`, does with it is not known"
-        for layer in paths
-        if layer in around
-    }
 
 
 def _report(kept, paths):
@@ -332,29 +316,14 @@ def _waits_for(model, called):
     return before, calls
 
 
-def _take_batch_statistics(model, chosen, keep_predictions):
-    """Has batch normalisation that has not seen data do as in training.
-
-    A layer that is frozen takes its moving statistics in training, too.
+def _check_statistics(model, chosen):
+    """Raises an error if untrained batch normalisation comes before dropout.
 
     Raises:
-        ValueError: If predictions are to be kept and such a layer comes before
-            one of the dropout layers in `chosen`, which are in the graph.
+        ValueError: If it comes before one of the dropout layers in `chosen`,
+            which are in the graph.
     """
-    untrained = {
-        layer: path
-        for path, layer in paths_of(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-        and _is_initial(layer.moving_mean, layer.moving_mean_initializer)
-        and _is_initial(
-            layer.moving_variance, layer.moving_variance_initializer
-        )
-    }
-    if not keep_predictions:
-        for layer in untrained:
-            vars(layer)["call"] = _in_training(layer.call)
-        return
+    untrained = untrained_normalization(model)
     before, _ = _waits_for(model, [*untrained, *chosen])
     found = set().union(*(before[layer] for layer in chosen))
     if names := [path for x, path in untrained.items() if x in found]:
@@ -364,17 +333,6 @@ def _take_batch_statistics(model, chosen, keep_predictions):
             "`keep_predictions=False`, or train the model first. Received: a "
             f"model in which this holds for {names}"
         )
-
-
-def _in_training(call):
-    return lambda *args, **kwargs: call(*args, **{**kwargs, "training": True})
-
-
-def _is_initial(weight, initializer):
-    initial = initializer(weight.shape, dtype=weight.dtype)
-    return np.array_equal(
-        ops.convert_to_numpy(weight), ops.convert_to_numpy(initial)
-    )
 
 
 class _Arriving(keras.Model):
@@ -390,6 +348,7 @@ class _Arriving(keras.Model):
         super().__init__(name="calibrate", autocast=False)
         self.scratch = scratch
         self.chosen = chosen
+        self.untrained = [*untrained_normalization(scratch)]
         # Where time is a loop, its steps have to be seen one by one.
         loops = (keras.layers.RNN, keras.layers.Wrapper)
         self.run_eagerly = model.run_eagerly or bool(
@@ -405,7 +364,10 @@ class _Arriving(keras.Model):
             number = self.chosen.index(layer)
             found.append([ops.full((), number), *_sums(layer, x, inputs)])
 
-        with watched(self.scratch, self.chosen, note):
+        with (
+            watched(self.scratch, self.chosen, note),
+            batch_statistics(self.untrained),
+        ):
             self.scratch(inputs, training=False)
         return found
 

@@ -13,6 +13,7 @@ from ._linear_layers import LINEAR
 from ._linear_layers import array
 from ._linear_layers import as_bias
 from ._linear_layers import core_of
+from ._linear_layers import fixed_kernel
 from ._linear_layers import response_to
 from ._shifts import SHIFTED
 from ._shifts import Shifted
@@ -162,8 +163,7 @@ class _Walk:
             if core.bias is not None:
                 self.take(layer, np.zeros(core.bias.shape), value)
             return np.zeros(1)
-        quantized = getattr(core, "quantization_mode", None) is not None
-        if quantized or getattr(core, "lora_enabled", False):
+        if fixed_kernel(layer):
             return None
         kernels = [array(weight) for weight in core.weights]
         if core.bias is not None:

@@ -23,9 +23,11 @@ from ._graph import check_callable
 from ._graph import check_model
 from ._graph import run_through
 from ._places import adds_up
+from ._places import batch_statistics
 from ._places import counting
 from ._places import paths_of
 from ._places import places
+from ._places import untrained_normalization
 from ._places import watched
 
 SPATIAL_DROPOUT = (
@@ -96,6 +98,9 @@ class DropoutSite:
 
 class Activities(NamedTuple):
     """The activities that reach a site in inference mode.
+
+    Batch normalisation whose moving statistics are still the initial ones uses
+    those of the batch, as in `calibrate`.
 
     Attributes:
         values: The activities, of shape `(batch, ...)`.
@@ -210,7 +215,12 @@ def _observed(model, x):
         site = paths[layer], layer, kind
         found.setdefault(site, []).append(Activities(values, mask))
 
-    with watched(model, paths, note):
+    # Without it the moving statistics would change.
+    with (
+        keras.StatelessScope(),
+        watched(model, paths, note),
+        batch_statistics(untrained_normalization(model)),
+    ):
         model(x, training=False)
     return found
 

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -5,6 +6,7 @@ import numpy as np
 from keras import layers
 from keras import tree
 
+from .._checks import check_boolean
 from .._keras import graph_of
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
@@ -13,15 +15,20 @@ from ._copies import compile_like
 from ._graph import Names
 from ._graph import check_model
 from ._graph import graph_layers
+from ._graph import inside_layers
 from ._graph import new_inputs
 from ._graph import run_through
 from ._linear_layers import LINEAR
 from ._linear_layers import array
 from ._linear_layers import as_bias
 from ._linear_layers import core_of
+from ._linear_layers import fixed_kernel
 from ._linear_layers import response_to
 from ._linear_layers import with_bias
 from ._linear_layers import without_bias
+from ._places import Place
+from ._places import drops
+from ._places import paths_of
 from ._shifts import MERGING
 from ._shifts import SHIFTED
 from ._shifts import VANISHING
@@ -33,7 +40,38 @@ from ._shifts import kept_by
 from ._shifts import sources_of
 
 
-def fold(model: keras.Model) -> keras.Model:
+@dataclass(frozen=True)
+class Folded:
+    """What `fold` did with one layer that drops.
+
+    Attributes:
+        path: The names of the layers around it and its own, joined by `/`.
+        layer: The name of its class.
+        rate: The fraction that it drops in training.
+        into: Tuple of strings: the weights that hold its beta, and its
+            probability `p` of keeping an activity where it multiplies by `p`
+            at inference. Empty if nothing had to be kept.
+        reason: Why a layer of its own adds beta, for one of the layers that
+            come next or for all; None if none does.
+    """
+
+    path: str
+    layer: str
+    rate: float
+    into: tuple[str, ...]
+    reason: str | None
+
+    def __str__(self):
+        became = [*self.into]
+        if self.reason is not None:
+            became.append(f"not folded: {self.reason}")
+        return (
+            f"{self.path} ({self.layer}, rate {self.rate:g}): "
+            f"{'; '.join(became) or 'nothing to fold'}"
+        )
+
+
+def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     """Makes the mean network: the model for inference, without dropout.
 
     At inference an invariant dropout layer adds beta, and with
@@ -63,37 +101,47 @@ def fold(model: keras.Model) -> keras.Model:
     Args:
         model: A functional or sequential model that has been built, and may
             contain other models. It is not changed.
+        return_report: Boolean. Whether to return a report, too.
 
     Returns:
         A new functional model for inference, in which nested models are
         replaced by their layers. It is compiled with the loss and the metrics
         of `model`, so that it can be evaluated. Training it further would use
-        no dropout, and Keras' default optimizer.
+        no dropout, and Keras' default optimizer. With `return_report` a pair:
+        the model, and a list with a `Folded` for each layer that drops.
+        Printed, each is a line.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
             graph of layers; if a dropout layer of this library is of an
-            unknown subclass.
+            unknown subclass; if `return_report` is not a boolean.
 
     Example:
 
     >>> model = keras.Sequential(
     ...     [
     ...         keras.Input((784,)),
-    ...         keras_invdrop.InvariantDropout(0.2, beta_initializer="ones"),
+    ...         keras_invdrop.InvariantDropout(
+    ...             0.2, beta_initializer="ones", name="drop"
+    ...         ),
     ...         keras.layers.Dense(100, activation="relu", name="hidden"),
-    ...         keras.layers.Dropout(0.5),
+    ...         keras.layers.Dropout(0.5, name="standard"),
     ...         keras.layers.Dense(10, name="classifier"),
     ...     ]
     ... )
-    >>> folded = keras_invdrop.fold(model)
+    >>> folded, report = keras_invdrop.fold(model, return_report=True)
     >>> [layer.name for layer in folded.layers[1:]]
     ['hidden', 'classifier']
+    >>> for row in report:
+    ...     print(row)
+    drop (InvariantDropout, rate 0.2): beta in bias of 'hidden'
+    standard (Dropout, rate 0.5): nothing to fold
 
     Reference:
 
     - Ba, Xiong and Frey, 2014, section 2, Eq. 9
     """
+    check_boolean("return_report", return_report)
     check_model(model)
     for layer in graph_layers(model):
         _check_layer(layer)
@@ -103,10 +151,36 @@ def fold(model: keras.Model) -> keras.Model:
     values = run_through(
         graph, tree.map_structure(Shifted, inputs), folding.call
     )
-    outputs = tree.map_structure(folding.materialised, values)
+    outputs = tree.map_structure(
+        lambda value: folding.materialised(value, "the model's output is next"),
+        values,
+    )
     result = keras.Model(inputs, outputs, name=model.name)
     compile_like(result, model, folding.copies, trained=False)
-    return result
+    return (result, _report(model, folding)) if return_report else result
+
+
+def _report(model, folding):
+    """A `Folded` for each layer that drops."""
+    places = [
+        Place(path, layer) for path, layer in paths_of(model) if drops(layer)
+    ]
+    inside = inside_layers(model, [place.layer for place in places])
+
+    def folded(place):
+        layer = place.layer
+        reasons = [*folding.reasons.get(layer, ())]
+        if isinstance(layer, ShiftedDropout) and layer in inside:
+            reasons = [f"it stays, and adds its beta, since {inside[layer]}"]
+        return Folded(
+            place.path,
+            type(layer).__name__,
+            place.rate,
+            tuple(folding.into.get(layer, ())),
+            "; ".join(reasons) or None,
+        )
+
+    return [folded(place) for place in places]
 
 
 def _check_layer(layer):
@@ -130,6 +204,14 @@ class _Folding:
         # each value. An entry keeps its original alive, so that no other
         # object gets the same id.
         self.made: dict[Any, tuple] = {}
+        # For each dropout layer where its beta went, and why a layer of its
+        # own adds it. The keys of the inner dicts are in the order of calls.
+        self.into: dict[keras.Layer, dict[str, None]] = {}
+        self.reasons: dict[keras.Layer, dict[str, None]] = {}
+
+    def note(self, found, value, sentence):
+        for source in value.sources:
+            found.setdefault(source, {})[sentence] = None
 
     def call(self, layer, *args, **kwargs):
         """What stands for the output of `layer`, a `Shifted`."""
@@ -140,8 +222,9 @@ class _Folding:
             return values[0]
         if kind in SHIFTED:
             return self.shifted(layer, values[0])
+        reason = _obstacle(layer, values)
         if kind in MERGING:
-            values = self.of_one_scale(values)
+            values = self.of_one_scale(values, reason)
         if not all(value.plain for value in values):
             result = None
             if kind in LINEAR:
@@ -151,12 +234,18 @@ class _Folding:
             result = result or self.carried(layer, values)
             if result is not None:
                 return result
-        return self.opaque(layer, args, kwargs)
+        return self.opaque(layer, args, kwargs, reason)
 
-    def materialised(self, value):
-        """A tensor of the new model that has the value itself."""
+    def materialised(self, value, reason):
+        """A tensor of the new model that has the value itself.
+
+        Args:
+            value: A `Shifted`.
+            reason: Why no other layer takes up its shift.
+        """
         if value.plain:
             return value.tensor
+        self.note(self.reasons, value, reason)
         if id(value) not in self.made:
             dtype = value.tensor.dtype
             if dtype in ("float16", "bfloat16"):
@@ -241,10 +330,12 @@ class _Folding:
         """The output of a copy of `layer`, with its weights."""
         return self.copy_of(layer)(*args, **kwargs)
 
-    def opaque(self, layer, args, kwargs):
+    def opaque(self, layer, args, kwargs, reason):
         """A layer that takes the values themselves, without a shift."""
         args, kwargs = tree.map_structure(
-            lambda x: self.materialised(x) if isinstance(x, Shifted) else x,
+            lambda x: (
+                self.materialised(x, reason) if isinstance(x, Shifted) else x
+            ),
             (args, kwargs),
         )
         outputs = self.called(layer, *args, **kwargs)
@@ -259,15 +350,19 @@ class _Folding:
         is_float = keras.backend.is_float_dtype(value.tensor.dtype)
         if keep == 0 or not is_float:
             # A kernel of zeros has no use; an integer input is also cast.
+            reason = "its inputs are integers" if keep else "it drops all"
+            self.note(self.reasons, new, reason)
             return Shifted(self.shifted_tensor(new, layer.dtype_policy))
         return new
 
-    def of_one_scale(self, values):
+    def of_one_scale(self, values, reason):
         """The inputs of a merging layer, with one scale for all of them."""
         if len({value.scale for value in values}) == 1:
             return values
         return [
-            value if value.scale == 1 else Shifted(self.materialised(value))
+            value
+            if value.scale == 1
+            else Shifted(self.materialised(value, reason))
             for value in values
         ]
 
@@ -302,7 +397,14 @@ class _Folding:
             )
             return new
 
-        return Shifted(self.once(layer, value, make)(value.tensor))
+        new = self.once(layer, value, make)
+        where = "moving mean"
+        if value.scale != 1:
+            where = "moving mean and variance"
+        self.note(
+            self.into, value, f"{_parts(value)} in {where} of '{new.name}'"
+        )
+        return Shifted(new(value.tensor))
 
     def absorbed(self, layer, value):
         """A layer with a kernel `K` and a bias `b`.
@@ -310,12 +412,17 @@ class _Folding:
         `K (s x + c) + b = (s K) x + (K c + b)`.
         """
         core = core_of(layer)
-        quantized = getattr(core, "quantization_mode", None) is not None
-        if quantized or getattr(core, "lora_enabled", False):
+        if fixed_kernel(layer):
             return None
         chain = self.once(layer, value, lambda: self.linear(layer, core, value))
         if chain is None:
             return None
+        where = "bias" if value.scale == 1 else "kernel and bias"
+        if len(chain) > 1:
+            where = where.replace("bias", "bias map")
+        self.note(
+            self.into, value, f"{_parts(value)} in {where} of '{chain[0].name}'"
+        )
         tensor = value.tensor
         for new in chain:
             tensor = new(tensor)
@@ -367,3 +474,17 @@ class _Folding:
                 layers.Activation(layer.activation, name=name, dtype=dtype)
             )
         return chain
+
+
+def _obstacle(layer, values):
+    """Why a layer does not take up the shift of its inputs, if it does not."""
+    if type(layer) in LINEAR and (why := fixed_kernel(layer)):
+        return f"'{layer.name}' {why}"
+    if type(layer) in MERGING and len({value.scale for value in values}) > 1:
+        return f"'{layer.name}' takes inputs of different scales"
+    return f"'{layer.name}', a `{type(layer).__name__}`, is next"
+
+
+def _parts(value):
+    """What a shift consists of, in the words of a report."""
+    return "beta" if value.scale == 1 else "beta and p"

@@ -7,6 +7,7 @@ from keras import tree
 
 from .._checks import invalid
 from .._keras import graph_of
+from .._keras import layers_in
 from .._keras import nodes
 from .._keras import origin
 from .._keras import run_through_graph
@@ -37,6 +38,34 @@ def graph_layers(model):
         parts = [layer] if graph_of(layer) is None else graph_layers(layer)
         found |= {id(part): part for part in parts}
     return list(found.values())
+
+
+def inside_layers(model, chosen):
+    """For layers that the graph of a model does not show: where they are.
+
+    Args:
+        model: A model.
+        chosen: Layers of it, at any depth.
+
+    Returns:
+        Dict from those of them that are not in the graph to a clause that
+        says so.
+    """
+    graph = graph_of(model)
+    if graph is None:
+        return dict.fromkeys(chosen, f"'{model.name}' has no graph of layers")
+    around = {
+        part: operation
+        for operation, _ in calls(graph)
+        if isinstance(operation, keras.Layer)
+        for part in layers_in(operation, include_self=False)
+    }
+    return {
+        layer: f"what '{around[layer].name}', a `{type(around[layer]).__name__}"
+        "`, does with it is not known"
+        for layer in chosen
+        if layer in around
+    }
 
 
 def check_callable(model):

@@ -42,6 +42,16 @@ def core_of(layer):
     return layer.conv if isinstance(layer, MaxoutConv2D) else layer
 
 
+def fixed_kernel(layer):
+    """Why the kernel of a layer in `LINEAR` has to stay as it is, or None."""
+    core = core_of(layer)
+    if getattr(core, "quantization_mode", None) is not None:
+        return "is quantized"
+    if getattr(core, "lora_enabled", False):
+        return "has a low-rank update"
+    return None
+
+
 def array(weight):
     """A weight, or another tensor, in double precision."""
     return ops.convert_to_numpy(weight).astype("float64")

@@ -208,6 +208,61 @@ def layers_around(model, chosen, kind):
     ]
 
 
+def untrained_normalization(model: keras.Layer) -> dict[keras.Layer, str]:
+    """The batch normalisation of a model that has not seen data.
+
+    Its moving statistics are still the initial ones. A layer that is frozen
+    is left out: it takes its moving statistics in training, too.
+
+    Args:
+        model: A model.
+
+    Returns:
+        Dict from the layers, at any depth, to their paths.
+    """
+    return {
+        layer: path
+        for path, layer in paths_of(model)
+        if isinstance(layer, layers.BatchNormalization)
+        and layer.built
+        and layer.trainable
+        and _is_initial(layer.moving_mean, layer.moving_mean_initializer)
+        and _is_initial(
+            layer.moving_variance, layer.moving_variance_initializer
+        )
+    }
+
+
+def _is_initial(weight, initializer):
+    initial = initializer(weight.shape, dtype=weight.dtype)
+    return np.array_equal(
+        ops.convert_to_numpy(weight), ops.convert_to_numpy(initial)
+    )
+
+
+@contextlib.contextmanager
+def batch_statistics(
+    untrained: Iterable[keras.Layer],
+) -> Iterator[None]:
+    """Has layers take the statistics of the batch meanwhile, as in training.
+
+    A call changes their moving statistics, unless it is in a
+    `keras.StatelessScope`.
+
+    Args:
+        untrained: Layers of batch normalisation.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in untrained:
+            vars(layer)["call"] = _in_training(layer.call)
+            stack.callback(vars(layer).pop, "call")
+        yield
+
+
+def _in_training(call):
+    return lambda *args, **kwargs: call(*args, **{**kwargs, "training": True})
+
+
 def counting(activities: Any, inputs: Any) -> Any:
     """Which timesteps that arrive at a layer are not padding, if it is known.
 

@@ -192,12 +192,17 @@ def variance_report(
     its weights are taken as 1 and the figure is the variance of the dropped
     activities themselves.
 
+    Batch normalisation whose moving statistics are still the initial ones
+    uses the statistics of each batch, as in training and in `calibrate`.
+
     Args:
         model: A model that has been built, which may contain others.
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
             them. Examples on which to measure; some hundreds are enough.
         batch_size: Positive integer. Examples per forward pass, in which the
-            activities of all these layers are held in memory.
+            activities of all these layers are held in memory. `calibrate`
+            has the same default: in other batches the statistics of
+            untrained batch normalisation are others.
 
     Returns:
         A `VarianceReport`: a list of `InjectedVariance`, from the input on,

@@ -25,6 +25,7 @@ FUNCTIONS = ("calibrate", "export", "fold", "invariantize", "variance_report")
 RESULTS = (
     "Conversion",
     "Exported",
+    "Folded",
     "InjectedVariance",
     "MonteCarloPrediction",
     "VarianceReport",

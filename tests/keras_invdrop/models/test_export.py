@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras import ops
+from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import relu_cnn
 
 from keras_invdrop import InvariantDropout
@@ -153,11 +155,18 @@ def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    for code in blocks:
+        if "import torch" not in code or BACKEND == "torch":
+            exec(code, names)
     assert names["exported"].difference < 1e-5
     assert (tmp_path / "network.onnx").exists()
+    if BACKEND == "torch":
+        x = random(5, 32, 32, 3)
+        found = names["loaded"](ops.convert_to_tensor(x))
+        expected = fold(names["model"]).predict(x, verbose=0)
+        assert difference(ops.convert_to_numpy(found), expected) < 1e-5
 
 
 def test_the_page_names_the_versions_that_are_tested():
@@ -358,6 +367,49 @@ def test_maps_are_constants_in_a_file():
     np.testing.assert_allclose(
         found.predict(x, verbose=0), folded.predict(x, verbose=0), rtol=1e-6
     )
+
+
+def small_cnn():
+    channels_last = {"data_format": "channels_last"}
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Conv2D(8, 3, activation="relu", **channels_last),
+            InvariantDropout(0.5, shared_axes=[1, 2]),
+            # It pads, so that its bias becomes a map.
+            layers.Conv2D(
+                8, 3, padding="same", activation="relu", **channels_last
+            ),
+            layers.Flatten(),
+            InvariantDropout(0.5),
+            layers.Dense(10, "softmax"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [mnist_mlp, small_cnn])
+def test_int8_after_fold(make):
+    keras.utils.set_random_seed(0)
+    model = make()
+    for seed, layer in enumerate(model.layers):
+        if isinstance(layer, InvariantDropout):
+            layer.beta.assign(0.2 * random(*layer.beta.shape, seed=seed))
+    network = fold(model)
+    rng = np.random.default_rng(0)
+    x = rng.random((64, *model.inputs[0].shape[1:]), dtype="float32")
+    before = network.predict(x, verbose=0)
+    network.quantize("int8")
+    modes = {
+        type(layer).__name__: layer.quantization_mode
+        for layer in network.layers
+        if isinstance(layer, layers.Dense | layers.EinsumDense | layers.Conv2D)
+    }
+    assert modes["Dense"] == "int8"
+    assert modes.get("Conv2D") is None
+    assert modes.get("EinsumDense", "int8") == "int8"
+    found = network.predict(x, verbose=0)
+    # As docs/export.md says.
+    assert 0 < np.abs(found - before).max() < 0.01
 
 
 def test_what_cannot_be_folded(tmp_path):

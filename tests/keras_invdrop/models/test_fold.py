@@ -11,7 +11,12 @@ from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import fold
+from keras_invdrop import invariantize
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
+from keras_invdrop.models._dropout_sites import all_activities
+from keras_invdrop.models._dropout_sites import dropout_sites
+from keras_invdrop.models._variance_report import means_for_shifts
+from keras_invdrop.models._variance_report import moments_of
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 # A case with a factor that is passed on like beta, and one without it.
@@ -305,6 +310,103 @@ def test_a_running_average():
     assert kinds(assert_folded(model, random(3, 6))) == ["Dense"]
 
 
+def reported(model):
+    _, report = fold(varied(model), return_report=True)
+    return list(map(str, report))
+
+
+def test_the_report_says_where_each_beta_went():
+    named = {
+        "by_p": SharedInvariantDropout(
+            0.5, "channels_last", scaling="test", name="by_p"
+        ),
+        "padded": SharedInvariantDropout(0.25, "channels_last", name="padded"),
+        "normalised": SharedInvariantDropout(
+            0.5, "channels_last", scaling="test", name="normalised"
+        ),
+    }
+    keras_own = layers.LSTM(2, dropout=0.5, name="lstm")
+    model = sequential(
+        named["by_p"],
+        layers.Conv2D(2, 2, activation="relu", name="conv"),
+        named["padded"],
+        layers.Conv2D(2, 3, padding="same", name="same"),
+        layers.ReLU(name="relu"),
+        named["normalised"],
+        layers.BatchNormalization(name="norm"),
+        layers.Reshape((9, 2)),
+        layers.Dropout(0.5, name="standard"),
+        layers.TimeDistributed(
+            InvariantDropout(0.5, name="drop"), name="around"
+        ),
+        keras_own,
+        InvariantDropout(0.5, name="last"),
+        shape=(4, 4, 3),
+    )
+    assert reported(model) == [
+        "by_p (SharedInvariantDropout, rate 0.5): beta and p in kernel and "
+        "bias of 'conv'",
+        "padded (SharedInvariantDropout, rate 0.25): beta in bias map of "
+        "'same'",
+        "normalised (SharedInvariantDropout, rate 0.5): beta and p in moving "
+        "mean and variance of 'norm'",
+        "standard (Dropout, rate 0.5): nothing to fold",
+        "around/drop (InvariantDropout, rate 0.5): not folded: it stays, and "
+        "adds its beta, since what 'around', a `TimeDistributed`, does with it "
+        "is not known",
+        "lstm/lstm_cell (LSTMCell, rate 0.5): nothing to fold",
+        "last (InvariantDropout, rate 0.5): not folded: the model's output is "
+        "next",
+    ]
+
+
+def test_the_report_of_several_next_layers():
+    inputs = keras.Input((6,))
+    x = InvariantDropout(0.5, name="drop", scaling="test")(inputs)
+    y = InvariantDropout(0.5, name="other")(inputs)
+    quantized, lora = layers.Dense(3, name="int8"), layers.Dense(3, name="lora")
+    outputs = [
+        layers.Dense(3, name="dense")(x),
+        layers.ReLU(name="relu")(x),
+        quantized(y),
+        lora(y),
+        layers.Dense(2, name="top")(layers.Add(name="add")([x, y])),
+    ]
+    model = keras.Model(inputs, outputs)
+    quantized.quantize("int8")
+    lora.enable_lora(2)
+    _, (drop, other) = fold(model, return_report=True)
+    # With a beta of zero p alone is left.
+    assert (drop.path, drop.layer) == ("drop", "InvariantDropout")
+    assert drop.rate == 0.5
+    assert drop.into == ("beta and p in kernel and bias of 'dense'",)
+    assert drop.reason == (
+        "'add' takes inputs of different scales; 'relu', a `ReLU`, is next"
+    )
+    assert (other.into, other.reason) == ((), None)
+    for layer in model.layers:
+        if isinstance(layer, InvariantDropout):
+            layer.beta.assign(np.ones(6))
+    _, (drop, other) = fold(model, return_report=True)
+    assert other.into == ("beta in bias of 'top'",)
+    assert other.reason == "'lora' has a low-rank update; 'int8' is quantized"
+    with pytest.raises(ValueError, match="`return_report`. Expected a boolean"):
+        fold(model, return_report=1)
+
+
+def test_the_report_of_what_leaves_no_number():
+    inputs = keras.Input((6,), dtype="uint8")
+    x = InvariantDropout(0.5, name="integers")(inputs)
+    x = layers.Dense(3)(x)
+    x = InvariantDropout(1.0, scaling="test", name="all")(x)
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    assert reported(model) == [
+        "integers (InvariantDropout, rate 0.5): not folded: its inputs are "
+        "integers",
+        "all (InvariantDropout, rate 1): not folded: it drops all",
+    ]
+
+
 def test_several_consumers_of_one_output():
     inputs = keras.Input((6,))
     x = InvariantDropout(0.5, name="drop", scaling="test")(inputs)
@@ -502,6 +604,50 @@ def test_nothing_but_rounding_is_lost():
     tolerance = 1e-13 if TENSORFLOW else 1e-6
     x = random(3, 8, 8, 3).astype("float64")
     assert_folded(in_double_precision(), x, tolerance)
+
+
+def efficient_net():
+    return keras.applications.EfficientNetB0(
+        weights=None, input_shape=(32, 32, 3), classes=3
+    )
+
+
+def dense_net():
+    model = keras.applications.DenseNet121(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    x = layers.Dropout(0.2)(model.output)
+    return keras.Model(model.input, layers.Dense(3, "softmax")(x))
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(
+    not TENSORFLOW,
+    reason="JAX has no float64 by default, and `Dense` on PyTorch has none",
+)
+@pytest.mark.parametrize("make", [efficient_net, dense_net])
+def test_deep_networks_lose_nothing_but_rounding(make):
+    """In float64 what is folded predicts the same to 1e-13.
+
+    A difference in float32 is then rounding, by sums in another order.
+    """
+    policy = keras.config.dtype_policy()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = invariantize(make())
+        x = np.random.default_rng(0).random((8, 32, 32, 3))
+        # Afterwards batch normalisation has statistics of its own.
+        model(x, training=True)
+        sites = dropout_sites(model)
+        moments = moments_of([all_activities(model, x)])
+        means = means_for_shifts(sites, moments)
+        for site, mean in zip(sites, means, strict=True):
+            assert np.abs(mean).max() > 1e-3
+            site.layer.set_shift(-mean)
+        assert_folded(model, x, tolerance=1e-13)
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def test_rounding_where_little_is_left_of_large_numbers():

@@ -745,6 +745,24 @@ def test_models_of_keras_hub(make, places, tmp_path):
 
 
 @of_keras_hub
+@pytest.mark.one_backend
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_preset_of_keras_hub_cannot_be_loaded(inplace, tmp_path):
+    """As the guide says: if KerasHub comes to load it, change the guide."""
+    model, _ = bert()
+    before, after = str(tmp_path / "before"), str(tmp_path / "after")
+    model.save_to_preset(before)
+    new = invariantize(model, inplace=inplace)
+    new.save_to_preset(after)
+    load = keras_hub.models.Backbone.from_preset
+    assert type(load(before)) is keras_hub.models.BertBackbone
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        load(after)
+    with pytest.raises(KeyError, match="build_config"):
+        keras_hub.models.TextClassifier.from_preset(after)
+
+
+@of_keras_hub
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("make", [bert, vision_transformer])
 def test_models_of_keras_hub_are_measured_and_calibrated(make):

@@ -397,3 +397,59 @@ def test_a_shared_layer_has_one_best_shift():
     x = [examples(50, 3), examples(50, 3, seed=1) - 5]
     for row in variance_report(calibrate(model, x, keep_predictions=False), x):
         assert row.at_present == pytest.approx(row.at_best, rel=1e-5)
+
+
+def normalized(shape):
+    """Batch normalisation, of mean 1 in training, before dropout."""
+    data_format = "channels_last"
+    linear = layers.Dense(4)
+    if len(shape) > 1:
+        linear = layers.Conv2D(4, 3, data_format=data_format)
+    return sequential(
+        linear,
+        layers.BatchNormalization(beta_initializer="ones", epsilon=0.0),
+        InvariantDropout(0.2, shared_axes=[*range(1, len(shape))] or None),
+        layers.ReLU(),
+        shape=shape,
+    )
+
+
+@pytest.mark.parametrize("shape", [(3,), (6, 5, 3)])
+def test_untrained_batch_normalisation_takes_the_statistics_of_the_batch(shape):
+    model = normalized(shape)
+    x = examples(60, *shape) + 4  # of mean 5
+    before = model.get_weights()
+    (row,) = variance_report(model, x)
+    # Mean 1 and variance 1, whatever arrives.
+    factor = 0.2 / 0.8
+    assert row.at_zero == pytest.approx(2 * factor, rel=1e-3)
+    assert row.at_best == pytest.approx(factor, rel=1e-3)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    new = calibrate(model, x, keep_predictions=False)
+    (row,) = variance_report(new, x)
+    assert row.at_present == pytest.approx(factor, rel=1e-3)
+    assert row.saving == pytest.approx(0, abs=1e-5)
+    # In parts the statistics are those of each part, in both functions.
+    parts = [x[:45], x[45:] + 7]
+    new = calibrate(model, iter(parts), keep_predictions=False)
+    (row,) = variance_report(new, np.concatenate(parts), batch_size=45)
+    assert row.at_present == pytest.approx(factor, rel=1e-3)
+    assert row.saving == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("why", ["frozen", "trained"])
+def test_other_batch_normalisation_takes_its_moving_statistics(why):
+    model = normalized((3,))
+    norm = model.layers[1]
+    x = examples(60, 3) + 4
+    arrives = ops.convert_to_numpy(model.layers[0](x))
+    mean = 0
+    if why == "frozen":
+        norm.trainable = False
+    else:
+        mean = 0.5
+        norm.moving_mean.assign(4 * [mean])
+    (row,) = variance_report(model, x)
+    expected = 0.2 / 0.8 * ((arrives - mean + 1) ** 2).mean()
+    assert row.at_zero == pytest.approx(expected, rel=1e-3)
