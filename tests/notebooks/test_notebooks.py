@@ -346,7 +346,8 @@ def test_transformers(run):
     assert start["calibrated, predictions kept"] == first_error
     assert kept < 1e-5
     for name, (best, present, zero, places) in reports.items():
-        assert places == 8
+        # One that is called twice in each block of the ViT has two rows.
+        assert places == (8 if name.startswith("BERT") else 10)
         # The vision transformer was calibrated, and then trained.
         assert present == zero or name == "ViT, trained"
         assert best < zero
