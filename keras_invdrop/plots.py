@@ -373,7 +373,9 @@ def plot_variance_report(
 
 
 def _place(row):
-    return f"{row.layer}\n\N{RIGHTWARDS ARROW} {row.next_layer or 'output'}"
+    if row.next_layer is None:  # the model's output, or inside a layer
+        return row.layer
+    return f"{row.layer}\n\N{RIGHTWARDS ARROW} {row.next_layer}"
 
 
 def plot_mask(

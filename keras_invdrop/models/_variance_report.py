@@ -102,10 +102,8 @@ class InjectedVariance(_Compared):
     of_data: float
 
     def __str__(self):
-        return (
-            f"{self.layer} (rate {self.rate:g}) -> {self.next_layer}: "
-            f"{self._sentence()}"
-        )
+        to = f" -> {self.next_layer}" if self.next_layer else ""
+        return f"{self.layer} (rate {self.rate:g}){to}: {self._sentence()}"
 
 
 @dataclass(init=False, repr=False, eq=False)

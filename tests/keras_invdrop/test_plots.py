@@ -243,7 +243,7 @@ def test_variance_report_has_three_bars_for_each_layer(ax):
         "14", "2", "2", "2", "1", "1"
     ]  # fmt: skip
     ticks = [label.get_text() for label in ax.get_xticklabels()]
-    assert ticks == ["drop\n→ dense", "last\n→ output"]
+    assert ticks == ["drop\n→ dense", "last"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["shift at zero", "now", "at minus the mean activity"]
     assert len({bars[0].get_hatch() for bars in ax.containers}) == 3

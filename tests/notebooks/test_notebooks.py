@@ -311,6 +311,57 @@ def test_missing_inputs(run):
 
 
 @pytest.mark.thorough
+def test_transformers(run):
+    settings = {
+        "packages": ("matplotlib", "pandas"),
+        "sentences": {"training": 500, "validation": 100, "test": 100},
+        "epochs": 4,
+        "further_epochs": 1,
+        "seeds": 2,
+        "samples": 5,
+        "digit_examples": 1000,
+        "digit_epochs": 8,
+    }
+    _, same, conversions, errors, kept, reports, unlike, rejected, vit = run(
+        7,
+        settings,
+        [
+            "same_to_the_last_bit",
+            "[(each.path, each.beta) for each in bert_conversions]",
+            "(first_error, start)",
+            "difference.max()",
+            "{name: (each.at_best, each.at_present, each.at_zero, len(each))"
+            " for name, each in reports.items()}",
+            "unlike",
+            "curve",
+            "(vit_error, vit_unlike, vit_curve)",
+        ],
+    )
+    assert same
+    # Two blocks with three places each, the embeddings and the classifier.
+    assert len(conversions) == 8
+    assert all(beta is not None for _, beta in conversions)
+    first_error, start = errors
+    assert first_error < 30  # of two classes
+    assert start["ordinary"] == first_error
+    assert start["calibrated, predictions kept"] == first_error
+    assert kept < 1e-5
+    for name, (best, present, zero, places) in reports.items():
+        # One that is called twice in each block of the ViT has two rows.
+        assert places == (8 if name.startswith("BERT") else 10)
+        # The vision transformer was calibrated, and then trained.
+        assert present == zero or name == "ViT, trained"
+        assert best < zero
+    assert unlike["AUROC, ensemble"]["licences"] > 0.6
+    assert rejected[len(rejected) // 2] < rejected[-1]
+    vit_error, vit_unlike, vit_curve = vit
+    assert vit_error < 25
+    for kind in ("digits 8 and 9", "patches shuffled"):
+        assert vit_unlike["AUROC, ensemble"][kind] > 0.6
+    assert vit_curve[len(vit_curve) // 2] < 0.6 * vit_curve[-1]
+
+
+@pytest.mark.thorough
 def test_cifar10_and_svhn(run):
     settings = {
         "examples": 100,

@@ -219,6 +219,11 @@ def test_a_layer_that_may_do_anything_is_not_taken_for_linear():
     assert row.at_zero == pytest.approx(np.mean(x**2), rel=1e-5)
 
 
+def test_a_row_inside_a_layer_names_no_next_layer():
+    row = InjectedVariance("block/drop", None, 0.5, 1.0, 1.0, 0.5, 0.25)
+    assert str(row).startswith("block/drop (rate 0.5): variance 1 with")
+
+
 def test_a_worse_shift_reads_as_more():
     row = InjectedVariance("drop", "dense", 0.5, 1.0, 1.0, 1.5, 0.25)
     assert "(50% more than now, by 2 times the variance" in str(row)
