@@ -239,8 +239,11 @@ def _report(kept, paths):
     """Says which shifts stayed, for the reasons in `kept`."""
     if not kept:
         return
+    alike: dict[str, list[str]] = {}
+    for layer, reason in kept.items():
+        alike.setdefault(reason, []).append(f"'{paths[layer]}'")
     reasons = "; ".join(
-        f"'{paths[layer]}': {reason}" for layer, reason in kept.items()
+        f"{', '.join(names)}: {reason}" for reason, names in alike.items()
     )
     if len(kept) == len(paths):
         raise ValueError(

@@ -62,7 +62,7 @@ def inside_layers(model, chosen):
     }
     return {
         layer: f"what '{around[layer].name}', a `{type(around[layer]).__name__}"
-        "`, does with it is not known"
+        "`, does with the shift is not known"
         for layer in chosen
         if layer in around
     }
