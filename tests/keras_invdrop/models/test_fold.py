@@ -352,8 +352,8 @@ def test_the_report_says_where_each_beta_went():
         "mean and variance of 'norm'",
         "standard (Dropout, rate 0.5): nothing to fold",
         "around/drop (InvariantDropout, rate 0.5): not folded: it stays, and "
-        "adds its beta, since what 'around', a `TimeDistributed`, does with the "
-        "shift is not known",
+        "adds its beta, since what 'around', a `TimeDistributed`, does with "
+        "the shift is not known",
         "lstm/lstm_cell (LSTMCell, rate 0.5): nothing to fold",
         "last (InvariantDropout, rate 0.5): not folded: the model's output is "
         "next",
