@@ -45,9 +45,10 @@ docs: .venv/dev
 # on the backend. Some of these wait for other processes or for the clock, so that a
 # third worker finds time on two cores.
 test-jax: WORKERS := 3
-# This halves the compile time of programs that run only a few times.
+# The first two flags halve the compile time of programs that run only a few times.
+# The third keeps each worker to one thread, as the workers use all cores.
 test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
-	--xla_cpu_parallel_codegen_split_count=1
+	--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false
 test-%: WORKERS ?= 2
 test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)

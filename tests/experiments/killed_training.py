@@ -25,7 +25,7 @@ from keras_invdrop.experiments.train import trial as trials
 
 from keras_invdrop.callbacks import exact_resume
 
-EPOCHS = 5
+EPOCHS = 25  # enough for all kills, on fast machines too
 
 
 def dataset(self):

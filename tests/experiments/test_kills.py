@@ -74,7 +74,7 @@ def test_killed_again_and_again(tmp_path, record_property, thorough):
     directory = tmp_path / "killed"
     rng = random.Random(0)
     # At random moments: at the start and in the middle of an epoch.
-    for delay, lines in ((2, 0), (0.1, 2)):
+    for delay, lines in ((0.2, 1), (0.05, 2)):
         process = Program(PROGRAM, directory)
         process.wait_for_lines(lines)
         time.sleep(rng.uniform(0, delay))
