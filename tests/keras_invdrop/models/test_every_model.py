@@ -161,24 +161,33 @@ KERAS_HUB = {
 }
 
 
+def normalised_once(model):
+    """A convolutional network whose batch normalisation has seen a batch.
+
+    At the end of these networks there is one pixel for each of two images.
+    Statistics of two numbers, which untrained batch normalisation takes, make
+    rounding large in layer after layer.
+    """
+    x = images(32)
+    model(x, training=True)
+    return model, x
+
+
 def dense_net():
     model = keras.applications.DenseNet121(
         include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
     )
     y = layers.Dropout(0.2)(model.output)
     y = layers.Dense(3, activation="softmax")(y)
-    return keras.Model(model.input, y), images(32)
+    return normalised_once(keras.Model(model.input, y))
 
 
 def efficient_net():
-    model = keras.applications.EfficientNetB0(
-        weights=None, input_shape=(32, 32, 3), classes=3
+    return normalised_once(
+        keras.applications.EfficientNetB0(
+            weights=None, input_shape=(32, 32, 3), classes=3
+        )
     )
-    # At its end there is one pixel for each of two images. Statistics of two
-    # numbers, which batch normalisation would take if it had not been trained,
-    # make rounding large in layer after layer.
-    model(images(32), training=True)
-    return model, images(32)
 
 
 def lstm():
