@@ -215,7 +215,7 @@ def _observed(model, x):
         site = paths[layer], layer, kind
         found.setdefault(site, []).append(Activities(values, mask))
 
-    # Without it the moving statistics would change.
+    # The scope discards what batch statistics do to the moving statistics.
     with (
         keras.StatelessScope(),
         watched(model, paths, note),
