@@ -184,8 +184,8 @@ def reproduce(
     Each row with each seed is a training of its own, and leaves a model
     (.keras), its history (.csv) and its result (.json). A finished training is
     not repeated. A stopped training resumes after its last finished epoch and
-    ends with the same weights as without the stop. All methods of a table
-    start from the same initial weights.
+    ends with the same weights as without the stop. With the same seed and
+    standard deviations, all methods start from the same weights.
     """
     place = taken(Place, given)
     trials = trials_of(

@@ -120,7 +120,7 @@ SVHN_MAXOUT = Network(
 MAS_MLP = Network("1014-1000, softmax", mas_mlp, any_activation=True)
 
 
-def _table_2(encoding, method, printed, recipe=recipes.MNIST, **selected):
+def _table_2(encoding, method, printed, recipe, **selected):
     id = f"table2/{encoding}/{method}"
     return Row(
         id, "mnist", MNIST_MLP, method, printed, recipe, encoding, **selected
@@ -134,23 +134,25 @@ def _table_5(partition, method, printed):
     )
 
 
+_SELECTED = {
+    "selection": recipes.MNIST_SELECTION,
+    "calibrated_recipe": recipes.MNIST,
+    "calibrated_selection": recipes.MNIST_SELECTION,
+}
+
 # fmt: off
 _ROWS = (
-    _table_2("original", "standard", 1.01),
-    _table_2("original", "invariant_input", 1.01),
-    _table_2("original", "invariant_hidden", 1.00),
-    _table_2("original", "invariant", 0.91, calibrated_selection=recipes.MNIST_SELECTION),
-    _table_2("original", "running_average", 1.00),
-    _table_2("inverted", "standard", 1.32, recipes.MNIST_INVERTED, selection=recipes.MNIST_INVERTED_SELECTION),
-    _table_2("inverted", "invariant_input", 1.17, recipes.MNIST_INVERTED, calibrated_recipe=recipes.MNIST),
-    _table_2("inverted", "invariant_hidden", 1.23, recipes.MNIST_INVERTED),
-    # Calibrated, this row mirrors the one on the original encoding.
-    _table_2(
-        "inverted", "invariant", 0.94, recipes.MNIST_INVERTED,
-        selection=recipes.MNIST_INVERTED_SELECTION,
-        calibrated_recipe=recipes.MNIST, calibrated_selection=recipes.MNIST_SELECTION,
-    ),
-    _table_2("inverted", "running_average", 0.98),
+    _table_2("original", "standard", 1.01, recipes.MNIST_STANDARD, selection=recipes.MNIST_SELECTION),
+    # No search of their own yet: the recipe of the method that is most alike.
+    _table_2("original", "invariant_input", 1.01, recipes.MNIST_FROM_ZERO, calibrated_recipe=recipes.MNIST),
+    _table_2("original", "invariant_hidden", 1.00, recipes.MNIST_FROM_ZERO, calibrated_recipe=recipes.MNIST),
+    _table_2("original", "invariant", 0.91, recipes.MNIST_FROM_ZERO, **_SELECTED),
+    _table_2("original", "running_average", 1.00, recipes.MNIST),
+    _table_2("inverted", "standard", 1.32, recipes.MNIST_INVERTED_STANDARD, selection=recipes.MNIST_SELECTION),
+    _table_2("inverted", "invariant_input", 1.17, recipes.MNIST_INVERTED_FROM_ZERO, calibrated_recipe=recipes.MNIST),
+    _table_2("inverted", "invariant_hidden", 1.23, recipes.MNIST_INVERTED_STANDARD),
+    _table_2("inverted", "invariant", 0.94, recipes.MNIST_INVERTED_FROM_ZERO, **_SELECTED),
+    _table_2("inverted", "running_average", 0.98, recipes.MNIST),
 
     Row("table3/dnn/standard", "cifar10", CIFAR10_MLP, "standard", 57.8, recipes.CIFAR10_MLP),
     Row("table3/locally_connected/standard", "cifar10", LOCALLY_CONNECTED, "standard", 15.6, recipes.RELU_CNN),

@@ -124,8 +124,9 @@ def summary(results: Iterable[Result]) -> list[str]:
     """The test errors as one table, methods down and data across, as Markdown.
 
     Of several measurements of a row, the table has the one of most training
-    examples, then of most epochs, then of most seeds, for beta that starts at
-    0 and calibrated. Rows that were not measured are left out.
+    examples, then of most epochs, then with the row's own settings, then of
+    most seeds, for beta that starts at 0 and calibrated. Rows that were not
+    measured are left out.
     """
     results = list(results)
     # By method and column, which is a network and what it was trained on.
@@ -146,6 +147,7 @@ def summary(results: Iterable[Result]) -> list[str]:
                 key=lambda each: (
                     each.training_examples,
                     each.epochs,
+                    not set(each.settings) - {"calibrated"},
                     len(each.seeds),
                 ),
             )

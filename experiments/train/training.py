@@ -83,8 +83,8 @@ def train(
     validation examples. Afterwards the final weights are tested once. A test
     curve also tests after every epoch, but never affects the selection.
 
-    With the same seed, the networks of all methods have the same initial
-    weights.
+    With the same seed and `initial_stddev`, the networks of all methods have
+    the same initial weights.
 
     Args:
         trial: The training.

@@ -67,7 +67,12 @@ def test_paper_table(result):
         dataclasses.replace(result, activation="tanh", test=3.0),
         dataclasses.replace(result, seed=1, activation="tanh", test=5.0),
         dataclasses.replace(result, width=0.25),
-        dataclasses.replace(result, row="table2/inverted/standard", width=0.25),
+        dataclasses.replace(
+            result,
+            row="table2/inverted/standard",
+            width=0.25,
+            recipe=dataclasses.asdict(ROWS["table2/inverted/standard"].recipe),
+        ),
     ]
     text = printed(paper_table(results), width=200)
     lines = text.splitlines()

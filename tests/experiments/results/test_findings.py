@@ -238,8 +238,7 @@ def test_settings_selected_for_a_row_do_not_keep_it_from_being_compared(made):
     other = made(ids[0], 2, 1.0, {"max_norm": 3.0})
     (finding,) = found([*own, other, made(ids[1], 2, 9.0)], claim)
     assert finding.values == [1.5, 1.5]
-    same = made(ids[1], 2, 9.0, {"max_norm": 3.0})
-    same.recipe["learning_rate"] = other.recipe["learning_rate"]
+    same = made(ids[1], 2, 9.0, other.recipe)
     _, finding = found([*own, other, same], claim)
     assert finding.values == [8.0]
 
@@ -310,27 +309,32 @@ def test_examples_may_leave_open_what_seeds_decide(made):
 
 
 def test_both_settings_and_searches_are_said(made):
-    calibrated = {"calibrated": True}
     results = [
         made("table2/inverted/standard", 0, 3.0),
         made("table2/inverted/invariant", 0, 2.0),
-        made("table2/inverted/invariant", 0, 1.0, calibrated),
+        made("table2/inverted/invariant", 0, 1.0, {"calibrated": True}),
+        made("table2/inverted/invariant_input", 0, 2.5),
     ]
+    standard, invariant, _, on_input = (ROWS[each.row] for each in results)
     (finding,) = found(results, BETTER)
-    standard, invariant = (ROWS[each.row] for each in results[:2])
     assert finding.searches == [invariant.selection, standard.selection]
-    assert finding.settings == ["", ""]
+    assert finding.settings == [
+        "learning_rate 0.039, max_norm 1.0, "
+        "initial_stddev (0.01, 0.01, 0.0), input_rate 0.25, hidden_rate 0.4",
+        "learning_rate 0.002, max_norm (None, 4.5, 4.5), "
+        "initial_stddev None, input_rate 0.1, hidden_rate 0.5",
+    ]
     (finding,) = found(
         results,
         "Calibrated, it makes fewer errors than standard dropout, "
         "inverted encoding",
     )
-    assert finding.searches == [
-        invariant.calibrated_selection,
-        standard.selection,
-    ]
-    assert len(set(finding.searches)) == 2
-    assert finding.settings == [
-        "learning_rate 0.025, max_norm 2.0",
-        "learning_rate 0.004, max_norm 1.0",
-    ]
+    first, second = finding.settings
+    assert first.startswith("learning_rate 0.016, max_norm 2.0, ")
+    assert second.startswith("learning_rate 0.002, max_norm (None, 4.5, 4.5), ")
+    (finding,) = found(
+        results, "... than with beta on the input only, inverted encoding"
+    )
+    assert finding.searches == [invariant.selection, None]
+    assert on_input.selection is None
+    assert finding.settings == ["", ""]

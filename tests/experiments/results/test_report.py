@@ -12,6 +12,14 @@ from keras_invdrop.experiments.results import report
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.results.records import write_result
 
+# Of both rows, beside their difference.
+SETTINGS = (
+    "learning_rate 0.039, max_norm 1.0, initial_stddev (0.01, 0.01, 0.0), "
+    "input_rate 0.25, hidden_rate 0.4 / learning_rate 0.002, "
+    "max_norm (None, 4.5, 4.5), initial_stddev None, input_rate 0.1, "
+    "hidden_rate 0.5"
+)
+
 
 @pytest.fixture
 def stored(result, tmp_path):
@@ -61,7 +69,7 @@ def test_printed_and_measured_stand_side_by_side(stored):
         "test; 3 epochs; seeds 0, 1; jax backend",
         "| Invariant dropout makes fewer errors than standard dropout, "
         "inverted encoding | Table 2 | 0.95 ± 0.64 points |  | 0.033 | 0.033 | "
-        "2 | digits, 4,000 examples, 3 epochs, jax | the same | holds |",
+        f"2 | digits, 4,000 examples, 3 epochs, jax | {SETTINGS} | holds |",
     ):
         assert line in lines
     rows = [line for line in lines if line.startswith("| `table")]
@@ -129,7 +137,7 @@ def test_a_single_pair_decides_nothing(stored):
     )
     assert line.endswith(
         "| Table 2 | 1.00 points |  |  |  | 1 | digits, 4,000 examples, "
-        "3 epochs, jax | the same | undecided |"
+        f"3 epochs, jax | {SETTINGS} | undecided |"
     )
 
 

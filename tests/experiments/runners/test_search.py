@@ -1,12 +1,16 @@
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.paper.tables import rows
 from keras_invdrop.experiments.runners import search as tuning
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
+SELECTION = Path(__file__).parents[3] / "results" / "mnist-selection"
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
 # Here 0.2 is not one of the values.
 PROBES = {
@@ -235,3 +239,50 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
         assert trial.state.name == "PRUNED"
         # Two of four trials.
         assert list(trial.intermediate_values) == [1, 2]
+
+
+def searches(row, directory):
+    """The committed searches for a row of Table 2, in a space for all."""
+    import optuna
+
+    name = row.id.replace("/", "-")
+    for committed in SELECTION.glob(f"trials-{name}-*-table2.log"):
+        journal = shutil.copy(committed, directory)  # Optuna locks beside it.
+        yield optuna.load_study(
+            study_name=committed.stem.removeprefix("trials-"),
+            storage=tuning._storage(journal),
+        )
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize(
+    "row",
+    [row for row in rows("table2") if row.selection],
+    ids=lambda row: row.id,
+)
+def test_the_recipes_of_table_2_are_the_best_of_their_search(
+    row, calibrated, tmp_path
+):
+    import optuna
+
+    if calibrated and row.encoding == "inverted":
+        pytest.skip("mirrors the training on the original encoding")
+    selection = row.selected_by(calibrated)
+    if selection is None:
+        pytest.skip("has no beta")
+    trials, epochs = selection.rounds[-1]
+    space = tuning.space_of([selection.settings], [Trial(row)])
+    recipe = row.trained(calibrated)
+    own = {name: getattr(recipe, name) for name in space}
+    best = [
+        {
+            name: draw(optuna.trial.FixedTrial(study.best_params))
+            for name, draw in space.items()
+        }
+        for study in searches(row, tmp_path)
+        if len(list(filter(tuning.completed, study.trials))) == trials
+        and max(study.best_trial.intermediate_values) == epochs
+    ]
+    for found in best:
+        found["learning_rate"] = float(f"{found['learning_rate']:.2g}")
+    assert own in best

@@ -31,7 +31,7 @@ def losses(dataset, sign, **changes):
     """The losses of each epoch, with the first kernel times `sign`."""
     row = ROWS[f"table2/{dataset.encoding}/invariant"]
     settings = {"epochs": EPOCHS, "batch_size": 10, "learning_rate": 0.05}
-    recipe = dataclasses.replace(row.recipe, **(settings | changes))
+    recipe = dataclasses.replace(row.trained(True), **(settings | changes))
     row = dataclasses.replace(row, recipe=recipe)
     trainer = Trainer(Trial(row, 0, 0.03), dataset)
     model = trainer.model()

@@ -32,7 +32,10 @@ def exons():
 
 def initial_weights(row, dataset, seed=0):
     """Of the layers with weights of their own, by name."""
-    trainer = Trainer(Trial(ROWS[row], seed, 0.03), dataset)
+    found = ROWS[row]
+    recipe = dataclasses.replace(found.recipe, initial_stddev=None)
+    found = dataclasses.replace(found, recipe=recipe)
+    trainer = Trainer(Trial(found, seed, 0.03), dataset)
     return {
         layer.name: layer.get_weights()
         for layer in trainer.model().layers
