@@ -7,6 +7,7 @@ apart.
 The extra `plots` installs matplotlib and scipy, which this module needs.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -204,18 +205,37 @@ def plot_errors(
         _plot_curve(ax, label, *curve, *looks[_method(label)])
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
     _limit_below(ax, *curves.values())
-    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter(_percentage)
     # Over two decades the axis has no room for more labels.
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(_percentage)
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")
     note = "mean, 95 % interval" if ax.collections else None
-    # The legend is small, or it would cover some of six curves.
     ax.legend(
-        title=note, fontsize="small", title_fontsize="small", labelspacing=0.3
+        title=note,
+        loc="upper center",
+        ncols=2,
+        fontsize="small",
+        title_fontsize="small",
+        labelspacing=0.3,
+        columnspacing=1,
     )
+    _leave_room_above(ax, lines=math.ceil(len(curves) / 2) + (note is not None))
     return ax
+
+
+def _percentage(value, position):
+    """The label of an error; none above 100 %, beside the legend."""
+    return f"{value:g}" if value <= 100 else ""
+
+
+def _leave_room_above(ax, lines):
+    """Extends a logarithmic axis so that lines of a legend cover no curve."""
+    height = ax.figure.get_figheight() * ax.get_position().height
+    occupied = (0.16 * lines + 0.2) / height
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=low * (high / low) ** (1 / (1 - min(occupied, 0.6))))
 
 
 def _curves(errors):

@@ -165,6 +165,20 @@ def test_a_single_seed_has_no_interval(ax):
     assert ax.get_legend().get_title().get_text() == ""
 
 
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_the_legend_covers_no_curve(number):
+    figure, ax = plt.subplots(layout="constrained")
+    # The legend lies at the top, where the errors of a whole training are.
+    curves = {f"method {i}, training": [[50.0] * 20] * 2 for i in range(number)}
+    plots.plot_errors(curves | {"other, training": [[1.0] * 20] * 2}, ax)
+    figure.draw_without_rendering()
+    bottom = ax.get_legend().get_window_extent().y0
+    assert ax.transData.transform((0, 50.0))[1] < bottom
+    labels = [tick.get_text() for tick in ax.get_yticklabels(which="both")]
+    assert max(float(label) for label in labels if label) <= 100
+    plt.close(figure)
+
+
 def test_a_method_has_one_look_in_all_pictures():
     def looks(*methods):
         drawn = plots.plot_errors({f"{each}, test": [3.0] for each in methods})
