@@ -204,6 +204,8 @@ def plot_errors(
     for label, curve in curves.items():
         _plot_curve(ax, label, *curve, *looks[_method(label)])
     ax.set(title=title, xlabel="epoch", ylabel="error (%)", yscale="log")
+    # The limits of earlier curves in axes that share this one exclude these.
+    ax.autoscale(axis="y")
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter(_percentage)
     # Over two decades the axis has no room for more labels.

@@ -179,6 +179,15 @@ def test_the_legend_covers_no_curve(number):
     plt.close(figure)
 
 
+def test_shared_axes_show_the_curves_of_both():
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    for ax, errors in zip(axes, ([9.0, 5.0], [80.0, 2.0]), strict=True):
+        plots.plot_errors({"standard": errors}, ax)
+    low, high = axes[0].get_ylim()
+    assert low < 2 < 80 < high
+    plt.close(figure)
+
+
 def test_a_method_has_one_look_in_all_pictures():
     def looks(*methods):
         drawn = plots.plot_errors({f"{each}, test": [3.0] for each in methods})

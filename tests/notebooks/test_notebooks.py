@@ -179,7 +179,7 @@ def test_five_minutes(run):
         learned = betas[f"calibrated, {encoding}"]
         assert np.any(learned != -mean)
         np.testing.assert_allclose(learned, -mean, atol=0.2)
-    assert np.any(betas["invariant, original"] != 0)
+    assert np.any(betas["invariant from 0, original"] != 0)
     # Half the pixels of the picture remain, the others are their means.
     left = picture["... by invariant dropout"]
     kept = np.isclose(left, picture["inverted"], atol=1e-6)
