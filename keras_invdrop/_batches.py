@@ -107,8 +107,8 @@ def batches(data, batch_size, inputs=1):
         data: Array, or list, tuple or dict of `inputs` arrays, which are cut
             into batches; or a `PyDataset`, a `tf.data.Dataset` or another
             iterable of batches. Each batch consists of the examples, or is a
-            tuple `(examples, targets)` or `(examples, targets,
-            sample_weights)`.
+            tuple `(examples, targets)` or
+            `(examples, targets, sample_weights)`.
         batch_size: Positive integer. Number of examples in a batch.
         inputs: Positive integer. Number of arrays in a batch; any if None.
 
