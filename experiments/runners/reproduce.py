@@ -45,7 +45,7 @@ def trials_of(
     Args:
         names: Names of rows, or prefixes of several rows.
         seeds: Seeds of each row.
-        calibrate: Whether each shift starts calibrated.
+        calibrate: Whether to calibrate each shift before training.
         **given: Settings of the `Recipe`, in the command line's format, where
             None keeps the row's setting; and settings of the `Trial`.
     """
@@ -186,7 +186,7 @@ def announced(trials: Sequence[Trial]) -> str:
 
 
 def _kept(trials: Sequence[Trial], out: Path) -> str:
-    """Tells the user how interrupted trainings continue."""
+    """A message about how interrupted trainings continue."""
     files = (
         out / f"{trial.name}{end}"
         for trial in trials

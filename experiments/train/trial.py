@@ -1,4 +1,4 @@
-"""A training, described so that any process can do it."""
+"""The description of a training, from which any process can run it."""
 
 import functools
 import hashlib
@@ -41,8 +41,8 @@ _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 class Trial:
     """One training: a row with one seed.
 
-    A trial is created once, from the command line or in Python, and holds
-    everything that the result depends on.
+    A trial is created once, from the command line or in Python, and contains
+    everything on which the result depends.
 
     Attributes:
         row: The row, with its recipe.
@@ -111,7 +111,7 @@ class Trial:
         """Name of the trial's files; other settings give other names."""
         data = self.data
         if data not in (None, "digits"):
-            data = sha256(Path(data))  # its content, wherever it lies
+            data = sha256(Path(data))  # the content, independent of the path
         settings = {
             "width": self.width,
             "activation": self.activation,
