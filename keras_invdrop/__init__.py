@@ -46,7 +46,8 @@ __all__: list[str] = []
 __all__ += callbacks.__all__
 __all__ += layers.__all__
 __all__ += models.__all__
-# Imported on first use, because they need packages of extras.
+# Imported on first use: `applications` imports this package, and the others
+# need packages of extras.
 LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
 
