@@ -144,9 +144,8 @@ def calibrate(
     if keep_predictions is None:
         raise invalid(
             "keep_predictions",
-            "True for a model that has been trained, which then predicts what "
-            "it did before, or False for one that has not, of which the "
-            "shifts alone are set",
+            "True for a trained model, which then keeps its predictions, or "
+            "False for an untrained model, which only gets new shifts",
             keep_predictions,
         )
     check_boolean("keep_predictions", keep_predictions)
@@ -161,8 +160,8 @@ def calibrate(
     if not paths:
         warnings.warn(
             f"Model '{model.name}' has no dropout layer with a shift, such as "
-            "`InvariantDropout`, that `filters` chooses. It is returned as it "
-            "is; `invariantize` converts the `Dropout` of a model.",
+            "`InvariantDropout`, that `filters` chooses, and is returned "
+            "unchanged; `invariantize` converts `Dropout` layers.",
             stacklevel=2,
         )
         return model
@@ -268,9 +267,9 @@ def _warn_of_uncalled(paths, means):
 
 def _refuse_again(layers, paths):
     raise ValueError(
-        "No shift can be set of a layer that is called again on what depends "
-        "on its own output; `filters` can leave it out. Received: a model in "
-        f"which this holds for {[paths[layer] for layer in layers]}"
+        "Expected no layer with a shift to take an input that depends on its "
+        "own output; `filters` can exclude such layers. Received: the layers "
+        f"{[paths[layer] for layer in layers]}"
     )
 
 
@@ -330,9 +329,9 @@ def _check_statistics(model, chosen):
     if names := [path for x, path in untrained.items() if x in found]:
         raise ValueError(
             "Batch normalisation before dropout has its initial moving mean "
-            "and variance, which are not those of the data. Calibrate with "
-            "`keep_predictions=False`, or train the model first. Received: a "
-            f"model in which this holds for {names}"
+            "and variance instead of those of the data. Calibrate with "
+            "`keep_predictions=False`, or train the model first. Received: "
+            f"the untrained layers {names}"
         )
 
 
@@ -433,8 +432,8 @@ class _Mean:
         if not np.isfinite(mean).all():
             raise ValueError(
                 f"The activities that arrive at layer '{self.path}' hold a "
-                "NaN or an infinity, though the data do not: look at the "
-                "weights before it"
+                "NaN or an infinity, although the data do not: check the "
+                "weights of the layers before it"
             )
         return mean
 

@@ -187,8 +187,8 @@ def _check_layer(layer):
     if isinstance(layer, ShiftedDropout) and type(layer) not in SHIFTED:
         raise ValueError(
             f"Layer '{layer.name}' is a `{type(layer).__name__}`, a subclass "
-            "of invariant dropout of which it is not known what it does at "
-            "inference. It cannot be folded."
+            "of invariant dropout that may override `call`. It cannot be "
+            "folded."
         )
 
 

@@ -203,7 +203,7 @@ def invariantize(
         result = model
         warnings.warn(
             f"Model '{model.name}' has no `Dropout` or `SpatialDropout` layer "
-            "to convert. It is returned as it is.",
+            "to convert, and is returned unchanged.",
             stacklevel=2,
         )
     return (result, report) if return_report else result
@@ -247,7 +247,7 @@ def _copied(model):
     except ValueError as error:
         raise ValueError(
             f"{error} `invariantize(model, inplace=True)` converts the model "
-            "itself, and copies nothing."
+            "itself instead of a copy."
         ) from error
 
 

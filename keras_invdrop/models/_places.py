@@ -342,9 +342,9 @@ def observe(
                     model(example, training=True)
         except Exception as error:  # a model may raise anything
             raise ValueError(
-                f"Model '{model.name}' has dropout inside its layers. To find "
-                "what arrives there it was called, which failed. Give an "
-                "example of its input as the argument `inputs`. "
+                f"Model '{model.name}' has dropout inside its layers. Calling "
+                "the model to find the shapes there failed. Give an example of "
+                "its input as the argument `inputs`. "
                 f"{type(error).__name__}: {error}"
             ) from error
 
