@@ -215,7 +215,7 @@ def tune(
     trials: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of trials, with those of earlier calls."
+            min=1, help="Number of trials, including those of earlier calls."
         ),
     ] = 20,
     start_from: Annotated[
@@ -280,7 +280,7 @@ def tune(
             start_from,
         )
     if not any(map(completed, study.trials)):
-        raise ValueError("No trial came to its end; the settings diverge")
+        raise ValueError("No trial finished; the settings diverge")
     best = study.best_trial
     print(
         f"{best.value:.2f} {unit} on the validation examples, "

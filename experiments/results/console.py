@@ -184,8 +184,8 @@ def paper_table(
     table = Table(
         title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
         caption="Test error in %, or code quality in bits (Table 5): the "
-        "paper's, and what was measured, with mean and 95 % confidence "
-        "interval over seeds (Student's t).",
+        "paper's figure, and the measured mean over seeds with its 95 % "
+        "confidence interval (Student's t).",
     )
     table.add_column("row")
     for name in ("paper", "measured", "note"):

@@ -83,7 +83,7 @@ def check(trials: Sequence[Trial]) -> None:
     if keras.backend.backend() == "torch" and trials[0].steps_per_execution > 1:
         raise invalid(
             "--steps-per-execution",
-            "1 on PyTorch, whose steps Keras makes one by one",
+            "1 on PyTorch, on which Keras runs the steps one by one",
             trials[0].steps_per_execution,
         )
     for trial in trials:
@@ -237,7 +237,7 @@ def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
     if place.workers > 1 or place.scheduler is not None:
         raise invalid(
             "--data-parallel",
-            "nothing with `--workers` or `--scheduler`, which do several "
+            "nothing with `--workers` or `--scheduler`, which run several "
             "trainings at once",
             data_parallel,
         )

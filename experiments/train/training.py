@@ -115,8 +115,8 @@ def train(
         # Refuse before the first of two trainings.
         raise invalid(
             "retrain",
-            "False for training examples that are read while they are used, "
-            "to which those for validation cannot be added",
+            "False for training examples that are read on demand, to which "
+            "validation examples cannot be added",
             True,
         )
     code = this_code()  # before its files change
@@ -295,7 +295,7 @@ def finished(trial: Trial, directory: Path) -> Result | None:
     if result.code != this_code():
         raise ValueError(
             f"{path} was trained with {result.code}; this is {this_code()}. "
-            "Give results of this one another `--out`."
+            "Write the results of this version to another `--out`."
         )
     return result
 
