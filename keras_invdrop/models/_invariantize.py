@@ -203,7 +203,7 @@ def invariantize(
         result = model
         warnings.warn(
             f"Model '{model.name}' has no `Dropout` or `SpatialDropout` layer "
-            "to convert, and is returned unchanged.",
+            "to convert. It is returned as it is.",
             stacklevel=2,
         )
     return (result, report) if return_report else result
