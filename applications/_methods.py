@@ -16,8 +16,8 @@ from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_number
 from keras_invdrop._checks import is_shape
 
-# The columns of Table 2, and "none": each method's dropout layers on the input
-# and on the hidden units.
+# The dropout layers on the input and on the hidden units, for each method of
+# Table 2 and for "none".
 METHODS: dict[str, tuple[type | None, type | None]] = {
     "none": (None, None),
     "standard": (keras.layers.Dropout, keras.layers.Dropout),
@@ -138,8 +138,7 @@ def kernels(
     """The kernel options of each layer, from the first to the last.
 
     Args:
-        axes: For each layer, the kernel axes over which a unit's norm is
-            computed.
+        axes: The kernel axes of each layer over which to compute a unit's norm.
         max_norm: The largest norm of the incoming weights of a unit: one
             value for all layers or one per layer; None for no limit.
         initial_stddev: The standard deviation of the initial weights, drawn

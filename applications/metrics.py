@@ -12,7 +12,7 @@ from keras_invdrop._checks import invalid
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class CodeQuality(keras.metrics.Sum):
-    """How much better than a naive guess the predictions are, in bits.
+    """The gain of predictions over a naive guess, in bits.
 
     The metric sums `KL(target || naive guess) - KL(target || prediction)`,
     with logarithms to base 2, over the examples and their tissues. That
@@ -22,11 +22,11 @@ class CodeQuality(keras.metrics.Sum):
     grows with the number of examples and, up to rounding, does not depend on
     the batch size.
 
-    Predicted and guessed probabilities below `keras.config.epsilon()` are
-    raised to it. Otherwise an outcome that the training set lacks, where the
-    naive guess is 0, would be worth infinitely many bits. With the floor it is
-    worth at most `-log2(1e-7)`, 23 bits, and nothing if the prediction is 0,
-    too.
+    `keras.config.epsilon()` is a lower bound for predicted and guessed
+    probabilities. Otherwise an outcome that the training set lacks, for which
+    the naive guess is 0, would be worth infinitely many bits. With the bound it
+    is worth at most `-log2(1e-7)`, 23 bits, and nothing if the prediction is
+    also 0.
 
     Args:
         naive_guess: Array of shape `(outcomes,)` or `(tissues, outcomes)`:

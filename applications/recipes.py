@@ -124,8 +124,8 @@ class Recipe:
     epochs: int = setting(60, "Epochs of each training.", min=1)
     # Published.
     batch_size: int = setting(100, "Number of examples in a batch.", min=1)
-    # Selected, as in the paper (3.1), which does not print the value: here on
-    # MNIST with 20 epochs; Table 2 has other values, see below.
+    # Selected on MNIST with 20 epochs. The paper (3.1) also selects this value,
+    # but does not print it. Table 2 has other values, see below.
     learning_rate: float = setting(
         0.01, "Learning rate at the start of the training.", min=0
     )
@@ -206,9 +206,9 @@ class Recipe:
         "mixed_float16 if the machine is faster with them.",
         show_default="float32",
     )
-    # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), taken to
-    # mean that the update adds `decay * beta` to the gradient of the mean
-    # loss. The other data sets reuse MNIST's value.
+    # Selected on MNIST from 0, 0.001 and the paper's 0.1 (section 3), read as
+    # adding `decay * beta` to the gradient of the mean loss. The other data
+    # sets reuse MNIST's value.
     beta_decay: float = setting(
         0.0,
         "Weight decay of beta: this times beta is added to the gradient of the "
@@ -429,9 +429,9 @@ MNIST_INVERTED_FROM_ZERO = Recipe(
     hidden_rate=0.4,
 )
 
-# The 5,000 digits of the demonstration, which trains for some four minutes on
-# two cores with 30 epochs. The learning rate was selected for 40 epochs, the
-# factor of beta's for 30.
+# The 5,000 digits of the demonstration, which takes about four minutes on two
+# cores with 30 epochs. The learning rate was selected with 40 epochs, the
+# factor for beta with 30.
 DEMO = Recipe(epochs=30, learning_rate=0.03, beta_factor=10.0)
 
 # Table 3, fully connected. Published: 128 images in a batch. Choice, not
@@ -444,7 +444,7 @@ CIFAR10_MLP = Recipe(batch_size=128)
 RELU_CNN = Recipe(batch_size=128, learning_rate=0.03, momentum=0.9)
 
 # Table 6. Published, except Nesterov momentum (paper 3) and the length of the
-# training: the published runs stop by the validation error, these run until
+# training: the published runs stop by the validation error; these run until
 # the learning rate has fallen. The norm of a unit is 1.9365 except in the
 # first convolution and in the dense maxout layer.
 CIFAR10_MAXOUT = Recipe(

@@ -1,4 +1,4 @@
-"""How the API reference reads the package: where it is, and its docstrings."""
+"""Tells the API reference where the package is and how to read docstrings."""
 
 import re
 import textwrap
@@ -15,10 +15,10 @@ SHAPE = re.compile(r"^(Input shape|Output shape):\n((?: +.*\n?|\n)+)", re.M)
 
 
 def as_google(text: str) -> str:
-    """A docstring in Keras' form, as the reader of Google's form takes it.
+    """Converts a docstring from Keras' format to Google's.
 
-    Call arguments are none of the constructor's, an example is indented, and
-    shapes and references are text.
+    Call arguments become a section of their own, an example is indented, and
+    shapes and references become text.
     """
     text = re.sub(
         r"(?m)^Call arguments:$", "Other Parameters: Call arguments:", text
@@ -38,12 +38,12 @@ def as_google(text: str) -> str:
 
 
 class KerasDocstrings(Extension):
-    """Adds what is mapped into the package; reads docstrings as Keras'."""
+    """Adds modules mapped into the package; reads docstrings as Keras'."""
 
     def on_package(
         self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any
     ) -> None:
-        # They are mapped into the package, and stand beside it in the tree.
+        # These folders are next to the package and mapped into it.
         root = pkg.filepath.parents[1]
         for path in sorted(
             path
@@ -66,7 +66,7 @@ class KerasDocstrings(Extension):
                 modules_collection=loader.modules_collection,
             )
             parent.set_member(name, module)
-        # `models.fold` is a module, and then the function of its name.
+        # `models.fold` names both a module and a function: choose the function.
         for alias in (
             *pkg.members.values(),
             *pkg["applications"].members.values(),

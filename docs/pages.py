@@ -1,7 +1,6 @@
-"""The pages of the site: Markdown files of the repository, in their places.
+"""The pages of the site: Markdown files of the repository, at the same paths.
 
-So what is written in one place stays there, and a link from one file to
-another is right in both, in the repository and on the site.
+So a link between two files works both in the repository and on the site.
 """
 
 import re
@@ -15,7 +14,7 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
-# Pages, and what they show or link.
+# Pages, and the files that they show or link.
 PATTERNS = (
     "*.md",
     "CITATION.cff",
@@ -36,7 +35,7 @@ PATTERNS = (
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The foot of each page names the version of the library."""
+    """Puts the version of the library in the footer of each page."""
     package = Path(config.config_file_path).parent / "keras_invdrop"
     source = (package / "__init__.py").read_text()
     version = re.search(r'__version__ = "(.+)"', source)
@@ -45,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Puts the files of the repository in the place of those in `docs`."""
+    """Replaces the files in `docs` by those of the repository."""
     root = Path(config.config_file_path).parent
     found = sorted({path for each in PATTERNS for path in root.glob(each)})
     pages = []
@@ -65,11 +64,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _rendered(path: Path) -> Iterator[tuple[str, str | bytes]]:
-    """A notebook as a page, and its pictures: names and contents."""
+    """The names and contents of a notebook's page and of its images."""
     text, resources = MarkdownExporter().from_filename(
         str(path), resources={"unique_key": path.stem}
     )
-    # The site fetches no picture from elsewhere: the badge becomes a link.
+    # The site loads no external image: the badge becomes a link.
     text = re.sub(r"\[!(\[Open in Colab\])\(.*?\)\]", r"\1", text)
     yield (
         f"{path.stem}.md",
@@ -79,7 +78,7 @@ def _rendered(path: Path) -> Iterator[tuple[str, str | bytes]]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links lead to the page of a notebook, not to its file."""
+    """Makes links lead to the page of a notebook instead of its file."""
     if page.file.src_uri.startswith("notebooks/"):
         return markdown
     return re.sub(r"(?<=notebooks/)(\w+)\.ipynb", r"\1.md", markdown)

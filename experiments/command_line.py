@@ -55,9 +55,8 @@ from .train.trial import Trial
 
 app = typer.Typer(
     help="Invariant dropout (Ba, Xiong and Frey, 2014): the paper's networks."
-    "\n\nThe backend is the one that Keras is set to: by the environment "
-    "variable KERAS_BACKEND (jax, tensorflow or torch) or in "
-    "~/.keras/keras.json.",
+    "\n\nKeras selects the backend from the environment variable "
+    "KERAS_BACKEND (jax, tensorflow or torch) or from ~/.keras/keras.json.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -121,10 +120,10 @@ def demo(
     """Train with standard and invariant dropout on two encodings of digits.
 
     Trains the paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that
-    come with a package, which takes about five minutes on two cores. Invariant
-    dropout is trained twice: beta starts at 0, as in the paper, and at minus
-    the mean activity (calibrated). Writes the trained models (.keras), their
-    histories (.csv), the results (.json) and the paper's figures 1 and 2
+    come with a package, in about five minutes on two cores. Invariant dropout
+    is trained twice: with beta from 0, as in the paper, and with beta from
+    minus the mean activity (calibrated). Writes the trained models (.keras),
+    their histories (.csv), the results (.json) and the paper's figures 1 and 2
     (.png).
     """
     say(
@@ -160,8 +159,8 @@ def train(
 ):
     """Train rows of the paper's tables with one seed.
 
-    `keras-invdrop reproduce` does the same with several seeds, and its help
-    says what is written.
+    `keras-invdrop reproduce` does the same with several seeds; its help lists
+    the files that both write.
     """
     seeds, place = [given.pop("seed")], taken(Place, given)
     trials = trials_of([row], seeds, calibrate, command=called(), **given)
@@ -181,11 +180,11 @@ def reproduce(
 ):
     """Train rows with several seeds, select on validation, test once.
 
-    Each row with each seed is a training of its own, and leaves a model
-    (.keras), its history (.csv) and its result (.json). A finished training is
+    Each row with each seed is a separate training, which writes a model
+    (.keras), its history (.csv) and its result (.json). Finished trainings are
     not repeated. A stopped training resumes after its last finished epoch and
-    ends with the same weights as without the stop. With the same seed and
-    standard deviations, all methods start from the same weights.
+    ends with the same weights as an uninterrupted one. With the same seed and
+    standard deviations, all methods start from the same initial weights.
     """
     place = taken(Place, given)
     trials = trials_of(
@@ -216,15 +215,15 @@ def tune(
     trials: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of trials, with those of earlier calls."
+            min=1, help="Number of trials, including those of earlier calls."
         ),
     ] = 20,
     start_from: Annotated[
         Path | None,
         typer.Option(
             help="Journal of another search for the same settings, "
-            "trials-*.log: the best of its trials are tried first. So a search "
-            "of short trainings can be followed by one of long trainings.",
+            "trials-*.log: its best trials are tried first, such as those of a "
+            "search with shorter trainings.",
             show_default="none",
         ),
     ] = None,
@@ -281,7 +280,7 @@ def tune(
             start_from,
         )
     if not any(map(completed, study.trials)):
-        raise ValueError("No trial came to its end; the settings diverge")
+        raise ValueError("No trial finished; the settings diverge")
     best = study.best_trial
     print(
         f"{best.value:.2f} {unit} on the validation examples, "
@@ -305,7 +304,7 @@ def tables(
         typer.Option("--json", help="Print a list of objects, for scripts."),
     ] = False,
 ):
-    """List the rows of the paper's tables, and what was measured for each."""
+    """List the rows of the paper's tables with their measurements."""
     found = read_results(results or Path("runs"))
     if as_json:
         print(json.dumps(as_objects(found), indent=2))
@@ -326,16 +325,16 @@ def report(
         typer.Option(
             dir_okay=False,
             exists=True,
-            help="A Markdown file in which to replace, between two marks, "
-            "one table of the test errors.",
+            help="A Markdown file in which to replace the table of test "
+            "errors between two marks.",
             show_default="none",
         ),
     ] = None,
 ):
-    """Write report.md: the paper's figures, those measured, and its claims.
+    """Write report.md: printed and measured figures, and tested claims.
 
-    For trainings of Table 2 the report draws the paper's figure 1 from their
-    histories (.csv), and figure 2 from their models (.keras).
+    For trainings of Table 2 the report draws the paper's figure 1 from the
+    histories (.csv), and figure 2 from the models (.keras).
     """
     print(f"The report is {write_report(directory)}")
     if into is not None:
@@ -354,13 +353,12 @@ def generate_splicing(
 ):
     """Generate data of the shape of the splicing data, for Table 5.
 
-    The mouse splicing data of the paper are not public in one file. The
-    generated data have their size and are drawn at random, sparse and biased
-    as the paper says of its own: 93 % of the features are 0, and in 90 % of
-    the tissues "no change" is the most likely outcome. Both numbers are
-    choices.
+    The mouse splicing data of the paper are not published as one file. The
+    generated data are random numbers of the same size, sparse and biased like
+    the paper's data: 93 % of the features are 0, and in 90 % of the tissues "no
+    change" is the most likely outcome. Both numbers are our choice.
 
-    Generated data serve to try the command, and say nothing about splicing.
+    Use generated data only to try the command; they say nothing about splicing.
     """
     save_splicing(path, generated(seed=seed))
     print(f"Generated data are in {path}")

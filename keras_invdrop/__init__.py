@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _backend as _backend  # first: it says which one is missing
+from . import _backend as _backend  # first, to name a missing backend
 from . import callbacks as callbacks
 from . import layers as layers
 from . import models as models
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# No modules: `import *` would hide Keras' modules of the same names.
+# No modules, which `import *` would put over Keras' modules of the same names.
 __all__: list[str] = []
 __all__ += callbacks.__all__
 __all__ += layers.__all__
 __all__ += models.__all__
-# Imported on first use, since they need packages of extras.
+# Imported on first use: `applications` imports this package, and the others
+# need packages of extras.
 LAZY = ("applications", "experiments", "plots")
 MODULES = ("callbacks", "layers", "models", "regularizers", *LAZY)
 

@@ -1,4 +1,4 @@
-"""The moving averages that an optimizer takes of a model's weights."""
+"""Moving averages of a model's weights, which an optimizer keeps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import keras
 
 
 def averaging(model: keras.Model) -> Any:
-    """The optimizer that averages the weights of a model; None without."""
+    """The optimizer that averages the weights of a model, or None."""
     # With float16, Keras wraps the optimizer in one that scales the loss.
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return optimizer if getattr(optimizer, "use_ema", False) else None
@@ -16,24 +16,24 @@ def averaging(model: keras.Model) -> Any:
 
 @contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """In the block, the averages stand in the place of the weights.
+    """Replaces the weights by their averages within the block.
 
-    Nothing changes if the optimizer takes none. After the block the weights
-    are bit for bit what they were: `keras.callbacks.SwapEMAWeights` adds and
-    subtracts on TensorFlow, which rounds them.
+    Nothing changes if the optimizer keeps no averages. The block restores the
+    weights bit for bit; `keras.callbacks.SwapEMAWeights` swaps by adding and
+    subtracting on TensorFlow, which rounds the weights.
     """
     optimizer = averaging(model)
     if optimizer is None:
         yield
         return
     weights = model.get_weights()
-    # The method of the class: that of an instance may have been replaced, to
-    # keep `fit` from doing the same when it ends.
+    # Call the class' method: the instance's may have been replaced to keep
+    # `fit` from averaging the weights at its end.
     type(optimizer).finalize_variable_values(
         optimizer, model.trainable_variables
     )
-    # On JAX a weight and its average are one array now, which an evaluation
-    # would give away.
+    # On JAX a weight and its average now share an array, which an evaluation
+    # would donate.
     model.set_weights(model.get_weights())
     try:
         yield

@@ -1,4 +1,4 @@
-"""Imports Keras, and says what to install where its backend is missing."""
+"""Imports Keras, or says what to install if its backend is missing."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def missing_backend(name: str, installed: Sequence[str]) -> str:
-    """The message where Keras' backend `name` is not installed."""
+    """The message if Keras' backend `name` is not installed."""
     said = f"Keras is set to the backend '{name}', which is not installed: "
     if installed:
         return (

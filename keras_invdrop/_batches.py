@@ -14,7 +14,7 @@ from ._keras import can_convert_arrays
 from ._keras import convert_to_sliceable
 from ._keras import standardize_inputs
 
-BATCH = 3  # unlike the batch of 1 with which some exporters trace
+BATCH = 3  # not 1, the batch size with which some exporters trace
 IMAGE_SIZE = 32
 
 
@@ -63,7 +63,7 @@ class Examples:
         )
 
     def parts(self, size):
-        """Batches of `size` examples; the last batch has the rest."""
+        """Batches of `size` examples; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[range(start, min(start + size, len(self)))]
 
@@ -96,7 +96,7 @@ class Batches(keras.utils.PyDataset):
         return _mapped(lambda array: array[which], self.arrays)
 
     def which(self, places: slice) -> Any:
-        """The examples at these places; a subclass may set another order."""
+        """The examples at these places; a subclass may reorder them."""
         return places
 
 
@@ -106,8 +106,9 @@ def batches(data, batch_size, inputs=1):
     Args:
         data: Array, or list, tuple or dict of `inputs` arrays, which are cut
             into batches; or a `PyDataset`, a `tf.data.Dataset` or another
-            iterable of batches. Each batch is the examples, or a tuple
-            `(examples, targets)` or `(examples, targets, sample_weights)`.
+            iterable of batches. Each batch consists of the examples, or is a
+            tuple `(examples, targets)` or
+            `(examples, targets, sample_weights)`.
         batch_size: Positive integer. Number of examples in a batch.
         inputs: Positive integer. Number of arrays in a batch; any if None.
 
@@ -116,7 +117,7 @@ def batches(data, batch_size, inputs=1):
     """
     found: Iterator
     if isinstance(data, keras.utils.PyDataset):
-        # Iterating over a `PyDataset` need not end.
+        # Iterating over a `PyDataset` may never end.
         size = data.num_batches
         numbers = itertools.count() if size is None else range(size)
         found = map(data.__getitem__, numbers)
@@ -157,7 +158,7 @@ def standardized(graph, x, argument, shapes=None):
     given, cause = x, None
     try:
         if isinstance(x, dict):
-            # Select by name: of too many arrays Keras takes the first.
+            # Select by name: given too many arrays, Keras takes the first.
             named = isinstance(graph.input, dict)
             names = graph.input if named else [i.name for i in graph.inputs]
             given = {name: x[name] for name in names}
@@ -211,8 +212,8 @@ def random_inputs(tensors, size):
 
     Args:
         tensors: List of `keras.KerasTensor`.
-        size: Integer. The size of the axes of sequences that may have any
-            size; images are large enough for a few pooling layers.
+        size: Integer. The size for sequence axes of any size. Image axes of any
+            size get `IMAGE_SIZE`, enough for a few pooling layers.
     """
     rng = np.random.default_rng(0)
     arrays = []

@@ -216,7 +216,7 @@ KINDS = {
 
 
 def check_keras_object(argument, value):
-    """Raises an error if `value` is not, say, the initializer it should be.
+    """Raises an error if `value` is not, for example, a valid initializer.
 
     Keras' own error does not name the argument.
     """
@@ -237,9 +237,9 @@ def config_of(cls, layer, inner=None):
 
     Args:
         cls: A class of layers.
-        layer: A layer of the class, or of a subclass with other arguments. Each
-            argument is its attribute.
-        inner: The layer that has the attributes which `layer` lacks.
+        layer: A layer of the class, or of a subclass with other arguments. It
+            has an attribute for each argument.
+        inner: A layer with the attributes that `layer` lacks.
     """
     config = {}
     for argument in inspect.signature(cls.__init__).parameters:
@@ -254,12 +254,12 @@ def config_of(cls, layer, inner=None):
 
 
 class StrictConfig:
-    """Makes `from_config` name the argument that is wrong in a config.
+    """Makes `from_config` name the invalid argument of a config.
 
-    Keras raises a `TypeError` that hides the reason. This class raises the
-    constructor's `ValueError` if an argument is of the wrong kind, unknown, or
-    missing without a default. Any other missing argument takes its default:
-    the file may be older than the argument.
+    Keras raises a `TypeError` that hides the reason. This class raises a
+    `ValueError` if an argument has the wrong kind, is unknown, or is missing
+    and has no default. Other missing arguments take their defaults, so that
+    files older than an argument load.
     """
 
     @classmethod
@@ -267,7 +267,7 @@ class StrictConfig:
         for argument, value in config.items():
             check_keras_object(argument, value)
         try:
-            # This is the method of the Keras layer, the other base class.
+            # The method of the Keras layer, the other base class.
             return super().from_config(config)  # type: ignore[misc]
         except TypeError as error:
             # Keras raises its error while it handles the constructor's.

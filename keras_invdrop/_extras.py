@@ -1,4 +1,4 @@
-"""Errors for missing packages, which say how to install them."""
+"""Errors for missing packages, with the command that installs them."""
 
 import importlib
 from importlib.util import find_spec
@@ -24,8 +24,8 @@ def missing(
     Args:
         what: Subject of the sentence "... needs the package", such as "The
             format 'onnx'".
-        package: Name by which the package is imported, such as the `name` of
-            an `ImportError`.
+        package: Import name of the package, such as the `name` of an
+            `ImportError`.
         extras: The extras to install.
 
     Returns:

@@ -12,11 +12,11 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, which replaces `path` at the end.
+    """Yields a temporary path, whose file replaces `path` after the block.
 
-    If the block fails, `path` stays as it was. After the block the file is on
-    the disk, so that a power cut loses nothing. The temporary path has the same
-    suffix and is unique among all processes on all machines.
+    If the block fails, `path` stays unchanged. After the block the file is
+    flushed to disk, so that a power cut loses nothing. The temporary path has
+    the same suffix and is unique among all processes on all machines.
 
     Raises:
         OSError: If the block raises one; the message names `path`.
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        # Flush the folders as well: they hold the names.
+        # Flush the folders as well, which contain the names.
         for named in (path, *new):
             _flush(named.parent)
     except OSError as error:
@@ -55,7 +55,7 @@ def _flush(path: Path) -> None:
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits.
 
-    A file is read again only after it has changed.
+    The hash is cached until the file changes.
     """
     status = path.stat()
     return _sha256(path, status.st_mtime_ns, status.st_size)

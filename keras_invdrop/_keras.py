@@ -1,9 +1,9 @@
-"""The parts of Keras that the library uses although Keras may change them.
+"""Parts of Keras without a stable API that the library uses.
 
-Any release of Keras may change `keras.src` and the attributes of Keras' objects
-that begin with an underscore. No other file of the library uses them. For each
-name here `tests/keras_invdrop/test_keras.py` has a test, which says in one
-sentence what a new release has changed.
+Any release of Keras may change `keras.src` and attributes that begin with an
+underscore. No other file of the library uses them.
+`tests/keras_invdrop/test_keras.py` tests each name here, and its messages say
+what a new release has changed.
 """
 
 import keras
@@ -26,7 +26,7 @@ from keras.src.utils import tracking
 from keras.src.utils.backend_utils import DynamicBackend as DynamicBackend
 
 # The base class of preprocessing layers, which also run in `tf.data`. Keras
-# exports its subclasses only. Up to 3.11 its name is `TFDataLayer`.
+# exports only its subclasses. Up to 3.11 its name is `TFDataLayer`.
 DataLayer = keras.layers.Rescaling.__base__
 
 # The plain type of each of Keras' collections that track their elements.
@@ -41,7 +41,7 @@ COLLECTIONS = {
     if hasattr(tracking, name)  # TrackedOrderedDict is new in 3.14
 }
 
-# Attributes that start empty in the copy of a layer: its calls in a graph and
+# Attributes that are empty in a new copy of a layer: its calls in a graph and
 # the losses of its last call.
 EMPTY = {
     "_inbound_nodes": list,
@@ -49,12 +49,12 @@ EMPTY = {
     "_losses": list,
     "_loss_ids": set,
 }
-# The methods that Keras wraps, for each layer, when it makes the object.
+# Methods that Keras wraps in each layer object.
 WRAPPED = ("build", "quantize")
-# The attributes that say where a layer stands in a graph.
+# Attributes with a layer's place in a graph.
 OF_GRAPH = ("_inbound_nodes", "_outbound_nodes")
-# The attribute that Keras lists again for PyTorch, and the attributes that
-# compiling and training set: a copy starts without them.
+# The attribute in which Keras lists variables for PyTorch, and those that
+# compiling and training set. A copy starts without them.
 OF_PYTORCH = "_torch_params"
 OF_TRAINING = (
     "_compile_config",
@@ -82,7 +82,7 @@ def build_at_init(layer):
 
 
 def build_by_call(layer):
-    """Has a layer that knows its input shape make all layers inside it."""
+    """Calls a layer of known input shape, to create all layers inside it."""
     shapes = layer.get_build_config() or {}
     if "shapes_dict" in shapes:
         layer._build_by_run_for_kwargs(shapes["shapes_dict"])
@@ -91,7 +91,7 @@ def build_by_call(layer):
 
 
 def graph_of(model):
-    """The functional model that holds the graph of `model`, or None."""
+    """The functional model with the graph of `model`, or None."""
     model = getattr(model, "_functional", model)
     return model if hasattr(model, "_nodes_by_depth") else None
 
@@ -108,7 +108,7 @@ def operations(graph):
 
 
 def origin(tensor):
-    """The layer or operation that made a `keras.KerasTensor`."""
+    """The layer or operation that created a `keras.KerasTensor`."""
     return tensor._keras_history.operation
 
 
@@ -132,19 +132,19 @@ def standardize_inputs(graph, inputs):
 
 
 def layers_in(layer, include_self=True, recursive=True):
-    """A layer, and the layers inside it at any depth, or only its own."""
+    """A layer and the layers inside it, at any depth if `recursive`."""
     return layer._flatten_layers(include_self, recursive)
 
 
 def list_layers(layer, listed, unlisted):
-    """Lists the layers directly inside `layer` as `listed`, others behind.
+    """Reorders the layers directly inside `layer`: those in `listed` first.
 
     Optimizers and files list weights in this order.
 
     Args:
         layer: A layer or model.
         listed: The layers to list first.
-        unlisted: Layers not to list, but for those in `listed`.
+        unlisted: Layers to remove from the list, unless they are in `listed`.
     """
     places = {id(part): place for place, part in enumerate(listed)}
     left_out = {id(part) for part in unlisted} - set(places)
@@ -157,8 +157,8 @@ def list_layers(layer, listed, unlisted):
 def become(layer, new):
     """Turns `layer` into `new`, a built layer of another class.
 
-    Whatever refers to `layer`, such as attributes, lists and the graph of a
-    model, then refers to the new layer. `new` must not be used afterwards.
+    All references to `layer`, such as attributes, lists and the graph of a
+    model, then refer to the new layer. Do not use `new` afterwards.
     """
     state = {k: v for k, v in vars(new).items() if k not in WRAPPED}
     state |= {name: vars(layer)[name] for name in OF_GRAPH}
@@ -168,7 +168,7 @@ def become(layer, new):
 
 
 def list_again_for_pytorch(layer):
-    """Lists the variables of a layer, which have changed, for PyTorch."""
+    """Registers a layer's changed variables with PyTorch."""
     if OF_PYTORCH in vars(layer).get("_modules", ()):
         layer._track_variables()
 
@@ -179,7 +179,7 @@ def seed_generators(layer):
 
 
 def seeded(generator):
-    """Has all backends draw from a generator that was made without a seed.
+    """Makes all backends draw from a generator that was created without a seed.
 
     Otherwise dropout on PyTorch would draw from PyTorch's global generator.
     """
@@ -213,8 +213,8 @@ def not_decayed(optimizer, variables):
         variables: The variables of the model that it trains.
 
     Returns:
-        The list of those `variables` that do not decay, and a list of patterns
-        of names, or None.
+        The list of the `variables` that do not decay, and a list of name
+        patterns, or None.
     """
     excluded = getattr(optimizer, "_exclude_from_weight_decay", ())
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
@@ -225,7 +225,7 @@ def not_decayed(optimizer, variables):
 
 
 def initial_state(old):
-    """The attributes of a Keras object with which its copy starts."""
+    """The attributes to copy from a Keras object."""
     state = dict(vars(old))
     if isinstance(old, keras.Operation):
         state |= {k: kind() for k, kind in EMPTY.items() if k in state}
@@ -245,7 +245,7 @@ def tracker_of(layer):
 
 
 def renew(tracker):
-    """Makes a copied tracker recognise the elements of its lists."""
+    """Updates the ids by which a copied tracker recognises its elements."""
     tracker.stored_ids = {
         name: {id(value) for value in store}
         for name, (_, store) in tracker.config.items()

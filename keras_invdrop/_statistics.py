@@ -6,9 +6,9 @@ from ._extras import imported
 
 
 def mean_and_interval(values):
-    """The mean, and half the width of its 95 % confidence interval.
+    """The mean and half the width of its 95 % confidence interval.
 
-    The interval is Student's t, for independent and normal values. Needs scipy.
+    The interval assumes independent normal values (Student's t). Needs scipy.
 
     Args:
         values: Array of shape `(values, ...)`.

@@ -1,19 +1,19 @@
-"""The types of the arguments that layers share with those of Keras."""
+"""Types of arguments that Keras' layers have, too."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import keras
 
-# Each by its name, by its config, or itself: an instance of Keras' class, such
-# as `keras_invdrop.regularizers.Variance`, or any function.
+# A name, a config, an instance of Keras' class such as
+# `keras_invdrop.regularizers.Variance`, or any function.
 Activation = str | dict | Callable
 Constraint = str | dict | keras.constraints.Constraint | Callable
 Initializer = str | dict | keras.initializers.Initializer | Callable
 Regularizer = str | dict | keras.regularizers.Regularizer | Callable
 
 Axes = int | list[int] | tuple[int, ...]
-# Regular expressions of paths of layers.
+# Regular expressions that match paths of layers.
 Filters = str | list[str] | tuple[str, ...]
 DataFormat = Literal["channels_last", "channels_first"]
 NoiseShape = list[int | None] | tuple[int | None, ...]

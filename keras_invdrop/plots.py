@@ -1,10 +1,10 @@
-"""Pictures of what invariant dropout learns.
+"""Plots of what invariant dropout learns.
 
 Each function draws into the axes `ax`, or into new axes, and returns the axes.
-No picture relies on colour alone, and colour-blind readers can tell the colours
-apart.
+No plot relies on colour alone, and colour-blind readers can distinguish the
+colours.
 
-The extra `plots` installs matplotlib and scipy, which this module needs.
+This module needs matplotlib and scipy, which the extra `plots` installs.
 """
 
 import math
@@ -52,14 +52,14 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
 LOOKS = tuple(zip(COLOURS, MARKERS, strict=True))
-# The methods that have the same look in every picture.
+# Methods that look the same in every plot.
 METHODS = {
     "calibrated": LOOKS[0],
     "standard": LOOKS[1],
     "running average": LOOKS[2],
     "invariant from 0": LOOKS[4],
 }
-# The bars go from light to dark and are hatched, for printers without colour.
+# Brightness and hatching distinguish the bars in black and white.
 BARS = {
     "shift at zero": {"color": "#F0E442", "hatch": "//"},
     "now": {"color": "#56B4E9", "hatch": ""},
@@ -83,7 +83,7 @@ def plot_image(
     Args:
         values: Array of shape `(height, width)`.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
         symmetric: Whether to centre the colours on zero, for values of both
             signs.
 
@@ -100,7 +100,7 @@ def plot_image(
             f"of shape (height, width). Received: shape {values.shape}"
         )
     ax = ax or plt.subplots()[1]
-    # An image of zeros, too, gets the colour in the middle of the scale.
+    # An image of zeros also gets the middle colour of the scale.
     limit = np.nanmax(np.abs(values), initial=0) or 1.0
     image = ax.imshow(
         values,
@@ -121,13 +121,13 @@ def plot_beta(
 ) -> Any:
     """Draws the beta of a layer as an image, red above zero and blue below.
 
-    For several channels the mean over the channels is drawn.
+    For several channels it draws the mean over the channels.
 
     Args:
         layer: A dropout layer of this library that has been built, with a beta
             for each pixel.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
         shape: Tuple of integers, `(height, width)` or with the channels, such
             as `(28, 28)`, for a layer with a flat input. By default the shape
             of the input.
@@ -136,8 +136,8 @@ def plot_beta(
         The axes.
 
     Raises:
-        ValueError: If `layer` is not such a layer, or `shape` has not as many
-            elements as beta.
+        ValueError: If `layer` is not such a layer, or the number of elements in
+            `shape` differs from that of beta.
     """
     return plot_image(_image_of(layer, shape), ax, title, symmetric=True)
 
@@ -180,17 +180,17 @@ def plot_errors(
     """Draws errors per epoch: the mean over seeds and its interval.
 
     With two or more seeds a band shows the 95 % confidence interval of the
-    mean, from Student's t over the seeds. Curves whose labels agree up to a
+    mean, from Student's t over the seeds. Curves whose labels agree before the
     comma, such as `"calibrated, test"` and `"calibrated, training"`, have the
     same colour. `"standard"`, `"invariant from 0"`, `"calibrated"` and
-    `"running average"` have the same colour in every picture. A curve with
+    `"running average"` have the same colour in every plot. A curve with
     "training" in its label is dashed.
 
     Args:
         errors: Dict from a label to an array of shape `(seeds, epochs)`, in
             percent.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
 
     Returns:
         The axes.
@@ -208,7 +208,7 @@ def plot_errors(
     ax.autoscale(axis="y")
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter(_percentage)
-    # Over two decades the axis has no room for more labels.
+    # On an axis of two decades more labels would overlap.
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter(_percentage)
     ax.tick_params(axis="y", which="minor", labelsize="small")
@@ -241,7 +241,7 @@ def _leave_room_above(ax, lines):
 
 
 def _curves(errors):
-    """For each label the mean over seeds and half the width of its interval."""
+    """The mean over seeds and half the interval's width for each label."""
     expected = "a dict from labels to arrays of shape (seeds, epochs)"
     if not isinstance(errors, dict) or not errors:
         raise invalid("errors", expected, errors)
@@ -249,7 +249,7 @@ def _curves(errors):
     for label, values in errors.items():
         try:
             array = np.atleast_2d(np.asarray(values, dtype="float64"))
-        except ValueError as error:  # the seeds differ in their epochs
+        except ValueError as error:  # seeds with different numbers of epochs
             raise invalid("errors", expected, errors) from error
         if array.ndim != 2 or not array.size:
             raise invalid("errors", expected, errors)
@@ -262,7 +262,7 @@ def _method(label):
 
 
 def _looks(methods):
-    """For each method its colour and its marker."""
+    """The colour and the marker of each method."""
     known = {each: METHODS[each] for each in methods if each in METHODS}
     others = cycle([each for each in LOOKS if each not in known.values()])
     return {each: known.get(each) or next(others) for each in methods}
@@ -272,7 +272,7 @@ def _plot_curve(ax, label, mean, half_width, colour, marker):
     """Draws a curve, with a band around it where `half_width` is known."""
     epochs = np.arange(1, len(mean) + 1)
     every = max(1, len(mean) // 8)
-    # Each method's markers start elsewhere, for curves that coincide.
+    # Offset markers distinguish curves that coincide.
     first = MARKERS.index(marker) * every // 3 % every
     ax.plot(
         epochs,
@@ -306,13 +306,13 @@ def plot_mean_against_shift(
 ) -> Any:
     """Draws the mean activity of each unit against its shift (Figure 2).
 
-    The picture shows the correlation coefficient.
+    The plot shows the correlation coefficient.
 
     Args:
         mean_activity: Array of shape `(units,)`, or of the shape of beta.
-        shift: Array with as many elements. The learned beta.
+        shift: Array with the same number of elements. The learned beta.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
 
     Returns:
         The axes.
@@ -347,19 +347,19 @@ def plot_variance_report(
 ) -> Any:
     """Draws the variance that each dropout layer injects at three shifts.
 
-    Each line of the report gets three bars with their values: for the shift at
-    zero, for the present shift and for the shift at minus the mean activity.
+    Each row of the report gets three labelled bars: for the shift at zero, for
+    the present shift and for the shift at minus the mean activity.
 
     Args:
         report: The result of `keras_invdrop.variance_report`.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If `report` is not a report, or has no lines.
+        ValueError: If `report` is not a report, or has no rows.
     """
     if (
         not isinstance(report, (list, tuple))
@@ -415,7 +415,7 @@ def plot_mask(
         shape: Tuple of two integers, `(rows, columns)`: the height and width
             of an image, or the numbers of examples and units.
         ax: Axes to draw into.
-        title: Title of the picture.
+        title: Title of the plot.
         noise_shape: Tuple of two integers or `None`. Shape of the mask, as in
             `InvariantDropout`: size 1 uses one draw for the whole axis.
         seed: Integer to use as random seed, or None.

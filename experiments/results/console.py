@@ -23,8 +23,8 @@ from .records import Result
 def console(stderr: bool = False, quiet: bool = False) -> Console:
     """A console that prints text literally.
 
-    By default Rich would read "[jax]" in `pip install '.[jax]'`, or in the name
-    of a file, as markup.
+    By default Rich would interpret "[jax]" in `pip install '.[jax]'`, or in a
+    file name, as markup.
     """
     return Console(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False
@@ -39,7 +39,7 @@ class ProgressTable:
     """Shows the progress of trainings; a context manager.
 
     A terminal shows a live table. A file or a pipe gets a line when a training
-    begins, and a line after each epoch, at most one per `INTERVAL`.
+    starts, and a line after each epoch, at most one per `INTERVAL`.
 
     Args:
         epochs: Title of a training -> its number of epochs.
@@ -63,7 +63,7 @@ class ProgressTable:
         self.failures: dict[str, str] = {}
         self._units = units
         self._expected = epochs
-        # Title -> first and last epoch since the training began or moved.
+        # Title -> first and last epoch since the training started or moved.
         self._epochs: dict[str, tuple[_Epoch, _Epoch]] = {}
         self._console = console(stderr=True, quiet=quiet)
         self._has_table = live and self._console.is_terminal
@@ -184,8 +184,8 @@ def paper_table(
     table = Table(
         title="Invariant dropout (Ba, Xiong and Frey, 2014), Tables 2 to 6",
         caption="Test error in %, or code quality in bits (Table 5): the "
-        "paper's, and what was measured, with mean and 95 % confidence "
-        "interval over seeds (Student's t).",
+        "paper's figure, and the measured mean over seeds with its 95 % "
+        "confidence interval (Student's t).",
     )
     table.add_column("row")
     for name in ("paper", "measured", "note"):
@@ -213,10 +213,10 @@ def paper_table(
 
 
 def encodings_table(results: Sequence[Result]) -> Group:
-    """The demonstration's errors, methods down and encodings across.
+    """The demonstration's errors, with a line per method.
 
-    A sentence below the table says what it shows, and a note on what it was
-    measured.
+    Below the table are a sentence that summarises it and a note about the
+    conditions.
     """
     found = {
         (METHODS[row.method, each.calibrated], row.encoding): each

@@ -99,8 +99,8 @@ class Finding:
     def interval_with_examples(self) -> tuple[float, float] | None:
         """The 95 % interval of the difference over seeds and test examples.
 
-        None if the figures are no error rates, for a single seed, or if a
-        result does not record which examples were wrong.
+        None if the figures are not error rates, for a single seed, or if a
+        result does not record the misclassified examples.
         """
         if self.unit != "points" or len(self.compared) < 2:
             return None
@@ -113,7 +113,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of the corrected p value and the interval above."""
+        """The verdict from the corrected p value and the interval above."""
         if not self.corrected < SIGNIFICANT:
             return "undecided"
         favourable = self.inference.favourable
@@ -192,7 +192,7 @@ def _frame(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def _by_decay(trainings: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """For each decay of beta: its trainings, and trainings without beta."""
+    """The trainings with each decay of beta, and those without beta."""
     without = trainings.decay.isna()
     for decay in sorted(trainings.decay.dropna().unique()) or [None]:
         group = trainings[without | (trainings.decay == decay)]

@@ -26,7 +26,7 @@ METHODS = {
     ("running_average", False): "running average subtracted",
 }
 
-# Short names, for pictures.
+# Short names, for plots.
 LABELS = {
     ("none", False): "no dropout",
     ("standard", False): "standard",
@@ -133,7 +133,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def with_interval(mean: float, half_width: float | None) -> str:
-    """A mean, with half the width of its interval unless that is None."""
+    """A mean, with half the width of its interval unless None."""
     return f"{mean:.2f}" + (
         "" if half_width is None else f" ± {half_width:.2f}"
     )

@@ -39,7 +39,7 @@ BEFORE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Code:
-    """The version of this package that made a training.
+    """The version of this package that ran a training.
 
     Attributes:
         version: Version of the package.
@@ -59,17 +59,16 @@ class Code:
 class Result:
     """One training, with everything needed to repeat it.
 
-    `validation` and `test` are figures in `unit`: the error in "%", or the
-    code quality in "bits". `validation` is the figure of the selected epoch,
-    None without validation examples; `activation` is None for the network's
-    default. `training_examples` counts the examples from which the tested
-    weights were learned, after retraining the validation examples included.
-    `correlations` maps layers to the correlation of beta and the mean
-    activity. `seconds` is the time of all epochs, validation included.
-    `commit` is the commit of the code, None if unknown. `limit_train` is the
-    requested number of training examples, None for all. `wrong` encodes which
-    test examples were classified wrongly (see `wrong_examples`), None if
-    unknown.
+    `validation` and `test` are figures in `unit`: the error in "%", or the code
+    quality in "bits". `validation` is the figure of the selected epoch, None
+    without validation examples; `activation` is None for the network's default.
+    `training_examples` counts the examples from which the tested weights were
+    learned, after retraining the validation examples included. `correlations`
+    maps layers to the correlation of beta and the mean activity. `seconds` is
+    the time of all epochs, validation included. `commit` is the commit of the
+    code, None if unknown. `limit_train` is the requested number of training
+    examples, None for all. `wrong` encodes which test examples were
+    misclassified (see `wrong_examples`), None if unknown.
     """
 
     row: str
@@ -102,12 +101,12 @@ class Result:
 
     @property
     def code(self) -> Code:
-        """The version of this package that made the training."""
+        """The version of this package that ran the training."""
         return Code(self.versions.get("keras-invdrop", ""), self.commit)
 
     @property
     def wrong_examples(self) -> np.ndarray | None:
-        """Whether each test example was classified wrongly, in their order."""
+        """Whether the network misclassified each test example, in order."""
         if self.wrong is None:
             return None
         content = np.frombuffer(base64.b64decode(self.wrong), "uint8")
@@ -176,7 +175,7 @@ def read_result(path: Path) -> Result:
     """Reads a file of `write_result`, of this or an earlier version.
 
     Raises:
-        ValueError: If the file is no result, or a later version wrote it.
+        ValueError: If the file is not a result, or a later version wrote it.
     """
     try:
         content = json.loads(path.read_text())
@@ -195,7 +194,7 @@ def read_result(path: Path) -> Result:
             raise ValueError(f"its recipe lacks {', '.join(sorted(unsaid))}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a result: {error}") from error
-    # JSON knows no tuples.
+    # JSON has no tuples.
     recipe = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in recipe.items()
@@ -211,9 +210,9 @@ def read_results(directory: Path) -> list[Result]:
 def stored(directory: Path) -> dict[Path, Result]:
     """The results below a directory, by their files.
 
-    If several files hold the same training, the last file name counts. The
-    history and the model of a training lie beside its result and differ only in
-    the suffix.
+    If several files contain the same training, the last file name counts. The
+    history and the model of a training are next to its result and differ only
+    in the suffix.
     """
     found = {}
     for path in sorted(directory.rglob("*.json")):

@@ -1,4 +1,4 @@
-"""Reports measured figures beside the paper's, as Markdown and pictures."""
+"""Reports measured figures beside the paper's, as Markdown and plots."""
 
 import json
 import math
@@ -36,9 +36,9 @@ MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 
 INTRODUCTION = (
     "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "
-    "others were measured: the mean over seeds, with its 95 % confidence "
-    "interval (Student's t). The notes say on what. Where there were "
-    "examples for validation the epoch was selected on them."
+    "other figures are measured means over seeds, with 95 % confidence "
+    "intervals (Student's t). The notes give the conditions. If a training "
+    "set validation examples aside, they selected the epoch."
 )
 
 DATASETS = {
@@ -69,7 +69,7 @@ def write_report(directory: Path) -> Path:
 
     Raises:
         OSError: If there are no results, or the report cannot be written.
-        ValueError: If a file is no result.
+        ValueError: If a file is not a result.
     """
     found = _results(directory)
     parts = ["# Invariant dropout: the paper's tables, measured", INTRODUCTION]
@@ -94,7 +94,7 @@ def write_summary(directory: Path, path: Path) -> None:
 
     Raises:
         OSError: If there are no results, or the file cannot be written.
-        ValueError: If a mark is missing, or a file is no result.
+        ValueError: If a mark is missing, or a file is not a result.
     """
     results = _results(directory).values()
     text = path.read_text()
@@ -121,15 +121,15 @@ def _results(directory: Path) -> dict[Path, Result]:
 
 
 def summary(results: Iterable[Result]) -> list[str]:
-    """The test errors as one table, methods down and data across, as Markdown.
+    """The test errors as one Markdown table, with a line per method.
 
-    Of several measurements of a row, the table has the one of most training
-    examples, then of most epochs, then with the row's own settings, then of
-    most seeds, for beta that starts at 0 and calibrated. Rows that were not
-    measured are left out.
+    Among several measurements of a row, the table shows the one with the most
+    training examples, then the most epochs, then the row's own settings, then
+    the most seeds, separately for beta from 0 and calibrated. The table leaves
+    out rows without measurements.
     """
     results = list(results)
-    # By method and column, which is a network and what it was trained on.
+    # By method and column; a column is a network and its data.
     cells: dict[str, dict[tuple[str, str], list[str]]]
     cells = {name: {} for name in METHODS.values()}
     columns: dict[tuple[str, str], None] = {}
@@ -174,7 +174,7 @@ def summary(results: Iterable[Result]) -> list[str]:
 
 
 def _title(row: Row, measured: Measurement) -> str:
-    """What the figures of a column are of."""
+    """The title of a column."""
     name = DATASETS.get(measured.dataset, measured.dataset)
     if row.table == 2:
         name += f", {row.encoding}"
@@ -228,30 +228,30 @@ def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def claims(results: Iterable[Result]) -> list[str]:
-    """The claims that the results test, as Markdown."""
+    """The claims tested on the results, as Markdown."""
     every = [_cells(found) for found in findings(results)]
     if not every:
         return []
     return [
         "### What holds",
-        "Differences are paired, the same seed with one and with the other, "
-        "and positive in favour of the claim; with their 95 % interval over "
-        "seeds (Student's t) and, where results say which test examples were "
-        "wrong, that over seeds and examples (bootstrap of both). p is "
-        "two-sided; that errors are as many is tested by two one-sided tests, "
-        f"with a margin of {SAME_WITHIN} points; correlations by Fisher's z. "
-        "All p values of the report are corrected together (Holm), and a "
-        f"claim is decided below {SIGNIFICANT}, if the second interval does "
-        "not leave it open. A single pair decides nothing. In Table 5 a pair "
-        "is a partition, with the mean over seeds. Each row has the settings "
-        "that were selected for it: those in which two differ are said, and "
-        "where their searches were not alike.",
+        "Differences are paired by seed, and positive in favour of the claim. "
+        "The first interval is the 95 % interval over seeds (Student's t). "
+        "The second, over seeds and test examples (bootstrap of both), needs "
+        "results that record the misclassified examples. p is two-sided; two "
+        f"one-sided tests with a margin of {SAME_WITHIN} points test for "
+        "equal errors, and Fisher's z tests correlations. All p values of the "
+        "report are corrected together (Holm). A corrected p below "
+        f"{SIGNIFICANT} decides a claim unless the second interval leaves it "
+        "open. A single pair decides nothing. In Table 5 a pair is a "
+        "partition, with the mean over seeds. Each row uses the settings "
+        "selected for it; the table lists the settings in which two rows "
+        "differ, and marks rows with unlike searches.",
         _table(every[0], [cells.values() for cells in every]),
     ]
 
 
 def _cells(found: Finding) -> dict[str, str]:
-    """The line of a finding: the head of each column, and what it says."""
+    """The cells of a finding by column heading."""
     return {
         "claim": found.claim.text,
         "source": found.claim.source,

@@ -20,7 +20,7 @@ from ..train.training import save
 from ..train.training import train
 from ..train.trial import Trial
 
-# Name in the files -> row of Table 2, and whether beta is calibrated (ours,
+# Name in the files -> method in Table 2, and whether beta is calibrated (ours,
 # not the paper's).
 METHODS = {
     "standard": ("standard", False),
@@ -38,9 +38,9 @@ def run_demo(
     """Trains the network of Table 2 on digits that need no download.
 
     Trains each method on each encoding, once per seed, for a fixed number of
-    epochs. Nothing is selected, so the training set has all digits outside the
-    test set. Each training writes its model, history and result to `directory`;
-    the figures follow at the end.
+    epochs. The function selects nothing, so the training set contains all
+    digits outside the test set. Each training writes its model, history and
+    result to `directory`; at the end the function draws the figures.
 
     Args:
         directory: Directory to write to, created if it does not exist.

@@ -33,8 +33,8 @@ from ..train.trial import Trial
 # Topic of the events by which workers report their progress.
 TOPIC = "keras-invdrop"
 
-# How often a training restarts on this machine after its process was killed. It
-# resumes from its backup each time.
+# How often a training restarts on this machine, from its backup, after its
+# process was killed.
 RETRIES = 10
 
 # Function by which a call reports its progress, from any process.
@@ -94,8 +94,8 @@ def train_all(
 ) -> None:
     """Runs trainings and shows their progress in `table`.
 
-    Divergence skips one training; any other error would recur and ends them
-    all. On a cluster, the training of a worker that dies moves to another
+    Divergence skips one training; any other error would recur, and ends all
+    trainings. On a cluster, the training of a worker that dies moves to another
     worker and resumes from its backup.
 
     Args:
@@ -242,8 +242,8 @@ def local_cluster(workers: int) -> Iterator[Any]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
-    # If the command is interrupted, Python's resource tracker cleans up and
-    # warns. The user need not see the warning.
+    # Hides a warning from Python's resource tracker, which cleans up after an
+    # interrupted command.
     quiet = "ignore:resource_tracker:UserWarning"
     filters = os.environ.get("PYTHONWARNINGS", "")
     if quiet not in filters:

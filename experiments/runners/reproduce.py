@@ -45,7 +45,7 @@ def trials_of(
     Args:
         names: Names of rows, or prefixes of several rows.
         seeds: Seeds of each row.
-        calibrate: Whether each shift starts calibrated.
+        calibrate: Whether to calibrate each shift before training.
         **given: Settings of the `Recipe`, in the command line's format, where
             None keeps the row's setting; and settings of the `Trial`.
     """
@@ -83,7 +83,7 @@ def check(trials: Sequence[Trial]) -> None:
     if keras.backend.backend() == "torch" and trials[0].steps_per_execution > 1:
         raise invalid(
             "--steps-per-execution",
-            "1 on PyTorch, whose steps Keras makes one by one",
+            "1 on PyTorch, on which Keras runs the steps one by one",
             trials[0].steps_per_execution,
         )
     for trial in trials:
@@ -186,7 +186,7 @@ def announced(trials: Sequence[Trial]) -> str:
 
 
 def _kept(trials: Sequence[Trial], out: Path) -> str:
-    """Tells the user how interrupted trainings continue."""
+    """A message about how interrupted trainings continue."""
     files = (
         out / f"{trial.name}{end}"
         for trial in trials
@@ -237,7 +237,7 @@ def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
     if place.workers > 1 or place.scheduler is not None:
         raise invalid(
             "--data-parallel",
-            "nothing with `--workers` or `--scheduler`, which do several "
+            "nothing with `--workers` or `--scheduler`, which run several "
             "trainings at once",
             data_parallel,
         )

@@ -69,10 +69,10 @@ def _norms_of_table_2(trial: Any) -> Any:
     return for_layers("max_norm", norms)
 
 
-# Named sets of settings to search together: the settings that the paper does
-# not print, around the values published for similar networks, in a space small
-# enough for some 25 trials. The setting that only some methods have comes last,
-# so that the searches of all methods begin with the same trials.
+# Named sets of settings to search together: settings that the paper does not
+# print, around the values published for similar networks, in a space small
+# enough for about 25 trials. The setting that only some methods have comes
+# last, so that the searches of all methods start with the same trials.
 SPACES: dict[str, dict[str, Draw]] = {
     "table2": {
         "learning_rate": _between("learning_rate", 0.002, 0.1, log=True),
@@ -87,8 +87,8 @@ SPACES: dict[str, dict[str, Draw]] = {
     },
     # For the ReLU network of Tables 3 and 4. Srivastava et al. (2014, appendix
     # B) keep 0.9 of the input and 0.75, 0.75, 0.5 and 0.5 of the activities
-    # after each layer, with a norm of 4 and a momentum of 0.95; others drop in
-    # the dense part alone.
+    # after each layer, with a norm of 4 and a momentum of 0.95; others drop
+    # only in the dense part.
     "relu_cnn": {
         "learning_rate": _between("learning_rate", 0.001, 0.1, log=True),
         "input_rate": _one_of("input_rate", 0.0, 0.1, 0.2),
@@ -118,8 +118,8 @@ def space_of(
 
     Args:
         settings: Names in `SPACE`, or in `SPACES` for sets of settings.
-        trainings: The trainings. If no training has a beta, the settings of
-            beta are left out.
+        trainings: The trainings. Without any beta among them, the function
+            leaves out the settings of beta.
     """
     found: dict[str, Draw] = {}
     for name in settings:
@@ -160,9 +160,9 @@ def tune(
         on_epoch: Called after each epoch with the title of the training, the
             number of finished epochs and the figure on the validation
             examples.
-        start_from: Journal of another search for the same settings, such as
-            one of fewer epochs. The best of its completed trials are tried
-            first, from the best on.
+        start_from: Journal of another search for the same settings, such as one
+            of fewer epochs. The search first tries the best of its completed
+            trials, best first.
 
     Returns:
         The study (`optuna.Study`).
@@ -191,7 +191,7 @@ def tune(
     # Interrupted trials do not count; pruned trials do.
     states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     ended = len(study.get_trials(states=states))
-    # A search that resumes does not draw its first trials again.
+    # A resumed search must not draw its first trials again.
     sequence = np.random.SeedSequence((trainings[0].seed, len(study.trials)))
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
     make = functools.partial(_make_trial, trainings, settings, journal, name)
@@ -204,7 +204,7 @@ def tune(
 
 
 def _best(journal: Path, settings: Sequence[str], number: int) -> list[Any]:
-    """The settings of the best trials of a search, from the best on."""
+    """The settings of the best trials of a search, best first."""
     name = journal.stem.removeprefix("trials-")
     if not (journal.is_file() and name.endswith("-".join(["", *settings]))):
         raise invalid(
@@ -243,9 +243,9 @@ def _make_trial(
     study = optuna.load_study(
         study_name=name,
         storage=_storage(journal),
-        # `constant_liar` keeps away from settings that other workers try.
+        # `constant_liar` avoids settings that other workers are trying.
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        # A high learning rate looks bad until it has fallen.
+        # A trial with a high learning rate looks bad until the rate has fallen.
         pruner=optuna.pruners.MedianPruner(
             n_warmup_steps=trainings[0].row.recipe.epochs // 2
         ),
@@ -264,7 +264,7 @@ def _make_trial(
 
 
 def completed(trial: Any) -> bool:
-    """Whether a trial ran to its end, without pruning."""
+    """Whether a trial finished without being pruned."""
     return trial.state.name == "COMPLETE"
 
 

@@ -79,7 +79,7 @@ def joined(
 def _found_together(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> bool:
-    """Connects the processes; returns whether this one has companions."""
+    """Connects the processes; returns whether there are several."""
     import jax
 
     try:
@@ -121,8 +121,7 @@ def _leave(error: BaseException) -> None:
             file=sys.stderr,
             flush=True,
         )
-        # Meanwhile JAX prints the coordinator's report and ends this
-        # process.
+        # Meanwhile JAX prints the coordinator's report and ends this process.
         time.sleep(HEARTBEAT + 15)
     else:
         print(f"{told}{error}", file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ def evaluation_batch(split: Split) -> int:
 
 
 class Fitted(BestEpoch):
-    """Callback that evaluates, selects an epoch and holds a fit's outcome.
+    """Callback that evaluates, selects an epoch and stores a fit's outcome.
 
     If the optimizer averages the weights (`use_ema`), the callback evaluates
     and selects the averages.
@@ -128,7 +128,7 @@ class _SharedResume(ExactResume):
 
     def read(self) -> bytes | None:
         content = super().read() if is_first() else None
-        # The prefix tells an empty file from an absent one.
+        # The prefix distinguishes an empty file from an absent one.
         sent = from_first(b"" if content is None else b"." + content)
         return sent[1:] if sent else None
 

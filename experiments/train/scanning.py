@@ -19,8 +19,8 @@ def scan_steps(model: keras.Model) -> None:
 
     Args:
         model: A compiled model on the JAX backend. This function replaces its
-            training function. In an epoch all batches but the last must have
-            one shape.
+            training function. In an epoch all batches except the last must have
+            the same shape.
     """
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:

@@ -37,8 +37,7 @@ from .fitting import evaluation_batch
 from .trainer import Trainer
 from .trial import Trial
 
-# Number of examples over which the activities that are compared with beta are
-# averaged.
+# Number of examples for the mean activity that is compared with beta.
 OBSERVED = 1000
 
 
@@ -89,7 +88,7 @@ def train(
     Args:
         trial: The training.
         dataset: The examples; by default the trial loads them.
-        test_curve: Whether to test after every epoch, too.
+        test_curve: Whether to test after every epoch as well.
         backup: File (`.npz`) to write after each epoch. A stopped training
             resumes from this file and ends with the same weights. This file
             and the backup of the retraining, `-anew.npz`, remain: see
@@ -113,11 +112,11 @@ def train(
         dataset = trial.dataset()
     anew = row.recipe.retrain and len(dataset.validation) > 0
     if anew and isinstance(dataset.train, Stream):
-        # Refuse now rather than after the first of two trainings.
+        # Refuse before the first of two trainings.
         raise invalid(
             "retrain",
-            "False for training examples that are read while they are used, "
-            "to which those for validation cannot be added",
+            "False for training examples that are read on demand, to which "
+            "validation examples cannot be added",
             True,
         )
     code = this_code()  # before its files change
@@ -146,7 +145,7 @@ def train(
         tested.seconds += fitted.seconds
     network = trainer.network("softmax")
     network.set_weights(tested.selected)
-    # The selection is over: from here on the test set may be used.
+    # Use the test set only now that the selection is over.
     figure, wrong = trainer.test(network)
     result = Result(
         row=row.id,
@@ -269,7 +268,7 @@ def save(trained: Trained, directory: Path, name: str) -> None:
 def remove_backups(backup: Path) -> None:
     """Deletes the backups of a finished training.
 
-    Partial files that a killed process has left are deleted, too.
+    Also deletes partial files that a killed process left.
     """
     for path in (backup, _anew(backup)):
         path.unlink(missing_ok=True)
@@ -296,7 +295,7 @@ def finished(trial: Trial, directory: Path) -> Result | None:
     if result.code != this_code():
         raise ValueError(
             f"{path} was trained with {result.code}; this is {this_code()}. "
-            "Give results of this one another `--out`."
+            "Write the results of this version to another `--out`."
         )
     return result
 

@@ -1,4 +1,4 @@
-"""A training, described so that any process can do it."""
+"""The description of a training, from which any process can run it."""
 
 import functools
 import hashlib
@@ -41,8 +41,8 @@ _load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
 class Trial:
     """One training: a row with one seed.
 
-    A trial is created once, from the command line or in Python, and holds
-    everything that the result depends on.
+    A trial is created once, from the command line or in Python, and contains
+    everything on which the result depends.
 
     Attributes:
         row: The row, with its recipe.
@@ -65,18 +65,18 @@ class Trial:
     validation: int | None = setting(
         None,
         "Number of examples to set aside for validation. With 0 the network "
-        "is trained on all examples, and tested as it is after the last epoch.",
+        "trains on all examples and is tested after the last epoch.",
         min=0,
         show_default="as in the paper",
     )
     data: str | None = setting(
         None,
-        "Images of your own, for any table but 5: a file .npz with x_train, "
+        "Your own images, for any table except 5: an .npz file with x_train, "
         "y_train, x_test and y_test. For Table 2, `digits` are 5,000 digits "
         "that come with a package. For Table 5, the file of the splicing data "
         "(.csv or .npz).",
-        show_default="what tensorflow-datasets finds in TFDS_DATA_DIR, or "
-        "downloads",
+        show_default="the paper's data, which tensorflow-datasets finds in "
+        "TFDS_DATA_DIR or downloads",
     )
     activation: str | None = setting(
         None,
@@ -86,15 +86,15 @@ class Trial:
     )
     steps_per_execution: int = setting(
         1,
-        "Training steps in one call of the backend, on JAX and TensorFlow. On "
-        "a GPU, 100 steps save most of the time that a small network takes.",
+        "Training steps per call of the backend, on JAX and TensorFlow. On a "
+        "GPU, 100 steps save most of the time of a small network.",
         min=1,
     )
     # Results differ by rounding only, so a stopped training may resume with
     # another number of devices.
     data_parallel: bool = setting(
         False,
-        "Divide each batch over all devices, on JAX: those of this machine, "
+        "Divide each batch over all devices, on JAX: those of this machine "
         "and of the machines that the next three options or a launcher (Slurm, "
         "Kubernetes, Open MPI) add. See docs/scaling_out.md.",
     )
@@ -111,7 +111,7 @@ class Trial:
         """Name of the trial's files; other settings give other names."""
         data = self.data
         if data not in (None, "digits"):
-            data = sha256(Path(data))  # its content, wherever it lies
+            data = sha256(Path(data))  # the content, independent of the path
         settings = {
             "width": self.width,
             "activation": self.activation,
@@ -172,7 +172,7 @@ class Trial:
         elif self.validation is not None:
             raise invalid(
                 "--validation",
-                "nothing for Table 5, whose partitions say what is set aside",
+                "nothing for Table 5, whose partitions select the examples",
                 self.validation,
             )
         elif self.data is None:

@@ -12,17 +12,17 @@ from .._checks import invalid
 class BestEpoch(keras.callbacks.Callback):
     """Callback that keeps the weights of the best epoch.
 
-    Of several equally good epochs the first one counts. If the optimizer
+    Among equally good epochs the callback keeps the first. If the optimizer
     averages the weights (`use_ema`), the callback keeps the averages.
 
     Args:
-        monitor: Name of the loss or metric to compare epochs by, such as
-            `"val_accuracy"`. None to keep the last epoch.
+        monitor: Name of the loss or metric by which to compare epochs, such as
+            `"val_accuracy"`. None keeps the last epoch.
         mode: `"min"` if smaller values of `monitor` are better, or `"max"`.
 
     Attributes:
         epoch: The number of the best epoch, counted from 0; None before the
-            first one.
+            first.
         best: The value of `monitor` in that epoch.
         weights: The weights after that epoch, in the form of
             `model.get_weights()`.

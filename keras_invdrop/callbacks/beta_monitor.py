@@ -35,7 +35,7 @@ from ..models._variance_report import present_shift
 
 @dataclass(frozen=True)
 class BetaFigures:
-    """The figures of one layer; see `BetaMonitor` for their meaning."""
+    """The figures of one layer; `BetaMonitor` defines them."""
 
     beta_mean: float
     beta_std: float
@@ -62,11 +62,11 @@ COLUMNS = ["epoch", "layer", *(field.name for field in fields(BetaFigures))]
 
 
 class BetaMonitor(keras.callbacks.Callback):
-    """Callback that records each layer's beta, in CSV and TensorBoard.
+    """Callback that records each layer's beta in CSV and TensorBoard files.
 
-    Does beta approach minus the mean activity, and how much variance does that
-    save? At the end of an epoch the callback computes these figures for each
-    dropout layer of this library:
+    The figures show whether beta approaches minus the mean activity, and how
+    much variance this saves. At the end of an epoch the callback computes for
+    each dropout layer of this library:
 
     - `beta_mean`, `beta_std`: mean and standard deviation of the elements of
       beta,
@@ -80,37 +80,37 @@ class BetaMonitor(keras.callbacks.Callback):
 
     The callback adds the figures to the `logs` of the epoch as
     `"layer/figure"`, for `History`, the progress bar, and callbacks that come
-    after this one in the list, such as `EarlyStopping`. A layer inside another
-    has its path, such as `"block/dropout"`, as its name. For
+    after this one in the list, such as `EarlyStopping`. The name of a layer
+    inside another is its path, such as `"block/dropout"`. For
     `RunningAverageDropout` beta is minus the average.
 
-    Activities are measured at inference, on a sample of `x`. A measurement
-    takes one forward pass of the sample and, for each layer, a pass of two or
-    three examples through the next layer. Where activities share a mask, as in
-    `SpatialInvariantDropout`, it takes a pass of the sample for each feature
-    map: use few `examples` there, or a larger `freq`.
+    The callback measures activities at inference, on a sample of `x`. A
+    measurement takes one forward pass of the sample and, for each layer, a pass
+    of two or three examples through the next layer. If activities share a mask,
+    as in `SpatialInvariantDropout`, it takes a pass of the sample for each
+    feature map: use fewer `examples` or a larger `freq`.
 
     Args:
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
-            them. Examples on which activities are measured, such as training
-            examples. Timesteps that are masked as padding are left out.
+            them. Examples on which to measure activities, such as training
+            examples. The measurement excludes timesteps masked as padding.
         filename: Filename of a CSV file, with a row for each epoch and layer:
-            epochs count from 0, as in `keras.callbacks.CSVLogger`. The file is
-            replaced as a whole after each epoch, so that nobody reads it
-            half-written. A training that resumes, with `initial_epoch` or
-            `keras.callbacks.BackupAndRestore`, keeps the rows of the earlier
-            epochs. By default no file is written.
-        log_dir: The path of the directory for TensorBoard, which may be the
-            one of `keras.callbacks.TensorBoard`. Needs the package
-            tensorboardX, but not TensorFlow. By default nothing is written.
-        freq: Positive integer. Frequency in epochs: activities are measured
-            after the epochs 0, `freq`, `2 * freq` and so on.
+            epochs count from 0, as in `keras.callbacks.CSVLogger`. The callback
+            replaces the whole file after each epoch, so that it is never
+            half-written. A training resumed with `initial_epoch` or
+            `keras.callbacks.BackupAndRestore` keeps the rows of earlier epochs.
+            By default the callback writes no file.
+        log_dir: Path of the directory for TensorBoard, which may be that of
+            `keras.callbacks.TensorBoard`. Needs the package tensorboardX, but
+            not TensorFlow. By default the callback writes no events.
+        freq: Positive integer. Interval between measurements: after the epochs
+            0, `freq`, `2 * freq` and so on.
         examples: Positive integer. The largest number of examples of `x` to
-            use. The sample is drawn once, with a fixed seed.
+            use. The callback draws the sample once, with a fixed seed.
         batch_size: Positive integer. Examples per forward pass.
 
     Raises:
-        ImportError: If `log_dir` is given and tensorboardX is missing.
+        ImportError: If `log_dir` is given and tensorboardX is not installed.
         ValueError: If `x` has no examples, another argument is not of the kind
             described, or `filename` is a file that this callback did not
             write; when training begins, if the model has no layer with a
@@ -161,8 +161,8 @@ class BetaMonitor(keras.callbacks.Callback):
         self._writer: Any = None
 
     def __getstate__(self):
-        # `_sites` and `_writer` are made again when they are needed. On JAX
-        # the property `model` updates the weights of a model in training.
+        # `_sites` and `_writer` are created again on demand. On JAX reading the
+        # property `model` updates the weights of a model in training.
         return {
             **self.__dict__,
             "_model": self.model,
@@ -171,7 +171,7 @@ class BetaMonitor(keras.callbacks.Callback):
         }
 
     def on_train_begin(self, logs=None):
-        self._close()  # the writer of a training that failed
+        self._close()  # the writer of a failed training
         self._sites = None
         # On TensorFlow the first batch builds a Sequential model without
         # `keras.Input`, and on all backends a subclass.
@@ -204,8 +204,7 @@ class BetaMonitor(keras.callbacks.Callback):
     def _find_sites(self) -> _Sites:
         """Finds the layers with a beta, and raises an error if none exists.
 
-        Also raises an error if the model does not take `x`, before an epoch is
-        wasted.
+        Also raises an error if the model does not take `x`, before training.
         """
         graph = graph_of(check_callable(self.model))
         examples = Examples("x", self.x)
@@ -279,15 +278,14 @@ class BetaMonitor(keras.callbacks.Callback):
 
     def _write_events(self, epoch, measured):
         if self._writer is None:
-            # Imported here, since tensorboardX is an optional dependency.
+            # tensorboardX is an optional dependency.
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(
                 str(self.log_dir),
                 # Hides the events of an earlier training from here on.
                 purge_step=epoch,
-                # Otherwise the names of two trainings that begin in the same
-                # second would be equal.
+                # Distinguishes trainings that begin in the same second.
                 filename_suffix=f".{epoch}",
             )
         for layer, figures in measured.items():
@@ -315,7 +313,7 @@ def _check_path(argument, path):
 
 
 def _read_rows(path):
-    """The rows of a file that the callback wrote; none if no file exists."""
+    """The rows of a file that the callback wrote; empty without a file."""
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)

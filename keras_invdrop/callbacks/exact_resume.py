@@ -18,48 +18,49 @@ from .reseed import Reseed
 
 
 class ExactResume(Reseed):
-    """Callback that resumes a stopped training with the same bits.
+    """Callback that resumes a stopped training bit for bit.
 
-    At the end of each epoch the callback writes a file with all state that the
-    next epoch depends on. If `model.fit` is called again with the same
-    arguments, in another process, training resumes after the last completed
-    epoch. It ends with the same weights, byte for byte, as if Ctrl-C, `kill -9`
-    or a power cut had never stopped it. The file is always whole: it holds the
+    At the end of each epoch the callback writes a file with all state on which
+    the next epoch depends. After Ctrl-C, `kill -9` or a power cut, calling
+    `model.fit` with the same arguments in a new process resumes training after
+    the last completed epoch, and ends with the same weights, byte for byte, as
+    an uninterrupted training. The file is never half-written: it contains the
     last epoch or the one before.
 
-    `keras.callbacks.BackupAndRestore` resumes as well, but promises neither
-    the same masks nor the same order of the examples, and `History` starts
-    empty. With this callback weights, optimizer, learning rate, `History` and
-    the given `callbacks` continue, and all random numbers of an epoch depend
-    only on the seed and the number of the epoch; see `Reseed`.
+    `keras.callbacks.BackupAndRestore` also resumes, but guarantees neither the
+    same masks nor the same order of the examples, and `History` starts empty.
+    This callback restores weights, optimizer, learning rate, `History` and the
+    given `callbacks`, and all random numbers of an epoch depend only on the
+    seed and the number of the epoch; see `Reseed`.
 
     On JAX and PyTorch `model.fit` also takes arrays with `shuffle=True`. On
     TensorFlow Keras shuffles arrays with a generator whose state cannot be
     set: pass `resume.shuffled(x, y, batch_size)` and `shuffle=False` to
-    `model.fit`, as in the example, which works on every backend. The batches of
-    any other data set must not depend on how much of it was read before. Do not
-    pass `steps_per_epoch` with arrays: each epoch would then begin where the
-    epoch before ended.
+        `model.fit`, as in the example, which works on every backend. The
+        batches of any other data set must not depend on how much of it was read
+        before. Do not pass `steps_per_epoch` with arrays: each epoch would then
+        start where the previous one ended.
 
     Args:
         filepath: Path of the file, `.npz`.
         seed: Non-negative integer. The seed of the training.
-        callbacks: The callbacks of the training that have a state, such as
+        callbacks: The stateful callbacks of the training, such as
             `keras.callbacks.EarlyStopping`, `keras.callbacks.ReduceLROnPlateau`
-            or `BestEpoch`. Their attributes are kept if they are numbers,
-            strings, arrays, or lists and dicts of these. Put them before this
-            callback in the list that `model.fit` gets.
+            or `BestEpoch`. The file keeps attributes that are numbers, strings,
+            arrays, or lists and dicts of these. Put these callbacks before this
+            one in the list for `model.fit`.
         identity: String that distinguishes this training from others, such as
-            the version of the code. A file with another identity is refused.
+            the version of the code. The callback refuses a file with another
+            identity.
         delete_checkpoint: Boolean. Whether to delete the file when
             `model.fit` has ended.
 
     Raises:
-        ValueError: If an argument is not of the kind described; when the
-            training begins, if the file comes from a training with another
-            model, optimizer, seed, number of steps, `identity`, backend or
-            version of Keras.
-        OSError: If the file cannot be written; the old file then stays.
+        ValueError: If an argument is not of the kind described; at the start of
+            training, if the file comes from a training with another model,
+            optimizer, seed, number of steps, `identity`, backend or version of
+            Keras.
+        OSError: If the file cannot be written; the old file then remains.
 
     Example:
 
@@ -117,8 +118,7 @@ class ExactResume(Reseed):
                 ) from error
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # `model.fit` has read its initial epoch; a later call must not read it
-        # again.
+        # `model.fit` has read its initial epoch; later calls must not reuse it.
         set_initial_epoch(self.model, None)
         self._continue_history()
         super().on_epoch_begin(epoch, logs)
@@ -161,7 +161,7 @@ class ExactResume(Reseed):
             np.savez(file, **arrays)
 
     def _training(self) -> list[str]:
-        """What an epoch depends on, other than the restored state."""
+        """What an epoch depends on, besides the restored state."""
         return [
             self.identity,
             f"seed {self.seed}",
@@ -208,8 +208,8 @@ class ExactResume(Reseed):
     def _continue_history(self) -> None:
         """Adds the earlier epochs to `History`.
 
-        Keras appends `History` to the callbacks. Its `on_train_begin` runs
-        after the one of this callback and empties it.
+        Keras appends `History` to the callbacks, so its `on_train_begin` runs
+        after that of this callback and empties the history.
         """
         history = self.model.history
         if len(history.epoch) < len(self._epochs):
@@ -229,7 +229,7 @@ def _numbered(file: Any, name: str) -> list[np.ndarray]:
 def _state(
     callback: keras.callbacks.Callback, kept: list[np.ndarray]
 ) -> dict[str, Any]:
-    """The attributes of a callback that can be kept, in the form of JSON."""
+    """The attributes of a callback that JSON can represent."""
     state = {}
     for name, value in vars(callback).items():
         if name not in ("params", "_model"):
@@ -242,7 +242,7 @@ def _state(
 
 
 def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
-    """`value` in the form of JSON, with a number for each array."""
+    """`value` as JSON, with a number for each array."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": len(arrays) - 1}

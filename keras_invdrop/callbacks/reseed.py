@@ -13,16 +13,17 @@ from .._checks import is_integer
 class Reseed(keras.callbacks.Callback):
     """Callback that derives all random numbers of an epoch from its number.
 
-    When an epoch begins, the callback calls `keras.utils.set_random_seed` and
-    sets the state of each `keras.random.SeedGenerator` in the model, from the
-    seed and the number of the epoch alone. So masks and the order of the
-    examples do not depend on earlier epochs, in this process or in another
-    one. The seeds of the layers have no effect.
+    At the start of an epoch the callback calls `keras.utils.set_random_seed`
+    and sets the state of each `keras.random.SeedGenerator` in the model. The
+    values depend only on the seed and the number of the epoch, so masks and the
+    order of the examples do not depend on earlier epochs. The seeds of the
+    layers have no effect.
 
     On JAX and PyTorch the callback also fixes the order in which Keras shuffles
-    the arrays that `model.fit` gets. On TensorFlow it cannot: Keras shuffles
-    them with a generator whose state cannot be set. `shuffled` returns batches
-    whose order depends on the seed and the epoch alone on every backend.
+    the arrays that `model.fit` gets. On TensorFlow the callback cannot fix this
+    order, because Keras shuffles with a generator whose state cannot be set.
+    `shuffled` returns batches whose order depends only on the seed and the
+    epoch, on every backend.
 
     Args:
         seed: Non-negative integer.
@@ -63,13 +64,13 @@ class Reseed(keras.callbacks.Callback):
             # Variables that are not weights: states of a `SeedGenerator`.
             if id(variable) not in weights and tuple(variable.shape) == (2,)
         ]
-        # Every backend can hold integers below 2^31.
+        # Every backend represents integers below 2^31.
         drawn = np.random.SeedSequence((self.seed, epoch)).generate_state(
             2 + len(generators)
         ) >> np.uint32(1)
         self.order_seed, backend_seed, *states = map(int, drawn)
         # The backend's global generator draws the masks of Keras' dropout on
-        # PyTorch, and all numbers that are drawn without a generator.
+        # PyTorch, and all numbers drawn without a generator.
         keras.utils.set_random_seed(backend_seed)
         for variable, state in zip(generators, states, strict=True):
             variable.assign(np.array([state, 0]))
@@ -81,7 +82,7 @@ class Reseed(keras.callbacks.Callback):
         batch_size: int = 32,
         sample_weight: Any = None,
     ) -> keras.utils.PyDataset:
-        """Returns all examples in batches, in another order in each epoch.
+        """Returns all examples in batches, in a new order in each epoch.
 
         Args:
             x: Array, or a list, tuple or dict of arrays.
@@ -90,13 +91,13 @@ class Reseed(keras.callbacks.Callback):
             sample_weight: Weights of the examples; None for none.
 
         Returns:
-            A `keras.utils.PyDataset` for `model.fit`. Pass this callback to
-            `model.fit` as well, and `shuffle=False`, or Keras shuffles the
-            batches once more.
+            A `keras.utils.PyDataset` for `model.fit`. Pass this callback and
+            `shuffle=False` to `model.fit`; otherwise Keras shuffles the batches
+            again.
 
         Raises:
             ValueError: If the arrays have no examples or different numbers of
-                examples, or `batch_size` is not a positive integer.
+                examples, or if `batch_size` is not a positive integer.
         """
         given: tuple = (x, y, sample_weight)
         while given[-1] is None:
@@ -121,7 +122,7 @@ class _Shuffled(Batches):
             )
         super().__init__(given, sizes.pop(), batch_size)
         self.reseed = reseed
-        # One attribute holds both: TensorFlow loads batches in other threads.
+        # One attribute, set atomically: TensorFlow loads batches in threads.
         self.drawn: tuple[Any, Any] = (None, None)
 
     def which(self, places: slice) -> Any:

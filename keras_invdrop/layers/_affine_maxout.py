@@ -7,16 +7,16 @@ from .maxout import Maxout
 
 
 class AffineMaxout(StrictConfig, keras.Layer):
-    """Base of the layers that take the maximum of several affine maps.
+    """Base class of the layers that take the maximum of several affine maps.
 
-    A subclass sets `maxout` and `activation`, and returns the layer of the
-    affine maps from `affine`.
+    A subclass sets `maxout` and `activation`, and its `affine` returns the
+    layer that computes the affine maps.
     """
 
     maxout: Maxout
     activation: Any
 
-    # A method, since Keras would save a property as a layer of its own name.
+    # A method: Keras would save a property as another layer.
     def affine(self) -> Any:
         """The layer that computes the affine maps."""
         raise NotImplementedError

@@ -7,10 +7,10 @@ from .invariant_dropout import InvariantDropout
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class DropoutByShape(keras.Layer):
-    """Invariant dropout that has a beta for each shape of its input.
+    """Invariant dropout with a beta for each shape of its input.
 
-    `invariantize` puts it in the place of a dropout layer that is called on
-    different numbers of features.
+    `invariantize` replaces a dropout layer that is called on different numbers
+    of features by this layer.
 
     Args:
         parts: List of `InvariantDropout`, or their configs. `build` takes a

@@ -23,11 +23,10 @@ from .._masks import selected
 
 
 class ShiftedDropout(StrictConfig, keras.Layer):
-    """Base of the layers that shift each activity before they drop it.
+    """Base class of the layers that shift each activity before dropping.
 
-    A subclass creates the weight that holds the shift, of the shape
-    `self.shift_shape(input_shape)`, says in `shift` what is added, and takes
-    it from `set_shift`.
+    A subclass creates a weight of shape `self.shift_shape(input_shape)`, and
+    implements `shift` and `set_shift`, which read and set the shift.
 
     Args:
         rate: Float in [0, 1]. Fraction of the activities to drop.
@@ -51,7 +50,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         self.noise_shape = check_noise_shape(noise_shape)
         self.seed = check_seed(seed)
         self.shared_axes = check_shared_axes(shared_axes)
-        # Also at a rate of 0: the rate may be changed later.
+        # Even for a rate of 0, which may change later.
         self.seed_generator = seed_generator(self.seed)
         self.supports_masking = True
 
@@ -66,11 +65,11 @@ class ShiftedDropout(StrictConfig, keras.Layer):
 
     @property
     def shift(self) -> Any:
-        """What is added to each activity, of shape `x.shape[1:]` or 1s."""
+        """The shift of each activity: `x.shape[1:]`, with 1 on shared axes."""
         raise NotImplementedError
 
     def set_shift(self, value: Any) -> None:
-        """Makes `value` what is added to each activity.
+        """Sets the shift to `value`.
 
         Raises:
             ValueError: If the layer has not been built.
@@ -79,25 +78,25 @@ class ShiftedDropout(StrictConfig, keras.Layer):
 
     @property
     def level(self) -> np.ndarray:
-        """The level that a dropped activity falls back to: minus the shift.
+        """The level that replaces a dropped activity: minus the shift.
 
         NumPy array of shape `x.shape[1:]`, with 1 on every shared axis, in the
-        units of the layer's input `x`. Without the mask, an activity that has
-        this value contributes to the next layer what a dropped one does:
-        nothing, whatever the rate and the scaling. So where activities are
-        missing, `np.where(missing, layer.level, x)` fills them in.
+        units of the layer's input `x`. An activity of this value adds nothing
+        to the next layer, like a dropped one, whatever the rate and the
+        scaling. `np.where(missing, layer.level, x)` therefore fills in missing
+        activities.
 
-        It is a copy of the present values, which training changes.
+        The array is a copy; training changes the layer's own values.
 
         Raises:
             ValueError: If the layer has not been built.
         """
         self.check_built("level")
-        # Not -0.0 where the shift is 0.
+        # Avoids -0.0 for a shift of 0.
         return 0 - ops.convert_to_numpy(self.shift)
 
     def check_built(self, name: str) -> None:
-        """Raises the error of `name`, which a layer has once it is built."""
+        """Raises an error unless the layer is built and so has `name`."""
         if not self.built:
             raise ValueError(
                 f"Layer '{self.name}' has no `{name}` before it is built, "
@@ -146,7 +145,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
     def drop(self, x: Any, shift: Any, scale: bool = True) -> Any:
         """Returns `mask * (x + shift)`, with a new mask (Eq. 8).
 
-        With `scale` it is divided by the probability of keeping an activity.
+        With `scale` the result is divided by the keep probability.
         """
         if self.rate == 0:
             return x + shift
@@ -156,7 +155,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             x = scaled_sum(x, shift, 1 / keep_probability(self.rate))
         else:
             x = x + shift
-        # Checked here, since the batch size is unknown before.
+        # Checked here because the batch size is unknown before the call.
         check_broadcast(self.noise_shape, x.shape)
         shape = mask_shape(self.noise_shape, ops.shape(x))
         seeded = self.seed is not None
@@ -174,14 +173,14 @@ class ShiftedDropout(StrictConfig, keras.Layer):
             size is None and mask_size not in (None, 1)
             for mask_size, size in zip(self.noise_shape, x.shape, strict=True)
         ):
-            # In a compiled step of TensorFlow, only this checks the size.
+            # In a compiled TensorFlow step, only this checks the size.
             mask = ops.broadcast_to(mask, ops.shape(x))
-        # Selected rather than multiplied: a dropped infinity becomes 0.
+        # Select instead of multiplying: a dropped infinity becomes 0.
         return selected(mask, x)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
-        # Without recomputing in the backward pass: a second pass would draw
-        # another mask, and save no memory, since only the mask is kept.
+        # Do not recompute in the backward pass: a second pass would draw
+        # another mask, and would save no memory, because only the mask is kept.
         return layer_call
 
     def compute_output_shape(self, input_shape):

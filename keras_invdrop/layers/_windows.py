@@ -1,4 +1,4 @@
-"""The windows of an image, for layers that look at each by itself."""
+"""The windows of an image, for layers that process each separately."""
 
 from keras import ops
 
@@ -23,13 +23,13 @@ def check_padding(padding):
 
 
 def count_windows(length, size, stride, padding):
-    """How many windows fit along an axis; None where its length is."""
+    """How many windows fit along an axis; None if `length` is None."""
     if length is None:
         return None
     if padding == "same":
         return -(-length // stride)
     count = (length - size) // stride + 1
-    # A tensor where TensorFlow does not know the length before it runs.
+    # On TensorFlow `count` is a tensor if the length is unknown until run time.
     if is_integer(count) and count < 1:
         raise ValueError(
             f"No window of size {size} fits into an axis of length {length}: "
@@ -58,22 +58,22 @@ def windows(images, size, strides, padding):
         images: Tensor of shape `(batch, height, width, channels)`.
         size: Pair of integers, height and width of a window.
         strides: Pair of integers, from one window to the next.
-        padding: `"valid"`: windows inside the image. `"same"`: zeros around
-            it, as many more below and right where their number is odd.
+        padding: `"valid"`: windows inside the image. `"same"`: zeros around it,
+            with the extra zero of an odd number below and on the right.
 
     Returns:
         A list of `size[0] * size[1]` tensors of shape
-        `(batch, new_height, new_width, channels)`: the first holds the pixel
-        at the top left of each window, the last the one at the bottom right.
+        `(batch, new_height, new_width, channels)`: the first contains the top
+        left pixel of each window, the last the bottom right one.
     """
     lengths = images.shape[1:3]
     if None in lengths:
-        # Not otherwise: in a file for OpenVINO it would become an output.
+        # Only then: in a file for OpenVINO the shape would become an output.
         lengths = ops.shape(images)[1:3]
     spans, margins = [], []
     for length, window, stride in zip(lengths, size, strides, strict=True):
         count = count_windows(length, window, stride, padding)
-        # From the first pixel of the first window to that of the last one.
+        # From the first pixel of the first window to that of the last.
         span = (count - 1) * stride + 1
         spans.append(span)
         if padding == "same":

@@ -17,22 +17,21 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
     """Gives every example the same mean and the same contrast.
 
     The layer subtracts the mean of each example, divides by its norm or
-    standard deviation, and multiplies by `scale`. An example whose norm (or
-    deviation) is below `epsilon`, or within the rounding of its values (1e-6
-    of them in float32), such as an image of one colour, is neither divided
-    nor multiplied.
+    standard deviation, and multiplies by `scale`. It neither divides nor
+    multiplies an example whose norm (or deviation) is below `epsilon` or no
+    larger than the rounding error of its values (1e-6 of them in float32), such
+    as an image of one colour.
 
-    The layer may be used inside a `tf.data` pipeline, whatever the backend.
+    The layer works in a `tf.data` pipeline on every backend.
 
     Args:
-        scale: Positive float. The norm (or standard deviation) that each
-            example gets. The published maxout run on CIFAR-10 has 55.
+        scale: Positive float. The norm (or standard deviation) of each example
+            in the output. The published maxout run on CIFAR-10 uses 55.
         subtract_mean: Boolean. Whether to subtract the example's mean.
-        use_std: Boolean. Whether to divide by the standard deviation over the
-            example's elements (their number, not one less, is the divisor)
-            rather than by the root of the sum of their squares.
-        epsilon: Positive float. The smallest norm to divide by, whatever the
-            size of the values.
+        use_std: Boolean. Whether to divide by the standard deviation of the
+            example's elements (the population formula, which divides by their
+            number) instead of the root of the sum of their squares.
+        epsilon: Positive float. The smallest norm to divide by.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -83,8 +82,8 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         dtype = dtype_of_sums(self.compute_dtype)
         given = x = self.backend.cast(inputs, dtype)
         axes = tuple(range(1, len(x.shape)))
-        # Subtracting the first element makes equal elements exactly 0; the
-        # mean of a million 0.7s would be rounded.
+        # Subtracting the first element first makes equal elements exactly 0;
+        # the mean of a million values of 0.7 would be rounded.
         centred = x - x[(slice(None), *[slice(1)] * len(axes))]
         centred = centred - numpy.mean(centred, axis=axes, keepdims=True)
         if self.subtract_mean:

@@ -12,63 +12,61 @@ from ._shifted_dropout import ShiftedDropout
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class InvariantDropout(ShiftedDropout):
-    """Dropout that learns the level to which a dropped activity falls back.
+    """Dropout that learns the level that replaces a dropped activity.
 
-    `Dropout` replaces a dropped activity by zero, and zero has another meaning
-    for every input encoding and activation function. `InvariantDropout` first
-    adds a learned shift `beta`, one per activity, and drops the sum. The bias
-    of the next layer makes up for the constant, so that a dropped activity
-    falls back to `-beta`, the layer's `level`.
+    `Dropout` replaces a dropped activity by zero, and the meaning of zero
+    depends on the input encoding and the activation function.
+    `InvariantDropout` first adds a learned shift `beta`, one per activity, and
+    drops the sum. The bias of the next layer compensates for the constant, so
+    the layer in effect replaces a dropped activity by `-beta`, its `level`.
 
-    With the probability of keeping an activity `p = 1 - rate` and a mask
-    `m ~ Bernoulli(p)`, drawn for each activity:
+    With the keep probability `p = 1 - rate` and a mask `m ~ Bernoulli(p)` for
+    each activity, the layer computes:
 
     | `scaling`  | training             | inference        |
     |------------|----------------------|------------------|
     | `"train"`  | `m * (x + beta) / p` | `x + beta`       |
     | `"test"`   | `m * (x + beta)`     | `p * (x + beta)` |
 
-    With `beta = 0`, where it starts, the layer does what `Dropout` does: the
-    same at inference, and in training the same but for the draw of the mask.
-    `rate=0` drops nothing and keeps the shift; `rate=1` gives zeros in
-    training.
+    Beta starts at 0, where the layer equals `Dropout`: exactly at inference,
+    and in training up to the draw of the mask. `rate=0` drops nothing and keeps
+    the shift; `rate=1` gives zeros in training.
 
-    The mask takes at most 8 random bits for each activity where `rate` is a
-    multiple of 1/256, such as 0.5 or 0.25, and 16 otherwise. Then `p` is
-    `1 - rate` only to within 2^-16, in the mask and in the scale alike.
+    The mask takes at most 8 random bits per activity if `rate` is a multiple of
+    1/256, such as 0.5 or 0.25, and 16 otherwise. With 16 bits `p` is `1 - rate`
+    to within 2^-16, in the mask and in the scale.
 
-    The mask is applied in training only: `model.fit` sets `training=True`,
-    prediction leaves it `False`. To freeze `beta` set `trainable=False`; the
-    layer goes on dropping in training.
+    The layer drops in training only: `model.fit` sets `training=True`, and
+    prediction leaves it `False`. `trainable=False` freezes `beta`, but the
+    layer still drops in training.
 
-    Gradient checkpointing: a layer that is made in a `keras.RematScope` is not
-    computed again in the backward pass. Where a whole model or block is, by
-    `keras.remat` or `torch.utils.checkpoint`, PyTorch draws the same mask
-    again if the layer has no seed, and the layer raises an error if it has
-    one. On TensorFlow a second mask is drawn, as with `keras.layers.Dropout`,
-    and the gradients are wrong: leave dropout out of what is computed again.
+    Gradient checkpointing: Keras does not recompute this layer in the backward
+    pass if the layer was created in a `keras.RematScope`. If `keras.remat` or
+    `torch.utils.checkpoint` recomputes a whole model or block, PyTorch draws
+    the same mask again if the layer has no seed; with a seed, the layer raises
+    an error. TensorFlow draws a second mask, as for `keras.layers.Dropout`, and
+    the gradients are wrong: exclude dropout from the recomputation.
 
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop. The
-            paper's networks take 0.2 on the input and 0.5 on hidden layers.
-            It may be changed later; a compiled step keeps the rate that it
-            was compiled with.
+            paper's networks use 0.2 on the input and 0.5 on hidden layers. The
+            rate may change later; a compiled step keeps the rate with which it
+            was compiled.
         noise_shape: Tuple of integers and `None`, one per axis of the input.
-            Shape of the mask: 1 uses one draw for the whole axis, `None` is
-            the size of the input. For inputs of shape
-            `(batch, timesteps, features)`, `noise_shape=(None, 1, None)`
-            drops the same features at every timestep.
+            Shape of the mask: 1 uses one draw for the whole axis, `None` stands
+            for the size of the input. For inputs of shape
+            `(batch, timesteps, features)`, `noise_shape=(None, 1, None)` drops
+            the same features at every timestep.
         seed: Integer to use as random seed, of either sign and any size.
-        shared_axes: Integer or list of integers. The axes along which
-            activities share one `beta`. For feature maps of shape
-            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns
-            one `beta` per feature map. An axis of variable length (`None`)
-            must be shared.
-        scaling: `"train"` or `"test"`. When to correct for the activities
-            that are dropped: `"train"` divides by `p` in training and does
-            nothing at test time, as Keras does; `"test"` multiplies by `p` at
-            test time, as the paper does (Eq. 8 and 9). The two train the same
-            network up to the factor `p`.
+        shared_axes: Integer or list of integers. Axes along which activities
+            share one `beta`. For feature maps of shape
+            `(batch, height, width, channels)`, `shared_axes=[1, 2]` learns one
+            `beta` per feature map. An axis of variable length (`None`) must be
+            shared.
+        scaling: `"train"` or `"test"`. When to correct for dropped activities:
+            `"train"` divides by `p` in training, as Keras does; `"test"`
+            multiplies by `p` at inference, as the paper does (Eq. 8 and 9).
+            Both train the same network up to the factor `p`.
         beta_initializer: Initializer for `beta`.
         beta_regularizer: Regularizer for `beta`. The paper's two priors
             (section 2.1) are `keras.regularizers.L2(c)`, for small values,
@@ -85,7 +83,7 @@ class InvariantDropout(ShiftedDropout):
             (`False`).
 
     Input shape:
-        `(batch, ...)`, every axis that is not shared of a fixed size.
+        `(batch, ...)`, with a fixed size on every axis that is not shared.
 
     Output shape:
         Same shape as the input.
@@ -98,16 +96,15 @@ class InvariantDropout(ShiftedDropout):
             input has rank 1.
 
     Attributes:
-        level: NumPy array of the shape of `beta`, the level that each
-            activity falls back to when it is dropped, `-beta`, in the units of
-            the input. Where activities are missing,
-            `np.where(missing, layer.level, x)` puts it in their place. A
-            `ValueError` before the layer is built.
+        level: NumPy array of the shape of `beta`, the level `-beta` that
+            replaces each activity when the layer drops it, in the units of the
+            input. `np.where(missing, layer.level, x)` fills in missing
+            activities. Raises a `ValueError` before the layer is built.
 
     Example:
 
     >>> layer = keras_invdrop.InvariantDropout(0.5, beta_initializer="ones")
-    >>> x = layer(np.array([[1.0, 2.0]]))  # Inference: the shift alone.
+    >>> x = layer(np.array([[1.0, 2.0]]))  # Inference only shifts.
     >>> ops.convert_to_numpy(x)
     array([[2., 3.]], dtype=float32)
     >>> layer.level

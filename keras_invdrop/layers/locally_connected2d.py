@@ -18,12 +18,11 @@ from ._windows import windows_shape
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class LocallyConnected2D(StrictConfig, keras.Layer):
-    """2D locally-connected layer: a convolution whose weights are not shared.
+    """2D locally-connected layer: a convolution with unshared weights.
 
-    Each position of the output has a kernel and a bias of its own. The layer
-    takes the arguments that it had in Keras 2 except `implementation`, which
-    is ignored in a config of Keras 2. The kernel has the shape of
-    `implementation=1` there.
+    Each output position has its own kernel and bias. The layer takes the
+    arguments of Keras 2 except `implementation`, which it ignores in a Keras 2
+    config. The kernel has the shape that Keras 2 uses with `implementation=1`.
 
     Args:
         filters: Positive integer, number of feature maps of the output.
@@ -55,15 +54,15 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
     Input shape:
         `(batch, height, width, channels)` if `data_format="channels_last"`,
         `(batch, channels, height, width)` if `data_format="channels_first"`,
-        of a fixed size but for the batch.
+        with a fixed size except for the batch.
 
     Output shape:
         `(batch, new_height, new_width, filters)` or
         `(batch, filters, new_height, new_width)`.
 
     Raises:
-        ValueError: If an argument is not of the kind described, if the size
-            of the input is not fixed, or if no window fits into it.
+        ValueError: If an argument is not of the kind described, if the size of
+            the input is not fixed, or if no window fits into the input.
 
     Example:
 
@@ -175,7 +174,7 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
 
     @classmethod
     def from_config(cls, config):
-        # How Keras 2 computes the layer, in one of three ways.
+        # Keras 2 has three ways to compute the layer.
         config = dict(config)
         if config.pop("implementation", 1) not in (1, 2, 3):
             raise ValueError(

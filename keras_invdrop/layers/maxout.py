@@ -29,7 +29,7 @@ class Maxout(StrictConfig, keras.Layer):
         inputs: Tensor of rank 2 or more.
 
     Input shape:
-        `(batch, ...)`, of a fixed size along `axis`, a multiple of `pieces`.
+        `(batch, ...)`, with a fixed size along `axis`, a multiple of `pieces`.
 
     Output shape:
         The input's, divided by `pieces` along `axis`.
@@ -77,7 +77,7 @@ class Maxout(StrictConfig, keras.Layer):
         return ops.max(ops.reshape(inputs, groups), axis=axis + 1)
 
     def compute_mask(self, inputs, previous_mask):
-        # Groups of timesteps have no timesteps to mask.
+        # If the groups contain timesteps, no mask fits the output.
         axis = self.axis % len(inputs.shape)
         if previous_mask is None or axis < len(previous_mask.shape):
             return None

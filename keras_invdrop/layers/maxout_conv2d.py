@@ -17,9 +17,9 @@ class MaxoutConv2D(AffineMaxout):
     """2D convolution layer whose activation function is maxout.
 
     Each feature map is the pointwise maximum of `pieces` convolutions, each
-    with a kernel and a bias of its own. It is a `Conv2D` layer of
+    with its own kernel and bias. The layer equals a `Conv2D` layer of
     `filters * pieces` filters followed by `Maxout(pieces)` over the channels;
-    the pieces of one feature map are neighbours.
+    the pieces of one feature map are adjacent.
 
     Args:
         filters: Positive integer, number of feature maps of the output.
@@ -31,11 +31,11 @@ class MaxoutConv2D(AffineMaxout):
         data_format: `"channels_last"` or `"channels_first"`. It defaults to
             the `image_data_format` of the Keras configuration.
         dilation_rate: Integer or pair of integers, dilation of the kernel.
-        groups: Positive integer, number of groups in which the input is split
-            along the channel axis. A divisor of `filters` and of the number
-            of input channels, so that a feature map's pieces stay together.
-        activation: Activation function to apply to the maximum. The default,
-            `None`, leaves it as it is: the maximum is the nonlinearity.
+        groups: Positive integer, number of groups into which the input is split
+            along the channel axis. It must divide `filters` and the number of
+            input channels, so that a feature map's pieces stay together.
+        activation: Activation function to apply to the maximum. None by
+            default, because the maximum is the nonlinearity.
         use_bias: Boolean, whether each piece has a bias.
         kernel_initializer: Initializer for the kernel, of shape
             `(height, width, channels / groups, filters * pieces)`.

@@ -15,15 +15,15 @@ class MaxoutDense(AffineMaxout):
     """Densely-connected layer whose activation function is maxout.
 
     `output = max over pieces of (dot(input, kernel) + bias)`: each unit has
-    `pieces` weight vectors, each with a bias of its own, and takes the
-    largest of their responses. It is a `Dense` layer of `units * pieces`
-    units followed by `Maxout(pieces)`; the pieces of one unit are neighbours.
+    `pieces` weight vectors, each with its own bias, and outputs the largest of
+    their responses. The layer equals a `Dense` layer of `units * pieces` units
+    followed by `Maxout(pieces)`; the pieces of one unit are adjacent.
 
     Args:
         units: Positive integer, dimensionality of the output space.
         pieces: Positive integer, number of linear pieces of each unit.
-        activation: Activation function to apply to the maximum. The default,
-            `None`, leaves it as it is: the maximum is the nonlinearity.
+        activation: Activation function to apply to the maximum. None by
+            default, because the maximum is the nonlinearity.
         use_bias: Boolean, whether each piece has a bias.
         kernel_initializer: Initializer for the kernel, of shape
             `(input_dim, units * pieces)`.

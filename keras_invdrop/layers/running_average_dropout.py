@@ -13,21 +13,21 @@ from ._shifted_dropout import ShiftedDropout
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class RunningAverageDropout(ShiftedDropout):
-    """Dropout of activities from which their running average is subtracted.
+    """Dropout that subtracts each activity's running average.
 
-    The baseline of the paper's Table 2: what invariant dropout would be if
-    its shift were not learned but followed the mean activity. With the
-    running average `a` of each activity, `p = 1 - rate` and a mask
-    `m ~ Bernoulli(p)`, drawn for each activity, the output is
-    `m * (x - a) / p` in training and `x - a` at inference.
+    This is the baseline of the paper's Table 2: invariant dropout whose shift
+    is not learned but follows the mean activity. With the running average `a`
+    of each activity, `p = 1 - rate` and a mask `m ~ Bernoulli(p)` for each
+    activity, the output is `m * (x - a) / p` in training and `x - a` at
+    inference.
 
-    In training, and only there, each batch then moves the average:
-    `a <- momentum * a + (1 - momentum) * mean(x)`, the mean taken over the
-    batch and the shared axes. It starts at 0, where the layer computes what
-    `Dropout` does. No gradient flows through the average, and setting
-    `trainable=False` freezes it, as it does in `BatchNormalization`.
+    In training each batch moves the average:
+    `a <- momentum * a + (1 - momentum) * mean(x)`, with the mean over the batch
+    and the shared axes. The average starts at 0, where the layer equals
+    `Dropout`. No gradient flows through the average, and `trainable=False`
+    freezes it, as in `BatchNormalization`.
 
-    Timesteps that a mask marks as padding are left out of the mean.
+    The mean excludes timesteps that a mask marks as padding.
 
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop.
@@ -35,8 +35,8 @@ class RunningAverageDropout(ShiftedDropout):
             `InvariantDropout`.
         seed: Integer to use as random seed.
         momentum: Float between 0 and 1. Momentum of the running average.
-        shared_axes: Integer or list of integers. The axes along which
-            activities share one average.
+        shared_axes: Integer or list of integers. Axes along which activities
+            share one average.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -47,7 +47,7 @@ class RunningAverageDropout(ShiftedDropout):
             from the first axis on, `True` where the input counts.
 
     Input shape:
-        `(batch, ...)`, every axis that is not shared of a fixed size.
+        `(batch, ...)`, with a fixed size on every axis that is not shared.
 
     Output shape:
         Same shape as the input.
@@ -57,8 +57,8 @@ class RunningAverageDropout(ShiftedDropout):
             or as in `InvariantDropout`.
 
     Attributes:
-        level: NumPy array, the level that a dropped activity falls back to,
-            which is the average, see `InvariantDropout`.
+        level: NumPy array, the level that replaces a dropped activity: the
+            average. See `InvariantDropout`.
 
     Example:
 
@@ -102,8 +102,8 @@ class RunningAverageDropout(ShiftedDropout):
             shape=self.shift_shape(input_shape),
             initializer="zeros",
             trainable=False,
-            # In a 16-bit dtype a step of 1 % would be lost in the rounding,
-            # and the sum over a batch may be infinite.
+            # In a 16-bit dtype rounding would lose a step of 1 %, and the sum
+            # over a batch might be infinite.
             dtype=dtype_of_sums(self.variable_dtype),
             autocast=False,
         )
@@ -141,7 +141,7 @@ class RunningAverageDropout(ShiftedDropout):
         mean = ops.squeeze(total / ops.maximum(count, 1), axis=0)
         average = ops.convert_to_tensor(self.average)
         moved = self.momentum * average + (1 - self.momentum) * mean
-        # Where every example of the batch is padding, nothing was observed.
+        # If all examples of the batch are padding, keep the average.
         observed = ops.squeeze(count, axis=0) > 0
         self.average.assign(ops.where(observed, moved, average))
 

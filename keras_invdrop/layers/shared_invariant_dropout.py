@@ -14,18 +14,18 @@ from .invariant_dropout import InvariantDropout
 class SharedInvariantDropout(InvariantDropout):
     """Invariant dropout with one `beta` per feature map.
 
-    As the weights of a convolution are the same at every position, so is the
-    shift: `beta` has one element per feature map, shared over space and time.
-    The mask is still drawn for each activity. It is `InvariantDropout` with
-    `shared_axes` set to the spatial axes, whatever the rank of the input.
+    A convolution has the same weights at every position, and this layer the
+    same shift: `beta` has one element per feature map, shared over space and
+    time. The layer still draws a mask value for each activity. It equals
+    `InvariantDropout` with `shared_axes` set to the axes of space and time.
 
     Args:
         rate: Float between 0 and 1. Fraction of the activities to drop.
-        data_format: `"channels_last"` or `"channels_first"`. Where the
-            feature maps are: on the last axis or on axis 1. It defaults, when
-            the layer is built, to the last axis for inputs of rank 3, which
-            are sequences, and for others to the `image_data_format` of the
-            Keras configuration.
+        data_format: `"channels_last"` or `"channels_first"`. Whether the
+            feature maps are on the last axis or on axis 1. When the layer is
+            built, it defaults to the last axis for inputs of rank 3, which are
+            sequences, and otherwise to the `image_data_format` of the Keras
+            configuration.
         seed: Integer to use as random seed.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.
         beta_initializer: Initializer for `beta`.
@@ -109,7 +109,8 @@ class SharedInvariantDropout(InvariantDropout):
 
     def build(self, input_shape):
         self.shared_axes = self.spatial_axes(input_shape)
-        # From here on it is in the config, whatever that of Keras says.
+        # The config now contains it, so later changes of Keras' default do not
+        # matter.
         self.data_format = resolve_data_format(
             self.data_format, len(input_shape)
         )
@@ -117,6 +118,6 @@ class SharedInvariantDropout(InvariantDropout):
 
     def get_config(self):
         config = {**super().get_config(), "data_format": self.data_format}
-        # They follow from the data format and the rank of the input.
+        # `build` derives both from the data format and the input's rank.
         del config["shared_axes"], config["noise_shape"]
         return config

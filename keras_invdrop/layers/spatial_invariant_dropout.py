@@ -7,15 +7,15 @@ from .shared_invariant_dropout import SharedInvariantDropout
 class SpatialInvariantDropout(SharedInvariantDropout):
     """Invariant dropout of whole feature maps.
 
-    `SpatialDropout1D`, `2D` and `3D` with a learned `beta` per feature map:
-    one draw keeps or drops a feature map as a whole. Neighbours in a feature
-    map are strongly correlated in the first layers of a convolutional
-    network, and dropping them one by one regularises little.
+    The layer is `SpatialDropout1D`, `2D` and `3D` with a learned `beta` per
+    feature map, which one draw keeps or drops as a whole. In the first layers
+    of a convolutional network neighbours in a feature map are strongly
+    correlated, and dropping them one by one regularises little.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
-        data_format: `"channels_last"` or `"channels_first"`. Where the
-            feature maps are: on the last axis or on axis 1, see
+        data_format: `"channels_last"` or `"channels_first"`. Whether the
+            feature maps are on the last axis or on axis 1; see
             `SharedInvariantDropout` for the default.
         seed: Integer to use as random seed.
         scaling: `"train"` or `"test"`, see `InvariantDropout`.

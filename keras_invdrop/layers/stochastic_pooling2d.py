@@ -21,12 +21,12 @@ from ._windows import windows_shape
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
 class StochasticPooling2D(StrictConfig, keras.Layer):
-    """Pooling that picks an activity in proportion to its size.
+    """Pooling that picks an activity with probability proportional to it.
 
-    In training each window gives the activity of one location, drawn with the
-    probability `p_i = a_i / sum(a)`. At inference it gives the mean that is
-    weighted with these probabilities, `sum(p_i * a_i)`. A window of zeros
-    gives zero. The gradient flows to the location that was drawn.
+    In training the output of each window is the activity of one location, drawn
+    with the probability `p_i = a_i / sum(a)`. At inference it is the mean
+    weighted with these probabilities, `sum(p_i * a_i)`. A window of zeros gives
+    zero. The gradient flows to the drawn location.
 
     Args:
         pool_size: Integer or pair of integers, height and width of a window.
@@ -39,10 +39,10 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: Tensor of rank 4, of activities that are not negative, such as
-            those of ReLU. Of negative ones the result is undefined: they
-            have no probability, and looking for them would cost as much as
-            the pooling.
+        inputs: Tensor of rank 4 with activities of 0 or more, such as those of
+            ReLU. With negative activities, which have no probability, the
+            result is undefined; checking for them would cost as much as the
+            pooling.
         training: Boolean. Whether to draw (`True`) or to average (`False`).
 
     Input shape:
@@ -104,16 +104,16 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         return pooled
 
     def average(self, a: Any) -> Any:
-        """The mean of each window's activities, weighted by themselves."""
-        # A sum of float16s may be too large for float16; the mean is not.
+        """The mean of each window's activities, weighted by the activities."""
+        # A sum of float16 values may overflow; their mean does not.
         exact = ops.cast(a, dtype_of_sums(a.dtype))
         total = ops.sum(exact, axis=-1, keepdims=True)
-        # The sum of a window of zeros may be anything but zero.
+        # Any divisor but 0 gives 0 for a window of zeros.
         weights = exact / ops.where(total > 0, total, 1)
         return ops.cast(ops.sum(weights * exact, axis=-1), a.dtype)
 
     def draw(self, a: Any) -> Any:
-        """The activity of one location of each window, drawn."""
+        """The activity of a drawn location in each window."""
         seeded = self.seed is not None
         if seeded:
             check_first_pass(
@@ -130,8 +130,9 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         threshold = total * uniform(
             ops.shape(total), self.seed_generator, seeded
         )
-        # The first location at which the sum passes the threshold. Rounded, a
-        # threshold may be the whole sum: then it is the last to add to it.
+        # The first location at which the sum exceeds the threshold. If rounding
+        # makes the threshold equal to the whole sum, take the last location
+        # that adds to the sum.
         passed = reached > ops.minimum(threshold, total * (1 - 2.0**-23))
         before = ops.concatenate(
             [ops.zeros_like(passed[..., :1]), passed[..., :-1]], axis=-1
@@ -140,7 +141,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         return ops.sum(ops.where(drawn, a, 0), axis=-1)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
-        # As in `ShiftedDropout`: a second pass would draw again.
+        # As in `ShiftedDropout`, a second pass would draw again.
         return layer_call
 
     def compute_output_shape(self, input_shape):

@@ -14,9 +14,9 @@ from .._keras import DataLayer
 from .._keras import in_symbolic_scope
 from .._precision import dtype_of_sums
 
-# Examples whose products are summed together. Their sum is added to a matrix
-# of float64, which is slow: small batches are gathered first. 60 MB of images
-# of 32 x 32 x 3.
+# The number of examples whose products are summed in float32. Adding the sum to
+# a float64 matrix is slow, so small batches are gathered first. 5,000 images of
+# 32 x 32 x 3 take 60 MB.
 CHUNK = 5000
 
 
@@ -26,26 +26,26 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
     `adapt()` learns the mean and the covariance `V diag(l) V^T` of the
     flattened examples. The layer subtracts the mean and multiplies by
-    `V diag(1 / sqrt(l + epsilon)) V^T`, the whitening that changes the
-    examples least: whitened images still look like images. Called before
-    `adapt()`, and without weights from a file, it raises an error; in a step
-    that is compiled, which does not see the weights, it gives NaN.
+    `V diag(1 / sqrt(l + epsilon)) V^T`, the whitening that changes the examples
+    least: whitened images still look like images. Before `adapt()`, and without
+    weights from a file, a call raises an error; a compiled step, which cannot
+    check the weights, returns NaN.
 
-    It keeps a matrix of the square of an example's size (38 MB for images of
-    32 x 32 x 3), which is saved with the model. The layer may be used inside a
-    `tf.data` pipeline, whatever the backend.
+    The whitening matrix has the square of an example's size (38 MB for images
+    of 32 x 32 x 3) and is saved with the model. The layer works in a `tf.data`
+    pipeline on every backend.
 
     Args:
         epsilon: Float, 0 or more. Added to the eigenvalues of the covariance,
-            so that directions in which the examples hardly vary are not blown
-            up. The published maxout run on CIFAR-10 has 0.1.
+            to limit the amplification of directions in which the examples
+            hardly vary. The published maxout run on CIFAR-10 uses 0.1.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Tensor of rank 2 or more, a batch of examples.
 
     Input shape:
-        `(batch, ...)`, of a fixed size but for the batch.
+        `(batch, ...)`, with a fixed size except for the batch.
 
     Output shape:
         Same shape as the input.
@@ -76,7 +76,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         if not is_number(epsilon) or not 0 <= epsilon < math.inf:
             raise invalid("epsilon", "a finite float of at least 0", epsilon)
         self.epsilon = float(epsilon)
-        self._adapted = False  # False also where it is unknown
+        self._adapted = False  # False also if unknown
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape):
@@ -89,7 +89,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         dtype = dtype_of_sums(self.variable_dtype)
 
         def add_weight(name, shape):
-            # The diagonal of what `adapt` learns is positive: zeros say that
+            # `adapt` learns a matrix with a positive diagonal: zeros mean that
             # it has not been called.
             return self.add_weight(
                 name=name,
@@ -110,20 +110,20 @@ class ZCAWhitening(StrictConfig, DataLayer):
     def adapt(self, data: Any) -> None:
         """Learns the whitening of a data set, in one pass.
 
-        Products of 5,000 or more examples are summed in float32, their sums in
-        float64, corrected for the mean as it moves. The examples in memory
-        together are fewer than 5,000 and one batch, in two or three copies,
-        beside a few matrices of the size of the one that is learned. Adapting
-        again forgets what was learned before.
+        The method sums the products of 5,000 or more examples in float32 and
+        adds these sums in float64, with a correction for the running mean.
+        Memory holds two or three copies of fewer than 5,000 examples plus one
+        batch, and a few matrices of the size of the whitening matrix. Another
+        call replaces the earlier whitening.
 
         Args:
             data: The examples: an array, a `tf.data.Dataset` or a
-                `keras.utils.PyDataset` of batches, or an iterable of batches.
-                A batch may be a tuple whose first element are the examples.
+                `keras.utils.PyDataset` of batches, or an iterable of batches. A
+                batch may be a tuple whose first element contains the examples.
 
         Raises:
-            ValueError: If there are fewer than two examples, they are not of
-                one shape or hold a NaN or an infinity, or if their covariance
+            ValueError: If `data` has fewer than two examples, examples of
+                different shapes, or a NaN or an infinity, or if the covariance
                 is singular and `epsilon` is 0.
         """
         count, shape = 0, ()
@@ -142,7 +142,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
             chunk_mean = x.mean(axis=0, dtype="float64")
             x -= chunk_mean.astype("float32")
             scatter += x.T @ x
-            # The mean of the chunk less the mean of all examples before it.
+            # The mean of the chunk minus the mean of all earlier examples.
             difference = chunk_mean - mean
             weight = len(x) / (count + len(x))
             scatter += np.outer(difference, difference * (count * weight))
@@ -173,8 +173,8 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
     def call(self, inputs):
         backend, numpy = self.backend, self.backend.numpy
-        # Near 255 bfloat16 has only whole numbers, and the rounding error is
-        # multiplied by a hundred where images hardly vary.
+        # Near 255 bfloat16 represents only integers, and whitening multiplies
+        # the rounding error by a hundred where images hardly vary.
         dtype = dtype_of_sums(self.compute_dtype)
         mean = backend.cast(self.convert_weight(self.mean), dtype)
         matrix = backend.cast(self.convert_weight(self.whitening), dtype)
@@ -188,17 +188,17 @@ class ZCAWhitening(StrictConfig, DataLayer):
         return backend.cast(x, self.compute_dtype)
 
     def _is_adapted(self):
-        """Whether the weights are seen to be learned.
+        """Whether the weights are known to be learned.
 
         Raises:
-            ValueError: If they are seen not to be.
+            ValueError: If they are known not to be.
         """
         if in_symbolic_scope():  # A model may be built before `adapt`.
             return False
         try:
             corner = float(ops.convert_to_numpy(self.whitening.value[0, 0]))
         except Exception:
-            return False  # A step that is being compiled has no values.
+            return False  # A step being compiled has no values.
         if corner > 0:
             return True
         raise ValueError(
@@ -214,7 +214,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
 
 def _chunks(data):
-    """The examples in arrays of at least `CHUNK`, but for the last."""
+    """The examples in arrays of at least `CHUNK` examples, except the last."""
     gathered, examples, shape = [], 0, None
     for batch in batches(data, CHUNK):
         if shape not in (None, batch.shape[1:]):

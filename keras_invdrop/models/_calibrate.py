@@ -42,87 +42,85 @@ def calibrate(
     keep_predictions: bool | None = None,
     filters: Filters | None = None,
 ) -> keras.Model:
-    """Sets each shift to minus the mean activity that arrives there.
+    """Sets each shift to minus the mean of the activities that it shifts.
 
-    The paper finds that training brings beta near to minus the mean activity,
-    where dropping injects the least variance (Eq. 10). A model that starts
-    there trains from the first step as if its input and its activation
+    According to the paper, training moves beta close to minus the mean
+    activity, where dropout injects the least variance (Eq. 10). A calibrated
+    model trains from the first step as if its input and its activation
     functions were centred, whatever their encoding.
 
     A shift adds a constant to the input of the next layer. The argument
-    `keep_predictions`, which has no default, says what happens to it:
+    `keep_predictions`, which has no default, determines whether to compensate
+    for this constant:
 
-    - `True`, for a model that has been trained. The next bias, or the moving
-      mean of the next batch normalisation, makes up for the constant; pooling,
-      flattening and whatever else `fold` passes may come in between.
-      Predictions stay what they were, up to rounding. Where nothing can make
-      up for it, because an activation function or the model's output is next,
-      a convolution pads with zeros or a layer has no bias, the dropout layer
-      keeps its old shift, and a warning says what is in the way.
-    - `False`, for a model that has not been trained. Only the shifts are set,
-      so that each next layer starts with centred inputs. The predictions
-      change.
+    - `True`, for a trained model. The next bias, or the moving mean of the next
+      batch normalisation, compensates for the constant; pooling, flattening and
+      other layers that `fold` passes may come in between. The predictions stay
+      the same up to rounding. If nothing can compensate, because an activation
+      function or the model's output comes next, a convolution pads with zeros
+      or a layer has no bias, the dropout layer keeps its old shift, and a
+      warning names the obstacle.
+    - `False`, for an untrained model. Only the shifts change, so that each next
+      layer starts with centred inputs. The predictions change.
 
-    Layers are calibrated at any depth: in the graph of the model, in models
-    nested in it and inside layers, such as the blocks of a transformer. What
-    else happens inside a layer, or in a subclassed model, is not known, so
-    that nothing can make up for a shift there: with `True` the shifts inside
-    layers stay as they were, and the warning names them.
+    The function calibrates layers at any depth: in the graph of the model, in
+    nested models and inside layers, such as the blocks of a transformer. It
+    does not know what else a layer or a subclassed model computes, and cannot
+    compensate for a shift there: with `True` the shifts inside layers stay
+    unchanged, and the warning names them.
 
     The means are computed without dropout, over the examples and over the axes
-    along which the layer shares its shift. Timesteps that are masked as
-    padding, by Keras' masks or by an input called `padding_mask` as in
-    KerasHub, are left out. Regularizers and constraints of beta are ignored.
+    along which the layer shares its shift. They exclude timesteps masked as
+    padding, by Keras' masks or by an input named `padding_mask` as in KerasHub.
+    Regularizers and constraints of beta are ignored.
 
-    The data are read one batch at a time and are never in memory as a whole.
-    They are read once where predictions are kept: then a new shift leaves all
-    later activities as they were. Where predictions change, a new shift
-    changes the activities in later layers, and the mean there is known only
-    when it is set. The data are then read as often as there are layers in the
-    longest chain, in which each comes after the one before: twelve times for
-    the two dropout layers in each of six blocks, once for branches side by
-    side. Inside a layer, those that are called one after the other are a
-    chain. Where a layer calls one several times, as over timesteps, the data
-    are read once more, to see that its mean does not depend on its own shift.
+    The function reads the data one batch at a time and never holds all of them
+    in memory. If predictions are kept, one pass is enough, because a new shift
+    does not change later activities. Otherwise a new shift changes the
+    activities in later layers, whose means can be measured only after the shift
+    is set. The function then reads the data once for each dropout layer in the
+    longest chain: twelve times for two dropout layers in each of six blocks,
+    but once for parallel branches. Dropout layers that a layer calls one after
+    another form a chain. If a layer calls one of them several times, as over
+    timesteps, the function reads the data once more to check that the mean does
+    not depend on the layer's own shift.
 
-    Batch normalisation whose moving statistics are still the initial ones
-    uses the statistics of each batch here, as in training.
+    Batch normalisation whose moving statistics are still the initial ones uses
+    the statistics of each batch, as in training.
 
     Args:
         model: A model that has been built, with `InvariantDropout` or another
-            dropout layer of this library. See `invariantize` for a model with
-            Keras' own. It is not changed.
-        data: The examples: what `model.predict` takes. An array (or the list
+            dropout layer of this library; `invariantize` converts Keras' own.
+            The function does not change `model`.
+        data: The examples, as `model.predict` takes them: an array (or the list
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
-            weights are ignored. An iterator, which can be read only once, is
-            enough where predictions are kept or no dropout layer comes after
+            weights are ignored. An iterator, which can be read only once,
+            suffices if predictions are kept or no dropout layer comes after
             another.
         batch_size: Positive integer. Examples per batch, if `data` are
             arrays.
-        steps: Positive integer. Batches to read each time; all by default.
-            It is required for data that never end.
-        keep_predictions: Boolean. Whether the model is to predict what it
-            predicted before.
-        filters: Regular expression, or list of them. Calibrates the layers
-            whose path, as in the report of `invariantize`, contains a match
-            of one; the others keep their shifts. All by default.
+        steps: Positive integer. Batches to read per pass; all by default.
+            Required for infinite data.
+        keep_predictions: Boolean. Whether to keep the predictions of the model.
+        filters: Regular expression, or list of them. Calibrates only layers
+            whose path, as in the report of `invariantize`, contains a match;
+            all by default.
 
     Returns:
         A new model: a copy of `model`, compiled like it, with a new optimizer.
-        If there is nothing to calibrate, a warning says so and `model` itself
-        is returned. Layers that the model does not call at inference keep
+        If `model` has nothing to calibrate, the function warns and returns
+        `model` itself. Layers that the model does not call at inference keep
         their shifts, and a warning names them.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or cannot be
-            copied; if `keep_predictions` is not given; if there are no data,
-            they have not the shape of the model's input or hold a NaN or an
-            infinity; if they can be read only once and have to be read again;
-            if a dropout layer is called again on what depends on its own
-            output, so that no shift suits both; if batch normalisation comes
-            before dropout and has not been trained, while predictions are to
-            be kept; if predictions are to be kept and no shift can be set; if
+            copied; if `keep_predictions` is not given; if the data are empty,
+            do not fit the model's input or contain a NaN or an infinity; if an
+            iterator would have to be read again; if the input of a call of a
+            dropout layer depends on the layer's own output, so that no single
+            shift fits; if predictions are to be kept and untrained batch
+            normalisation comes before dropout, or no shift can be set; if
             another argument is not of the kind described.
 
     Example:
@@ -146,14 +144,13 @@ def calibrate(
     if keep_predictions is None:
         raise invalid(
             "keep_predictions",
-            "True for a model that has been trained, which then predicts what "
-            "it did before, or False for one that has not, of which the "
-            "shifts alone are set",
+            "True for a trained model, which then keeps its predictions, or "
+            "False for an untrained model, which only gets new shifts",
             keep_predictions,
         )
     check_boolean("keep_predictions", keep_predictions)
     is_on_path = matching(filters)
-    # The means are computed in a separate copy, which is changed.
+    # Compute the means in a separate copy, whose shifts change.
     scratch = copied(model, compiled=False)
     paths = {
         layer: path
@@ -163,8 +160,8 @@ def calibrate(
     if not paths:
         warnings.warn(
             f"Model '{model.name}' has no dropout layer with a shift, such as "
-            "`InvariantDropout`, that `filters` chooses. It is returned as it "
-            "is; `invariantize` converts the `Dropout` of a model.",
+            "`InvariantDropout`, that `filters` chooses, and is returned "
+            "unchanged; `invariantize` converts `Dropout` layers.",
             stacklevel=2,
         )
         return model
@@ -174,7 +171,7 @@ def calibrate(
         _report(kept, paths)
     if keep_predictions:
         _check_statistics(scratch, chosen)
-    # Copied before the data are read, since the model may be refused.
+    # Copy before reading the data, because copying may fail.
     result = copied(model)
     arriving = _Arriving(model, scratch, chosen)
 
@@ -187,7 +184,7 @@ def calibrate(
     if keep_predictions:
         means = {layer: mean.value() for layer, mean in measured().items()}
         _report(kept | compensated(inlined(scratch), means), paths)
-        # The biases have changed, too.
+        # The biases have changed as well.
         result.set_weights(scratch.get_weights())
         return result
     _set_in_order(scratch, measured, data, paths)
@@ -197,18 +194,18 @@ def calibrate(
 
 
 def _set_in_order(model, measured, data, paths):
-    """Sets each shift after those that come before it.
+    """Sets each shift after the shifts on which its mean depends.
 
     Args:
         model: A model.
-        measured: Function that reads the data and returns `_means`.
+        measured: Function that reads the data and returns the means.
         data: The data, for an error.
         paths: Dict from the dropout layers to their paths.
     """
     means = measured()
     _warn_of_uncalled(paths, means)
     waits_for, calls = _waits_for(model, [*means])
-    # What a layer calls again and again may depend on its own output.
+    # A layer called repeatedly may get input that depends on its own output.
     unsure = [x for x, mean in means.items() if mean.calls > calls[x]]
     left = [*means]
     while left:
@@ -236,7 +233,7 @@ def _set_in_order(model, measured, data, paths):
 
 
 def _report(kept, paths):
-    """Says which shifts stayed, for the reasons in `kept`."""
+    """Warns of the unchanged shifts in `kept`; raises an error if all are."""
     if not kept:
         return
     alike: dict[str, list[str]] = {}
@@ -270,9 +267,9 @@ def _warn_of_uncalled(paths, means):
 
 def _refuse_again(layers, paths):
     raise ValueError(
-        "No shift can be set of a layer that is called again on what depends "
-        "on its own output; `filters` can leave it out. Received: a model in "
-        f"which this holds for {[paths[layer] for layer in layers]}"
+        "Expected no layer with a shift to take an input that depends on its "
+        "own output; `filters` can exclude such layers. Received: the layers "
+        f"{[paths[layer] for layer in layers]}"
     )
 
 
@@ -283,18 +280,18 @@ def _shifted(model):
 
 
 def _waits_for(model, called):
-    """Which layers come before others, so that their shifts arrive there.
+    """The dropout layers whose shifts affect the input of other layers.
 
-    In a graph they are those on which the input depends. What happens inside
-    a layer is not known: there they are all those that are called earlier.
+    In a graph these are the layers on which the input depends; inside another
+    layer, where the dependencies are unknown, all layers called earlier.
 
     Args:
         model: A model.
         called: Layers of it, at any depth, in the order of their first calls.
 
     Returns:
-        Two dicts with the layers as keys: the set of those that come before
-        each, and in how many calls of the graph it is.
+        Two dicts with the layers as keys: the set of layers that come before
+        each layer, and the number of the graph's calls that include it.
     """
     if graph_of(model) is None:
         before = {x: set(called[:i]) for i, x in enumerate(called)}
@@ -323,8 +320,8 @@ def _check_statistics(model, chosen):
     """Raises an error if untrained batch normalisation comes before dropout.
 
     Raises:
-        ValueError: If it comes before one of the dropout layers in `chosen`,
-            which are in the graph.
+        ValueError: If it comes before a dropout layer in `chosen`. These are in
+            the graph.
     """
     untrained = untrained_normalization(model)
     before, _ = _waits_for(model, [*untrained, *chosen])
@@ -332,18 +329,18 @@ def _check_statistics(model, chosen):
     if names := [path for x, path in untrained.items() if x in found]:
         raise ValueError(
             "Batch normalisation before dropout has its initial moving mean "
-            "and variance, which are not those of the data. Calibrate with "
-            "`keep_predictions=False`, or train the model first. Received: a "
-            f"model in which this holds for {names}"
+            "and variance instead of those of the data. Calibrate with "
+            "`keep_predictions=False`, or train the model first. Received: "
+            f"the untrained layers {names}"
         )
 
 
 class _Arriving(keras.Model):
-    """Returns, for each call of dropout layers, sums of what arrives there.
+    """Returns sums of the inputs for each call of dropout layers.
 
     Args:
-        model: The model as the user has it.
-        scratch: Its copy, which is called.
+        model: The user's model.
+        scratch: The copy to call.
         chosen: The dropout layers of the copy.
     """
 
@@ -352,7 +349,7 @@ class _Arriving(keras.Model):
         self.scratch = scratch
         self.chosen = chosen
         self.untrained = [*untrained_normalization(scratch)]
-        # Where time is a loop, its steps have to be seen one by one.
+        # A loop over time has to run eagerly, to reveal each step.
         loops = (keras.layers.RNN, keras.layers.Wrapper)
         self.run_eagerly = model.run_eagerly or bool(
             layers_around(scratch, chosen, loops)
@@ -376,10 +373,10 @@ class _Arriving(keras.Model):
 
 
 def _sums(layer, x, inputs):
-    """For each shift the sum of the activities that count, and their number.
+    """The sum of the counted activities for each shift, and their number.
 
-    Both are arrays of shape `(batch, ...)`: one example at a time, since the
-    numbers have single precision.
+    Both are arrays of shape `(batch, ...)`: the sums have single precision, so
+    `_Mean` adds the examples in double precision.
     """
     mask = counting(x, inputs)
     x = ops.cast(x, "float32")
@@ -394,7 +391,7 @@ def _sums(layer, x, inputs):
 
 
 def _means(arriving, found, paths):
-    """The mean at each dropout layer, in the order in which they are called."""
+    """The mean at each dropout layer, in the order of the calls."""
     means: dict[ShiftedDropout, _Mean] = {}
     for batch in found:
         calls: Counter = Counter()
@@ -408,11 +405,11 @@ def _means(arriving, found, paths):
 
 
 class _Mean:
-    """The mean of what arrives at a dropout layer, for each shift.
+    """The mean input of a dropout layer for each shift.
 
     Attributes:
         path: The path of the layer.
-        calls: How often a call of the model calls it, at most.
+        calls: The largest number of calls of the layer per call of the model.
     """
 
     def __init__(self, path):
@@ -435,13 +432,13 @@ class _Mean:
         if not np.isfinite(mean).all():
             raise ValueError(
                 f"The activities that arrive at layer '{self.path}' hold a "
-                "NaN or an infinity, though the data do not: look at the "
-                "weights before it"
+                "NaN or an infinity, although the data do not: check the "
+                "weights of the layers before it"
             )
         return mean
 
     def is_minus(self, shift):
-        """Whether it is minus a shift, up to rounding."""
+        """Whether the mean equals minus a shift, up to rounding."""
         shift = ops.convert_to_numpy(shift)
         return np.allclose(self.value(), -shift, rtol=1e-4, atol=1e-5)
 

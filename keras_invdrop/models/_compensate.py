@@ -25,19 +25,19 @@ from ._shifts import sources_of
 
 
 def compensated(graph, means):
-    """Sets each shift to minus the mean, and makes up for it further on.
+    """Sets each shift to minus the mean, and compensates for the change.
 
-    The next bias, or moving mean, takes up the constant that the new shift
-    adds. Where none can, the layer keeps its old shift.
+    The next bias or moving mean absorbs the constant that the new shift adds.
+    If none can, the layer keeps its old shift.
 
     Args:
-        graph: A functional model in which no other is nested. Its weights are
-            changed; what it computes at inference is not.
-        means: For each dropout layer whose shift is to be set, the mean of
-            what arrives at it in `graph` as it is, of the shape of the shift.
+        graph: A functional model without nested models. Its weights change, but
+            its outputs at inference do not.
+        means: Dict from each dropout layer to set to the mean of its input in
+            the unchanged `graph`, of the shape of the shift.
 
     Returns:
-        For each of them whose shift stayed, what was in the way.
+        Dict from each of these layers whose shift stayed to the obstacle.
     """
     kept = {
         node.operation: "it is to stay"
@@ -50,25 +50,25 @@ def compensated(graph, means):
         if not walk.obstacles:
             walk.apply()
             return {x: why for x, why in kept.items() if x in means}
-        # With these shifts kept, the layers behind them get other inputs.
+        # Keeping these shifts changes the inputs of later layers: start again.
         kept |= walk.obstacles
 
 
 class _Walk:
-    """Follows through a model what new shifts would add, changing nothing.
+    """Computes what new shifts would add throughout a model, without changes.
 
-    Each tensor is written as that of the model with the new shifts, plus a
-    constant that makes it what it was before.
+    Each tensor of the original model is the tensor of the model with the new
+    shifts plus a constant, the `shift` of a `Shifted`.
     """
 
     def __init__(self, graph, means, kept):
         self.means = means
         self.kept = kept
         self.obstacles: dict[ShiftedDropout, str] = {}
-        # Why a layer on the way could not take up the shift of a source.
+        # Why a layer on the way could not absorb the shift of a source.
         self.passed_on: dict[ShiftedDropout, str] = {}
         self.shifts: dict[ShiftedDropout, np.ndarray] = {}
-        # For each call of a layer, what is added to its bias or moving mean.
+        # The change of a layer's bias or moving mean, for each call.
         self.takes: dict[Any, list] = {}
         self.calls = Counter(node.operation for node in nodes(graph))
         self.follow(graph)
@@ -93,7 +93,7 @@ class _Walk:
         )
 
     def passed(self, layer, inputs):
-        """The shift of the output of a layer, and where it comes from."""
+        """The shift of the output of a layer, and its sources."""
         nothing = None, ()
         if isinstance(layer, ShiftedDropout):
             return self.dropout(layer, inputs[0])
@@ -113,7 +113,7 @@ class _Walk:
         return shift, sources_of(inputs)
 
     def block(self, values, reason):
-        """Notes that nothing makes up for the shifts of `values`."""
+        """Records that nothing compensates for the shifts of `values`."""
         for value in values:
             if value.shift is not None:
                 for layer in value.sources:
@@ -121,7 +121,7 @@ class _Walk:
                     self.obstacles.setdefault(layer, why)
 
     def dropout(self, layer, value):
-        """A dropout layer, whose shift is itself like a bias."""
+        """The shift behind a dropout layer, whose own shift acts as a bias."""
         if type(layer) not in SHIFTED:
             kind = type(layer).__name__
             reason = f"what a `{kind}` does at inference is not known"
@@ -139,10 +139,10 @@ class _Walk:
             if n == 1 and shift.shape[axis] > 1
         )
         if shift.any() and (self.calls[layer] > 1 or (shared and value.masked)):
-            # The new mean at this layer could not be computed from the old.
+            # The new mean at this layer does not follow from the old one.
             self.block([value], f"the dropout layer '{layer.name}' is next")
             shift, shared = np.zeros_like(shift), ()
-        # The mean of what arrives with the other shifts before.
+        # The mean of the input with the new shifts of earlier layers.
         mean = self.means[layer] - shift.mean(axis=shared, keepdims=True)
         new = np.broadcast_to(-mean, before.shape).astype("float32")
         self.shifts[layer] = new
@@ -157,7 +157,7 @@ class _Walk:
         return np.zeros(1) if fits else carried(layer, [value])
 
     def linear(self, layer, value):
-        """A layer with a kernel, and perhaps a bias that takes the shift."""
+        """The shift behind a layer with a kernel, whose bias may absorb it."""
         core = core_of(layer)
         if value.plain:
             if core.bias is not None:

@@ -1,4 +1,4 @@
-"""Layers whose inner dropout layers have been converted, in files too."""
+"""Layers whose inner dropout layers were converted, and their configs."""
 
 import contextlib
 from functools import cache
@@ -23,16 +23,15 @@ KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
 class Converted:
     """Mixed into the class of a layer in which dropout was converted.
 
-    The config of such a layer makes a layer with Keras' own dropout. Here the
-    config also says which layers inside it, by their numbers, are of this
-    library.
+    The original config creates a layer with Keras' own dropout. This config
+    also contains the converted layers inside, by their numbers.
     """
 
     original: type
 
     def get_config(self):
         converted = type(self)
-        # For the public function that also keeps how a layer is built.
+        # `serialize_keras_object` also keeps how the layer is built.
         self.__class__ = converted.original
         try:
             layer = keras.saving.serialize_keras_object(self)
@@ -56,14 +55,14 @@ class Converted:
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config["layer"])
         if not set(config["dropout"]) <= set(_numbered(layer)):
-            # It makes some of the layers inside it when it is called.
+            # The layer creates some of its inner layers when called.
             build_by_call(layer)
         parts = _numbered(layer)
         new = {}
         for number, made in config["dropout"].items():
             old = parts.get(number)
             if isinstance(old, KINDS):
-                continue  # made by a config inside this one
+                continue  # created by a config inside this one
             if not isinstance(old, keras.layers.Dropout):
                 raise ValueError(
                     f"Layer '{layer.name}', a `{type(layer).__name__}`, was "
@@ -78,7 +77,7 @@ class Converted:
 
 
 def _numbered(layer, number="", around=()):
-    """The layers inside a layer, each by its number and those around it."""
+    """Dict from numbers, such as "0/2", to the layers inside a layer."""
     found = {}
     parts = layers_in(layer, include_self=False, recursive=False)
     # A Sequential gets its input layer when it is called.
@@ -92,12 +91,12 @@ def _numbered(layer, number="", around=()):
 
 
 def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
-    """Puts new layers in the place of layers inside `root`.
+    """Replaces layers inside `root` by new layers.
 
     Args:
         root: A layer or model. It is changed.
-        new: Dict from the id of a layer to a pair: the layer that takes its
-            place, and the shape of its input.
+        new: Dict from the id of a layer to a pair: the new layer, and the shape
+            of its input.
     """
     start = "" if isinstance(root, keras.Model) else f"{root.name}/"
     for path, layer in [*paths_of(root, start)]:
@@ -118,7 +117,7 @@ def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
 
 @contextlib.contextmanager
 def _scope(path):
-    """Gives variables paths that differ, by which PyTorch lists them."""
+    """Gives variables unique paths, under which PyTorch registers them."""
     with contextlib.ExitStack() as stack:
         for name in path.split("/")[:-1]:
             stack.enter_context(keras.name_scope(name))

@@ -1,4 +1,4 @@
-"""Copies layers, metrics and models as objects, not by their configs."""
+"""Copies layers, metrics and models as objects, not from their configs."""
 
 import contextlib
 import copy
@@ -39,8 +39,7 @@ from .._keras import tracker_of
 from ._graph import new_input_layer
 from ._graph import new_inputs
 
-# Objects that a copy shares with the original, because they have no state, or
-# none that a layer changes.
+# Objects that a copy shares with the original: no layer changes their state.
 SHARED = (
     type,
     types.BuiltinFunctionType,
@@ -53,7 +52,7 @@ SHARED = (
     type(threading.RLock()),
     DynamicBackend,
 )
-# Methods with which a subclass changes how a model learns.
+# Methods by which a subclass changes training.
 OF_SUBCLASS = (
     "call",
     "compute_loss",
@@ -75,8 +74,8 @@ def copied(
 
     Args:
         model: A model that has been built.
-        replace: Function from a layer to the layer that takes its place, or
-            None where the layer is copied.
+        replace: Function from a layer to its replacement, or to None to copy
+            the layer.
         compiled: Whether to compile the copy as `model` was compiled, with a
             new optimizer.
 
@@ -114,8 +113,8 @@ def compile_like(
     """
     if not model.compiled:
         return
-    # If `new` keeps the class, the class' `compile` may take arguments of its
-    # own. If not, the class' training and test steps would be lost.
+    # If `new` keeps the class, the class' `compile` may take other arguments.
+    # Otherwise the class' training and test steps would be lost.
     if type(new) is type(model):
         own = _own_compile(model)
     else:
@@ -131,7 +130,7 @@ def compile_like(
         optimizer = config.pop("optimizer")
         if trained:
             config["optimizer"] = _new_optimizer(optimizer, copies)
-    except Exception as error:  # such as one from an optimizer's config
+    except Exception as error:  # for example from an optimizer's config
         warnings.warn(
             f"The new model '{new.name}' is not compiled, since the original "
             f"cannot be compiled again ({type(error).__name__}: {error}): "
@@ -147,7 +146,7 @@ def compile_like(
 
 
 def recompile(model: keras.Model) -> None:
-    """Compiles a model, whose layers have changed, as it was compiled."""
+    """Compiles a model again, as before, after its layers have changed."""
     model.make_predict_function(force=True)
     copies = Copies()
     copies.made = {id(x): (x, x) for x in model.variables}
@@ -155,7 +154,7 @@ def recompile(model: keras.Model) -> None:
 
 
 def _own_compile(model):
-    """`["compile"]` where a class takes other arguments than Keras does."""
+    """`["compile"]` if the class' method takes other arguments than Keras'."""
     arguments = inspect.signature(model.compile).parameters
     return [] if {"optimizer", "loss"} <= set(arguments) else ["compile"]
 
@@ -179,7 +178,7 @@ def _new_optimizer(optimizer, copies):
     if not isinstance(optimizer, keras.Optimizer):
         return optimizer  # a name
     new = type(optimizer).from_config(optimizer.get_config())
-    # The config does not say which weights do not decay.
+    # The config lacks the variables excluded from weight decay.
     variables, patterns = not_decayed(
         optimizer,
         [x for x, _ in copies.made.values() if isinstance(x, keras.Variable)],
@@ -192,7 +191,7 @@ def _new_optimizer(optimizer, copies):
 
 
 def is_made_of_its_graph(model):
-    """Whether a model is saved and made again as the graph of its layers."""
+    """Whether Keras saves and restores a model as the graph of its layers."""
     if graph_of(model) is None:
         return False
     if not isinstance(model, keras.Sequential):
@@ -209,21 +208,21 @@ def _listed(methods):
 
 
 class Copies:
-    """Copies of Keras objects, each made once, so that sharing is kept.
+    """Copies Keras objects, each once, so that copies share what they shared.
 
-    A layer is copied as an object, attribute by attribute, and not built again
-    from its config: a config may lack part of a layer's state (adapted
-    statistics, low-rank updates, quantized kernels, frozen variables), and
-    some configs cannot be read back. Keras objects and variables first become
-    empty shells, which are filled later one by one, so that objects that refer
-    to each other need no recursion. All other objects are copied by pickling.
+    A layer is copied as an object, attribute by attribute, and not created from
+    its config: a config may lack part of a layer's state (adapted statistics,
+    low-rank updates, quantized kernels, frozen variables), and some configs
+    cannot be read back. Keras objects and variables first become empty shells,
+    which are filled later one by one, so that mutual references need no
+    recursion. All other objects are copied by pickling.
 
-    A functional or sequential model is copied by calling the copies of its
-    layers in the order of its graph.
+    To copy a functional or sequential model, the copies of its layers are
+    called in the order of its graph.
 
     Args:
-        replace: Function from a layer to the layer that takes its place, or
-            None where the layer is copied.
+        replace: Function from a layer to its replacement, or to None to copy
+            the layer.
     """
 
     def __init__(
@@ -231,7 +230,8 @@ class Copies:
         replace: Callable[[keras.Layer], keras.Layer | None] = lambda x: None,
     ):
         self.replace = replace
-        # Each entry keeps the original alive, so that its id stays unique.
+        # Each entry keeps the original alive, so that no other object gets its
+        # id.
         self.made: dict[int, tuple[Any, Any]] = {}
         self.unfilled: list[tuple[Any, Any]] = []
         self.graphs: dict[int, tuple[Any, Any]] = {}
@@ -239,7 +239,7 @@ class Copies:
         self._start_stream()
 
     def of(self, value: Any) -> Any:
-        """The copy of a Keras object and of everything in it."""
+        """The complete copy of a Keras object."""
         new = self.shell(value)
         self._fill()
         while self.graphs:
@@ -247,7 +247,7 @@ class Copies:
         return new
 
     def shell(self, value: Any) -> Any:
-        """The copy of a Keras object or a tensor, perhaps not yet filled."""
+        """The copy of a Keras object or a tensor, possibly not yet filled."""
         if id(value) not in self.made:
             self.made[id(value)] = value, self._shell(value)
         return self.made[id(value)][1]
@@ -301,10 +301,10 @@ class Copies:
             self.trackers.append(tracker)
 
     def _fill_by_config(self, old, new, error):
-        """Fills a layer that holds an object without a copy, such as a table.
+        """Fills a layer that contains an object that cannot be copied.
 
-        The state that the config lacks is carried over as Keras saves and
-        loads it.
+        An example is a table. The state that the config lacks is transferred as
+        Keras saves and loads it.
         """
         try:
             made = type(old).from_config(old.get_config())
@@ -331,7 +331,7 @@ class Copies:
         vars(new).update(state)
 
     def _complete(self, layer):
-        """Makes the graphs of a layer and of the layers inside it."""
+        """Builds the graphs of a layer and of the layers inside it."""
         for part in layers_in(layer):
             if id(part) in self.graphs:
                 self._complete_graph(*self.graphs.pop(id(part)))
@@ -353,37 +353,38 @@ class Copies:
         # The setter would set `trainable` of every layer.
         set_own_trainable(new, own_trainable(old))
         new.dtype_policy = old.dtype_policy
-        # Copy the attributes that the model's class or its user has set.
+        # Copy attributes set by the model's class or by the user.
         self.made[id(tracker_of(old))] = tracker_of(old), tracker_of(new)
         known = {*vars(new), *OF_TRAINING, OF_PYTORCH}
         state = {k: v for k, v in vars(old).items() if k not in known}
         for name, value in self._plain(state).items():
             setattr(new, name, value)
         if not isinstance(old, keras.Sequential):
-            # Some classes set attributes before they make their graph: they
-            # stand first, and not at all as KerasHub sets them on PyTorch.
+            # Some classes set layers as attributes before building their graph,
+            # and Keras lists these first; as KerasHub sets them on PyTorch,
+            # Keras does not list them at all.
             parts = layers_in(old, include_self=False, recursive=False)
             made = [self.made[id(x)][1] for x in parts if id(x) in self.made]
             list_layers(new, made, (x for _, x in self.made.values()))
         self._fill()
 
     def _start_stream(self):
-        # All copies use one stream, so that layers also share the copies of
-        # objects that are not Keras'.
+        # All copies use one stream, so that layers also share copies of plain
+        # objects.
         self._stream = io.BytesIO()
         self._referred: list[Any] = []
         self._pickler = _Pickler(self._stream, self._refer)
         self._unpickler = _Unpickler(self._stream, self._referred)
 
     def _plain(self, value):
-        """A copy of a plain object, in which Keras objects are shells."""
+        """A copy of a plain object whose Keras objects are shells."""
         start = self._stream.seek(0, io.SEEK_END)
         self._pickler.dump(value)
         self._stream.seek(start)
         return self._unpickler.load()
 
     def _refer(self, value):
-        """The number of the object that replaces `value`; None to pickle it."""
+        """The number of the replacement for `value`; None to pickle `value`."""
         if isinstance(value, SHARED):
             found = value
         elif isinstance(value, types.FunctionType):
@@ -410,8 +411,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj):
         if kind := COLLECTIONS.get(type(obj)):
-            # Fill it as a plain collection: its own methods would track its
-            # elements again.
+            # Fill the copy with plain methods: its own would track the elements
+            # again.
             content = kind(obj), obj.tracker
             return _empty, (type(obj),), content, None, None, _set_collection
         return NotImplemented
@@ -437,7 +438,7 @@ def _set_collection(collection, content):
 
 
 def _carry_over(old, new):
-    """Carries over the state of a layer as Keras saves and loads it."""
+    """Transfers the state of a layer as Keras saves and loads it."""
     own: dict[str, Any] = {}
     old.save_own_variables(own)
     new.load_own_variables(own)
@@ -450,7 +451,7 @@ def _carry_over(old, new):
 def _is_own(layer, name):
     """Whether an attribute is a function that refers to its layer.
 
-    Keras sets such functions on each layer when it makes the object.
+    Keras sets such functions on each new layer.
     """
     return isinstance(vars(layer).get(name), types.FunctionType)
 
@@ -465,7 +466,7 @@ def _layers_in(model):
 
 
 def _cells(function):
-    """The values of the variables that a function closes over."""
+    """The values in a function's closure."""
     found = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell

@@ -46,15 +46,15 @@ REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)
 class DropoutSite:
     """One call of a dropout layer in a model.
 
-    All calls inside other layers, on inputs of one shape, count as one.
+    Calls inside other layers on inputs of the same shape count as one.
 
     Attributes:
         layer: The dropout layer.
-        name: Its name; inside another layer its path.
-        next_layers: For each layer that takes the dropped activities, a pair:
+        name: The layer's name, or its path inside another layer.
+        next_layers: A pair for each layer that takes the dropped activities:
             the layers in between that only rearrange the activities, and the
-            layer itself. Empty where the dropped activities are the output
-            of the model, and inside another layer.
+            layer itself. Empty if the dropped activities are the output of the
+            model, or inside another layer.
         adds_up: Whether the activities are attention scores.
     """
 
@@ -68,9 +68,9 @@ class DropoutSite:
     def shift_axes(self, rank: int) -> tuple[int, ...]:
         """The axes, batch included, along which a shift is shared.
 
-        For a layer of this library they are the axes along which its shift
-        has size 1. A layer of Keras gets one shift per feature map where the
-        input has axes of space or time, and one per head for attention scores.
+        For a layer of this library these are the axes along which its shift has
+        size 1. A layer of Keras gets one shift per feature map if the input has
+        axes of space or time, and one per head for attention scores.
         """
         if isinstance(self.layer, ShiftedDropout):
             shape = self.layer.shift.shape
@@ -100,13 +100,12 @@ class Activities(NamedTuple):
     """The activities that reach a site in inference mode.
 
     Batch normalisation whose moving statistics are still the initial ones uses
-    those of the batch, as in `calibrate`.
+    the statistics of the batch, as in `calibrate`.
 
     Attributes:
         values: The activities, of shape `(batch, ...)`.
-        counts: Which activities count: an array of booleans that broadcasts
-            to `values`, False for timesteps that are masked as padding. None
-            where all activities count.
+        counts: Boolean array that broadcasts to `values`, False for timesteps
+            masked as padding. None if all activities count.
     """
 
     values: np.ndarray
@@ -115,7 +114,7 @@ class Activities(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Dropped:
-    """Stands for the output of a site, rearranged or as it was."""
+    """A placeholder for the output of a site, perhaps rearranged."""
 
     site: DropoutSite
     between: tuple[keras.Layer, ...] = ()
@@ -125,16 +124,16 @@ def dropout_sites(model: keras.Model, x: Any = None) -> list[DropoutSite]:
     """Finds every call of a dropout layer, from the input on.
 
     Args:
-        model: A model that has been built. Calls in the models nested in it
-            are found, too. It is not changed.
-        x: A batch of its input, as `model.predict` takes it. Without it the
+        model: A model that has been built. Calls in nested models are found,
+            too.
+        x: A batch of the input, as `model.predict` takes it. Without `x` the
             calls inside other layers are not found.
 
     Returns:
         A list of `DropoutSite`.
 
     Raises:
-        ValueError: If `model` has no graph of layers, and `x` is not given.
+        ValueError: If `model` has no graph of layers and `x` is not given.
     """
     graph = graph_of(check_model(model) if x is None else check_callable(model))
     in_graph = [] if graph is None else _sites_in_graph(graph)
@@ -158,7 +157,7 @@ def _sites_in_graph(graph):
 
     def call(layer, *args, **kwargs):
         given = [x for x in tree.flatten((args, kwargs)) if x is not None]
-        # A layer that takes a tensor twice is one next layer.
+        # A layer that takes a tensor twice counts once.
         dropped = dict.fromkeys(x for x in given if isinstance(x, _Dropped))
         if isinstance(layer, REARRANGING):
             return next(
@@ -189,7 +188,7 @@ def all_activities(model: keras.Model, x: Any) -> list[Activities]:
 
 
 def _observed(model, x):
-    """The activities at each call, by the site to which the call belongs."""
+    """The activities at each call, grouped by site."""
     graph = graph_of(model)
     in_graph = set()
     if graph is not None:
@@ -215,7 +214,7 @@ def _observed(model, x):
         site = paths[layer], layer, kind
         found.setdefault(site, []).append(Activities(values, mask))
 
-    # The scope discards what batch statistics do to the moving statistics.
+    # The scope discards the updates of the moving statistics.
     with (
         keras.StatelessScope(),
         watched(model, paths, note),
@@ -226,7 +225,7 @@ def _observed(model, x):
 
 
 def _joined(calls):
-    """The activities of several calls, one after the other as examples."""
+    """The activities of several calls, concatenated along the batch axis."""
     if len(calls) == 1:
         return calls[0]
     values, counts = zip(*calls, strict=True)
@@ -237,7 +236,7 @@ def _joined(calls):
 
 
 def _warn_of_others(model):
-    """Warns of dropout in `model` that is no dropout layer."""
+    """Warns of dropout in `model` other than dropout layers."""
     others = [
         f"'{place.path}': {place.obstacle}"
         for place in places(model)

@@ -45,14 +45,15 @@ class Folded:
     """What `fold` did with one layer that drops.
 
     Attributes:
-        path: The names of the layers around it and its own, joined by `/`.
-        layer: The name of its class.
-        rate: The fraction that it drops in training.
-        into: Tuple of strings: the weights that hold its beta, and its
-            probability `p` of keeping an activity where it multiplies by `p`
-            at inference. Empty if nothing had to be kept.
-        reason: Why a layer of its own adds beta, for one of the layers that
-            come next or for all; None if none does.
+        path: The names of the layers around the layer and its own name, joined
+            by `/`.
+        layer: The name of the layer's class.
+        rate: The fraction of activities that the layer drops in training.
+        into: Tuple of strings: the weights that now contain beta, and the keep
+            probability `p` if the layer multiplies by `p` at inference. Empty
+            if the layer has no effect at inference.
+        reason: Why a separate layer adds beta for some or all of the next
+            layers; None if beta needs no separate layer.
     """
 
     path: str
@@ -74,42 +75,41 @@ class Folded:
 def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     """Makes the mean network: the model for inference, without dropout.
 
-    At inference an invariant dropout layer adds beta, and with
-    `scaling="test"` multiplies by the probability `p` of keeping an activity.
-    Both go into the kernel and the bias of the layers that come next. Only
-    Keras' own layers are left, those of the network without dropout, and the
-    output equals that of `model` up to rounding: the sums are taken in another
-    order, which in float32 changes each by about 1e-6 of its largest term.
-    Where beta nearly cancels the activities, the output is small compared with
-    these terms, and the relative difference is larger.
+    At inference an invariant dropout layer adds beta, and with `scaling="test"`
+    multiplies by the keep probability `p`. `fold` moves both into the kernels
+    and biases of the next layers. The result consists of Keras' own layers,
+    those of the network without dropout, and its output equals that of `model`
+    up to rounding: the order of the sums differs, which in float32 changes each
+    by about 1e-6 of its largest term. If beta nearly cancels the activities,
+    the output is small compared with these terms, and the relative difference
+    is larger.
 
-    - Beta goes into `Dense`, `EinsumDense`, convolutions of every kind and
-      this library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`.
-      On the way to each consumer it passes `Flatten`, `Reshape` and the like,
-      pooling, `Add`, `Concatenate` and `BatchNormalization`.
-    - Where a convolution pads its input with zeros, beta adds less near the
-      border: the bias becomes a map, which is the bias of an additional layer
-      after the convolution, an `EinsumDense` with a diagonal kernel.
-    - Where something else follows, such as an activation function, beta stays
-      in such an `EinsumDense` with the name of the dropout layer. Where a mask
-      must be passed on, beta is the weight of a `PReLU` between an `Add` and
-      two `Rescaling`.
-    - Standard dropout, which does nothing at inference, disappears.
-    - Dropout inside other layers stays there, since what comes next is not
-      known. At inference it adds its beta.
+    - Beta goes into `Dense`, `EinsumDense`, convolutions of every kind and this
+      library's `MaxoutDense`, `MaxoutConv2D` and `LocallyConnected2D`. Beta
+      passes through `Flatten`, `Reshape` and the like, pooling, `Add`,
+      `Concatenate` and `BatchNormalization`.
+    - If a convolution pads its input with zeros, beta adds less near the
+      border: the bias becomes a map, held by an additional `EinsumDense` with a
+      diagonal kernel after the convolution.
+    - Before any other layer, such as an activation function, beta stays in such
+      an `EinsumDense`, named after the dropout layer. To pass on a mask, an
+      `Add`, a `PReLU` with beta as its weight and two `Rescaling` layers take
+      its place.
+    - Standard dropout, which has no effect at inference, disappears.
+    - Dropout inside other layers stays there, because `fold` does not know
+      which layer comes next. At inference it adds its beta.
 
     Args:
         model: A functional or sequential model that has been built, and may
-            contain other models. It is not changed.
-        return_report: Boolean. Whether to return a report, too.
+            contain other models. The function does not change it.
+        return_report: Boolean. Whether to return a report as well.
 
     Returns:
-        A new functional model for inference, in which nested models are
-        replaced by their layers. It is compiled with the loss and the metrics
-        of `model`, so that it can be evaluated. Training it further would use
-        no dropout, and Keras' default optimizer. With `return_report` a pair:
-        the model, and a list with a `Folded` for each layer that drops.
-        Printed, each is a line.
+        A new functional model for inference, which contains the layers of
+        nested models directly. It is compiled with the loss and the metrics of
+        `model`, for `evaluate`; further training would use no dropout, and
+        Keras' default optimizer. With `return_report` a pair: the model, and a
+        list with a `Folded` for each layer that drops, which prints as a line.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built or has no
@@ -187,8 +187,8 @@ def _check_layer(layer):
     if isinstance(layer, ShiftedDropout) and type(layer) not in SHIFTED:
         raise ValueError(
             f"Layer '{layer.name}' is a `{type(layer).__name__}`, a subclass "
-            "of invariant dropout of which it is not known what it does at "
-            "inference. It cannot be folded."
+            "of invariant dropout that may override `call`. It cannot be "
+            "folded."
         )
 
 
@@ -201,11 +201,11 @@ class _Folding:
         for name in names:
             self.names.unique(name)
         # The new layers for each layer, scale and shift, and the tensor for
-        # each value. An entry keeps its original alive, so that no other
-        # object gets the same id.
+        # each value. An entry keeps its original alive, so that no other object
+        # gets its id.
         self.made: dict[Any, tuple] = {}
-        # For each dropout layer where its beta went, and why a layer of its
-        # own adds it. The keys of the inner dicts are in the order of calls.
+        # Where the beta of each dropout layer went, and why a separate layer
+        # adds it. The keys of the inner dicts are in the order of calls.
         self.into: dict[keras.Layer, dict[str, None]] = {}
         self.reasons: dict[keras.Layer, dict[str, None]] = {}
 
@@ -214,7 +214,7 @@ class _Folding:
             found.setdefault(source, {})[sentence] = None
 
     def call(self, layer, *args, **kwargs):
-        """What stands for the output of `layer`, a `Shifted`."""
+        """The output of `layer`, as a `Shifted`."""
         flat = tree.flatten((args, kwargs))
         values = [value for value in flat if isinstance(value, Shifted)]
         kind = type(layer)
@@ -237,11 +237,11 @@ class _Folding:
         return self.opaque(layer, args, kwargs, reason)
 
     def materialised(self, value, reason):
-        """A tensor of the new model that has the value itself.
+        """A tensor of the new model that equals the value.
 
         Args:
             value: A `Shifted`.
-            reason: Why no other layer takes up its shift.
+            reason: Why no other layer absorbs its shift.
         """
         if value.plain:
             return value.tensor
@@ -260,8 +260,8 @@ class _Folding:
     def affine(self, value, shape, name, dtype):
         """Layers of Keras that multiply by the scale and add the shift.
 
-        Both are weights, which no copy or checkpoint loses. An `EinsumDense`
-        with a diagonal kernel has a bias along any axes.
+        Both are weights, so that copies and checkpoints keep them. An
+        `EinsumDense` with a diagonal kernel has a bias along any axes.
 
         Returns:
             Function from tensor to tensor: a layer, or several in one.
@@ -287,8 +287,8 @@ class _Folding:
     def affine_with_mask(self, value, name, dtype):
         """As `affine`, in layers that pass a mask on and fit every size.
 
-        An `EinsumDense` does neither. What a `PReLU` makes of -1 is its
-        weight.
+        An `EinsumDense` does neither. The output of a `PReLU` for -1 is minus
+        its weight.
         """
         shift = value.constant()
         shared = [axis for axis, n in enumerate(shift.shape, 1) if n == 1]
@@ -309,9 +309,9 @@ class _Folding:
         return affine
 
     def once(self, layer, value, make):
-        """What `make` returns, once for each layer, scale and shift.
+        """The result of `make`, called once for each layer, scale and shift.
 
-        Layers that were shared stay shared where they can.
+        Shared layers thus stay shared where possible.
         """
         shift = value.constant()
         key = id(layer), value.scale, shift.shape, shift.tobytes()
@@ -331,7 +331,7 @@ class _Folding:
         return self.copy_of(layer)(*args, **kwargs)
 
     def opaque(self, layer, args, kwargs, reason):
-        """A layer that takes the values themselves, without a shift."""
+        """The output of a layer that takes the values without a shift."""
         args, kwargs = tree.map_structure(
             lambda x: (
                 self.materialised(x, reason) if isinstance(x, Shifted) else x
@@ -342,21 +342,21 @@ class _Folding:
         return tree.map_structure(Shifted, outputs)
 
     def shifted(self, layer, value):
-        """An invariant dropout layer, which only shifts at inference."""
+        """The output of an invariant dropout layer: a shift at inference."""
         keep = kept_by(layer)
         shift = keep * (value.constant() + array(layer.shift))
         sources = (*value.sources, layer)
         new = Shifted(value.tensor, compact(shift), keep * value.scale, sources)
         is_float = keras.backend.is_float_dtype(value.tensor.dtype)
         if keep == 0 or not is_float:
-            # A kernel of zeros has no use; an integer input is also cast.
+            # A kernel of zeros is useless; an integer input also needs a cast.
             reason = "its inputs are integers" if keep else "it drops all"
             self.note(self.reasons, new, reason)
             return Shifted(self.shifted_tensor(new, layer.dtype_policy))
         return new
 
     def of_one_scale(self, values, reason):
-        """The inputs of a merging layer, with one scale for all of them."""
+        """The inputs of a merging layer, brought to a common scale."""
         if len({value.scale for value in values}) == 1:
             return values
         return [
@@ -367,7 +367,7 @@ class _Folding:
         ]
 
     def carried(self, layer, values):
-        """A layer that passes scale and shift on."""
+        """The output of a layer that passes scale and shift on."""
         shift = carried(layer, values)
         if shift is None:
             return None
@@ -380,7 +380,7 @@ class _Folding:
         )
 
     def moved(self, layer, value):
-        """A batch normalisation whose statistics take up scale and shift."""
+        """The output of a batch normalisation that absorbs scale and shift."""
         if not has_one_for_each_feature(value.constant(), layer, value.rank):
             return None
 
@@ -407,7 +407,7 @@ class _Folding:
         return Shifted(new(value.tensor))
 
     def absorbed(self, layer, value):
-        """A layer with a kernel `K` and a bias `b`.
+        """The output of a layer with a kernel `K` and a bias `b`.
 
         `K (s x + c) + b = (s K) x + (K c + b)`.
         """
@@ -429,7 +429,7 @@ class _Folding:
         return Shifted(tensor)
 
     def linear(self, layer, core, value):
-        """What takes the place of a layer with a kernel: layers, in turn."""
+        """The chain of layers that replaces a layer with a kernel."""
         kernels = [array(weight) for weight in core.weights]
         bias = 0.0 if core.bias is None else kernels.pop()
         shape = value.tensor.shape
@@ -437,7 +437,7 @@ class _Folding:
         if response is None:
             return None
         kernels[-1] = kernels[-1] * value.scale
-        # As in the layer itself, the last axes of both are the same.
+        # As in the layer itself, the last axes of both agree.
         bias = response + bias
         settings = with_bias(core, bias)
         name = self.names.unique(layer.name)
@@ -477,7 +477,7 @@ class _Folding:
 
 
 def _obstacle(layer, values):
-    """Why a layer does not take up the shift of its inputs, if it does not."""
+    """Why a layer does not absorb the shift of its inputs."""
     if type(layer) in LINEAR and (why := fixed_kernel(layer)):
         return f"'{layer.name}' {why}"
     if type(layer) in MERGING and len({value.scale for value in values}) > 1:
@@ -486,5 +486,5 @@ def _obstacle(layer, values):
 
 
 def _parts(value):
-    """What a shift consists of, in the words of a report."""
+    """The contents of a shift, in the words of a report."""
     return "beta" if value.scale == 1 else "beta and p"

@@ -17,7 +17,7 @@ def calls(graph):
     """The calls of layers in `graph` and in the models nested in it.
 
     Yields:
-        The layer (or operation) and the list of tensors that it takes.
+        The layer (or operation) and the list of its input tensors.
     """
     for node in nodes(graph):
         if node.is_input:
@@ -41,15 +41,14 @@ def graph_layers(model):
 
 
 def inside_layers(model, chosen):
-    """For layers that the graph of a model does not show: where they are.
+    """Which of some layers are not in the graph of a model, and where.
 
     Args:
         model: A model.
         chosen: Layers of it, at any depth.
 
     Returns:
-        Dict from those of them that are not in the graph to a clause that
-        says so.
+        Dict from those that are not in the graph to a clause that says so.
     """
     graph = graph_of(model)
     if graph is None:
@@ -69,7 +68,7 @@ def inside_layers(model, chosen):
 
 
 def check_callable(model):
-    """Returns `model`, a Keras model that can be called: has been built."""
+    """Returns `model`, a Keras model that has been built."""
     is_subclass = (
         isinstance(model, keras.Model)
         and not isinstance(model, keras.Sequential)
@@ -85,7 +84,7 @@ def check_callable(model):
 
 
 def check_model(model):
-    """Returns `model`, a Keras model whose layers can be followed."""
+    """Returns `model`, a Keras model with a graph of layers."""
     if not isinstance(model, keras.Model):
         raise invalid("model", "a `keras.Model`", model)
     if isinstance(model, keras.Sequential) and graph_of(model) is None:
@@ -106,7 +105,7 @@ def check_model(model):
 
 
 def new_inputs(graph):
-    """New inputs for `graph`, in the structure of its own."""
+    """New inputs for `graph`, in the structure of its inputs."""
     return tree.map_structure(
         lambda x: new_input_layer(origin(x)).output,
         graph.input,
@@ -116,7 +115,7 @@ def new_inputs(graph):
 def new_input_layer(layer):
     """An `InputLayer` like `layer`."""
     new = type(layer).from_config(layer.get_config())
-    new.trainable = layer.trainable  # the config does not have it
+    new.trainable = layer.trainable  # which the config lacks
     return new
 
 
@@ -146,7 +145,7 @@ def run_through(graph, inputs, call):
     outputs = run_through_graph(
         graph, inputs, lambda operation: operation, call_any
     )
-    # Keras models, too, return the only element of a list of one output.
+    # As in Keras models, a list of one output becomes its element.
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
         return outputs[0]
     return outputs
@@ -155,8 +154,8 @@ def run_through(graph, inputs, call):
 def inlined(model):
     """The layers of `model` in one graph, with no model nested in it.
 
-    Pass a copy of a model: its layers are called once more, and renamed where
-    two of them have the same name.
+    Pass a copy of a model: the function calls its layers again and renames
+    layers with equal names.
     """
     names = Names()
     seen = set()
@@ -175,7 +174,7 @@ def inlined(model):
 
 
 class Names:
-    """Gives layers names that differ from one another."""
+    """Gives layers unique names."""
 
     def __init__(self):
         self.taken = set()

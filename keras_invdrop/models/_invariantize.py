@@ -36,12 +36,14 @@ class Conversion:
     """What `invariantize` did with one layer that drops.
 
     Attributes:
-        path: The names of the layers around it and its own, joined by `/`.
-        layer: The name of its class before.
-        rate: The fraction that it drops.
-        beta: The shape of its beta; None if it was not converted. A tuple of
-            shapes if it is called on different numbers of features.
-        reason: Why it was not converted; None if it was.
+        path: The names of the layers around the layer and its own name, joined
+            by `/`.
+        layer: The name of the original class.
+        rate: The fraction of activities that the layer drops.
+        beta: The shape of the beta; None if the layer was not converted. A
+            tuple of shapes if the layer is called on different numbers of
+            features.
+        reason: Why the layer was not converted; None if it was.
     """
 
     path: str
@@ -75,64 +77,63 @@ def invariantize(
 ) -> Any:
     """Turns the dropout of a model into invariant dropout.
 
-    Every `Dropout` becomes an `InvariantDropout`, every `SpatialDropout1D`,
-    `2D` and `3D` a `SpatialInvariantDropout`, of the same rate, noise shape,
-    seed, name and dtype policy: in the graph of the model, in the models
-    nested in it, and inside its layers, such as the blocks of a transformer,
-    wrappers and recurrent cells. Everything else is copied as it is: layers
-    with all that they hold (adapted statistics, vocabularies, low-rank
-    updates, quantized kernels), which variables are trainable, and how the
-    model was compiled: with the same losses, with copies of its metrics and
-    with a new optimizer. As beta starts at zero, the new model predicts
-    exactly what `model` does.
+    Every `Dropout` becomes an `InvariantDropout`, and every `SpatialDropout1D`,
+    `2D` and `3D` a `SpatialInvariantDropout`, with the same rate, noise shape,
+    seed, name and dtype policy: in the graph of the model, in nested models,
+    and inside layers, such as the blocks of a transformer, wrappers and
+    recurrent cells. The copy keeps everything else: the state of all layers
+    (adapted statistics, vocabularies, low-rank updates, quantized kernels) and
+    which variables are trainable. It is compiled with the same losses, copies
+    of the metrics and a new optimizer. Beta starts at zero, so the new model
+    predicts exactly what `model` predicts.
 
-    What cannot be converted stays as it is, and a warning names it: masks
-    that a layer draws itself (those of LSTM, GRU and ConvLSTM, and of a
-    `call` with `keras.random.dropout`), subclasses of `Dropout` with a `call`
-    of their own, `AlphaDropout`, `GaussianDropout` and the dropping of whole
-    paths. So does the dropout of attention scores inside a layer, unless
-    `attention` is true: scores add up to 1, and a shift changes that. A layer
-    that is called on different numbers of features gets a beta for each.
+    Other kinds of dropout remain, and a warning names them: masks that a layer
+    draws itself (in LSTM, GRU and ConvLSTM, and in a `call` that uses
+    `keras.random.dropout`), subclasses of `Dropout` that override `call`,
+    `AlphaDropout`, `GaussianDropout` and layers that drop whole paths. The
+    dropout of attention scores inside a layer also remains unless `attention`
+    is true, because scores add up to 1 and shifted scores do not. A layer that
+    is called on different numbers of features gets a beta for each number.
 
-    Dropout inside layers is found by calling the model once, in training
-    mode, which changes none of its variables.
+    To find dropout inside layers, the function calls the model once in training
+    mode, without changing its variables.
 
     Args:
         model: A model that has been built, which may contain other models.
-        shared: `"auto"` or `"none"`. Which activities share a `beta`:
-            `"auto"` shares it over space and time where the input has such
-            axes, as section 2.1 of the paper does for feature maps; `"none"`
-            gives each activity its own.
+        shared: `"auto"` or `"none"`. Which activities share a `beta`: `"auto"`
+            shares it over the axes of space and time, if the input has any, as
+            section 2.1 of the paper does for feature maps; `"none"` gives each
+            activity its own.
         layers: List of names. The dropout layers to convert; all by default.
-        data_format: `"channels_last"` or `"channels_first"`. Where a
-            `Dropout`, which has no such argument, has its feature maps. It
+        data_format: `"channels_last"` or `"channels_first"`. The position of
+            the feature maps for a `Dropout`, which has no such argument. It
             defaults to the `image_data_format` of the Keras configuration for
             images and volumes, and to the last axis for sequences.
         beta_regularizer: Regularizer for each `beta`.
         beta_constraint: Constraint for each `beta`.
-        filters: Regular expression, or list of them. Converts the layers
-            whose path, such as `"encoder/dropout"`, contains a match of one.
-            The report lists the paths. All by default.
-        attention: Boolean. Whether to convert the dropout of attention
-            scores, too, with one beta for each head.
-        inputs: An example of the input, on which the model is called. It is
-            required for a subclass without a graph of layers, and defaults to
-            random numbers for other models.
+        filters: Regular expression, or list of them. Converts only layers whose
+            path, such as `"encoder/dropout"`, contains a match; all by default.
+            The report lists the paths.
+        attention: Boolean. Whether to convert the dropout of attention scores
+            as well, with one beta per head.
+        inputs: An example of the input on which to call the model. Required for
+            a subclass without a graph of layers; defaults to random numbers for
+            other models.
         inplace: Boolean. Whether to convert `model` itself instead of a copy.
-        return_report: Boolean. Whether to return a report, too.
+        return_report: Boolean. Whether to return a report as well.
 
     Returns:
-        A new model of the same class, or `model` if `inplace`. Where Keras
-        can load `model` from a file, it can load the new model, if
-        `keras_invdrop` has been imported. If there is nothing to convert, a
-        warning says so and `model` itself is returned. With `return_report`
-        a pair: the model, and a list with a `Conversion` for each layer that
-        drops. Printed, each is a line.
+        A new model of the same class, or `model` if `inplace`. If Keras can
+        load `model` from a file, it can load the new model after
+        `import keras_invdrop`. If `model` has nothing to convert, the function
+        warns and returns `model` itself. With `return_report` a pair: the
+        model, and a list with a `Conversion` for each layer that drops, which
+        prints as a line.
 
     Raises:
-        ValueError: If `model` is not a Keras model, or not built; if `layers`
-            names what is not a dropout layer of `model`; if the model cannot
-            be copied or called; if another argument is not of the kind
+        ValueError: If `model` is not a Keras model, or not built; if a name in
+            `layers` is not that of a dropout layer of `model`; if the model
+            cannot be copied or called; if another argument is not of the kind
             described.
 
     Example:
@@ -209,7 +210,7 @@ def invariantize(
 
 
 def _build(model, inputs):
-    """Checks the model, and has a subclass make all its layers."""
+    """Checks the model, and calls a subclass so that it builds its layers."""
     if isinstance(model, keras.Model) and graph_of(model) is None:
         if inputs is not None:
             model(inputs)
@@ -246,12 +247,12 @@ def _copied(model):
     except ValueError as error:
         raise ValueError(
             f"{error} `invariantize(model, inplace=True)` converts the model "
-            "itself, and copies nothing."
+            "itself instead of a copy."
         ) from error
 
 
 def _find_shapes(model, chosen, inputs, shared):
-    """Finds the shapes that arrive: in the graph, or by calling the model."""
+    """Finds the input shape of each place: in the graph, or by a call."""
     by_id = {id(place.layer): place for place in chosen}
     if (graph := graph_of(model)) is not None:
         for layer, tensors in calls(graph):
@@ -263,7 +264,7 @@ def _find_shapes(model, chosen, inputs, shared):
         if not (place.shapes or place.obstacle) and place.rate
     ]
     if inside:
-        # With two sizes of what may have any size, such sizes are seen.
+        # Two trial sizes reveal which axes have variable length.
         observe(
             model, inside, inputs, sizes=(4, 5) if shared == "none" else (4,)
         )
@@ -277,7 +278,7 @@ def _shared_axes(place, shared, data_format):
     if place.adds_up:  # of shape (batch, heads, queries, keys)
         return [rank - 2, rank - 1]
     if isinstance(place.layer, SPATIAL_DROPOUT):
-        # A SpatialDropout1D has its feature maps on the last axis, always.
+        # SpatialDropout1D always has its feature maps on the last axis.
         data_format = getattr(place.layer, "data_format", "channels_last")
     elif shared == "none":
         return []
@@ -286,7 +287,7 @@ def _shared_axes(place, shared, data_format):
 
 
 def _beta(place, shared_axes, attention):
-    """The shape of the beta for a place, or why it can have none."""
+    """The shape of the beta for a place, or why the place can have none."""
     if place.obstacle is not None:
         return None, place.obstacle
     if not place.shapes:
@@ -302,7 +303,7 @@ def _beta(place, shared_axes, attention):
 
 
 def _by_beta(place, shared_axes):
-    """For each shape of beta that a place needs, a shape of its input."""
+    """An input shape for each shape of beta that a place needs."""
     return {
         tuple(
             1 if axis in shared_axes else size
@@ -316,7 +317,7 @@ LEFT_OUT = "left out by `layers` or `filters`"
 
 
 def _warn(report):
-    """Names the layers that drop and have not been converted."""
+    """Warns of the layers that drop and were not converted."""
     paths: dict[str, list[str]] = {}
     for row in report:
         if row.beta is None and row.rate and row.reason != LEFT_OUT:
@@ -330,7 +331,7 @@ def _warn(report):
 
 
 def _invariant(place, shared_axes, data_format, **kwargs):
-    """The invariant dropout for a place, and the shapes that it is built on."""
+    """The invariant dropout for a place, and the shapes to build it with."""
     layer = place.layer
     of_layer = {
         "name": layer.name,

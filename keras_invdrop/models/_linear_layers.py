@@ -10,7 +10,7 @@ from ..layers.locally_connected2d import LocallyConnected2D
 from ..layers.maxout_conv2d import MaxoutConv2D
 from ..layers.maxout_dense import MaxoutDense
 
-# Convolutions that treat every place alike, except where they pad.
+# Convolutions that treat every position alike, except for padding.
 CONVOLUTIONS = (
     layers.Conv1D,
     layers.Conv2D,
@@ -43,7 +43,7 @@ def core_of(layer):
 
 
 def fixed_kernel(layer):
-    """Why the kernel of a layer in `LINEAR` has to stay as it is, or None."""
+    """Why the kernel of a layer in `LINEAR` cannot change, or None."""
     core = core_of(layer)
     if getattr(core, "quantization_mode", None) is not None:
         return "is quantized"
@@ -53,7 +53,7 @@ def fixed_kernel(layer):
 
 
 def array(weight):
-    """A weight, or another tensor, in double precision."""
+    """A weight or another tensor in double precision."""
     return ops.convert_to_numpy(weight).astype("float64")
 
 
@@ -70,7 +70,7 @@ def as_bias(array, shape):
 
 
 def finest_dtype():
-    """The dtype with the least rounding that the backend computes in.
+    """The most precise dtype of the backend.
 
     This is float64, or float32 on JAX unless `jax_enable_x64` is set.
     """
@@ -118,7 +118,7 @@ def response_to(shift, layer, kernels, input_shape):
         return None
     shift, changes = np.broadcast_to(shift, shape), {"dtype": finest_dtype()}
     if getattr(layer, "data_format", None) == "channels_first":
-        # On a CPU TensorFlow computes most convolutions in channels_last only.
+        # On CPUs TensorFlow computes most convolutions only in channels_last.
         shift = np.moveaxis(shift, 0, -1)
         input_shape = (input_shape[0], *input_shape[2:], input_shape[1])
         changes["data_format"] = "channels_last"
@@ -131,8 +131,8 @@ def response_to(shift, layer, kernels, input_shape):
 def _probe_shape(layer, shift, input_shape):
     """The smallest shape of a shift, without batch, that shows its response.
 
-    Where the shift is constant along an axis and the layer treats every place
-    alike, one place is enough; for a convolution it is as large as its window.
+    If the shift is constant along an axis and the layer treats every position
+    alike, one position is enough; for a convolution, one window.
     """
     shape = list(shift.shape)
     for axis, n in enumerate(shape, start=1):
@@ -143,7 +143,7 @@ def _probe_shape(layer, shift, input_shape):
 
 
 def with_bias(layer, bias):
-    """The settings that let `layer` hold `bias`; None if no settings do.
+    """The settings with which `layer` can hold `bias`, or None.
 
     `bias` has the shape of an output in channels_last, with size 1 where it
     is constant.
@@ -162,9 +162,10 @@ def with_bias(layer, bias):
 
 
 def _window(layer, axis, rank):
-    """The number of places along `axis` that one output of `layer` depends on.
+    """The number of positions along `axis` on which one output depends.
 
-    None where the output depends on its own position, or on all places.
+    None if the output of `layer` depends on its own position or on all
+    positions.
     """
     if isinstance(layer, layers.Dense):
         return None if axis == rank - 1 else 1

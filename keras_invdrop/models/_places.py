@@ -1,4 +1,4 @@
-"""The places at which a model drops, at any depth, and what arrives there."""
+"""The places at which a model drops, at any depth, and their inputs."""
 
 import contextlib
 import dis
@@ -30,11 +30,12 @@ from .._keras import layers_in
 from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 
-# Layers that drop in another way, for which a shift has no meaning.
+# Layers that do not replace activities by zero, so a shift is meaningless.
 OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
-# Parts of the names of layers, of KerasHub and others, that drop whole paths.
+# Parts of the class names of layers that drop whole paths, in KerasHub and
+# elsewhere.
 PATH_DROPOUT = ("DropPath", "StochasticDepth")
-# The attributes in which recurrent layers and attention keep their rates.
+# The attributes in which recurrent and attention layers keep their rates.
 RATES = ("dropout", "recurrent_dropout")
 
 
@@ -43,12 +44,13 @@ class Place:
     """A layer that drops.
 
     Attributes:
-        path: The names of the layers around it and its own, joined by `/`.
+        path: The names of the layers around the layer and its own name, joined
+            by `/`.
         layer: The layer.
-        obstacle: Why it cannot be converted; None if it can.
+        obstacle: Why the layer cannot be converted; None if it can.
         shapes: The shapes of its inputs, batch included.
-        adds_up: Whether each of its inputs adds up to 1 along the last axis,
-            as attention scores do.
+        adds_up: Whether each input adds up to 1 along the last axis, as
+            attention scores do.
     """
 
     path: str
@@ -68,7 +70,7 @@ class Place:
 def paths_of(
     layer: keras.Layer, start: str = "", seen: set | None = None
 ) -> Iterator[tuple[str, keras.Layer]]:
-    """The layers inside a layer, each once, with their paths."""
+    """Pairs of a path and a layer for all layers inside a layer, each once."""
     seen = set() if seen is None else seen
     for part in layers_in(layer, include_self=False, recursive=False):
         if id(part) not in seen:
@@ -79,7 +81,7 @@ def paths_of(
 
 
 def places(model: keras.Layer) -> list[Place]:
-    """The layers of a model that drop, but for those of this library."""
+    """The layers of a model that drop, except those of this library."""
     found = [Place(path, layer) for path, layer in paths_of(model)]
     for place in found:
         place.obstacle = _obstacle(place.layer)
@@ -87,14 +89,14 @@ def places(model: keras.Layer) -> list[Place]:
 
 
 def drops(layer: keras.Layer) -> bool:
-    """Whether a layer draws masks, itself and not by a layer inside it."""
+    """Whether a layer itself draws masks, not only a layer inside it."""
     return isinstance(layer, ShiftedDropout | layers.Dropout) or bool(
         _obstacle(layer)
     )
 
 
 def is_dropout(layer: keras.Layer) -> bool:
-    """Whether a layer does what a dropout layer of Keras does."""
+    """Whether a layer drops as Keras' own dropout layers do."""
     return isinstance(layer, layers.Dropout) and type(
         layer
     ).call.__module__.startswith("keras.")
@@ -119,7 +121,7 @@ def _obstacle(layer):
 
 
 def _own_rates(layer):
-    """The rates of a layer that holds no layer which drops at that rate."""
+    """The rates of a layer, unless layers inside it drop at these rates."""
     rates = [
         f"{name}={getattr(layer, name):g}"
         for name in RATES
@@ -135,7 +137,7 @@ def _own_rates(layer):
 
 
 def _own_functions(kind):
-    """The methods of a class that does not come from Keras."""
+    """The methods of a class that Keras does not define."""
     for base in inspect.getmro(kind):
         if base is keras.Layer:
             return
@@ -154,10 +156,10 @@ def _calls_dropout(function):
 
 
 def matching(filters: Filters | None) -> Callable[[str], bool]:
-    """A function that says whether a path is one of `filters`.
+    """A function that tests whether a path matches one of `filters`.
 
     Raises:
-        ValueError: If `filters` is no regular expression, or list of them.
+        ValueError: If `filters` is not a regular expression or a list of them.
     """
     if filters is None:
         return lambda path: True
@@ -177,15 +179,15 @@ def watched(
     chosen: Collection[keras.Layer],
     note: Callable[[keras.Layer, Any], None],
 ) -> Iterator[None]:
-    """Has `note(layer, inputs)` called before each call of some layers.
+    """Calls `note(layer, inputs)` before each call of some layers.
 
-    Recurrent layers around them run step by step meanwhile: in the loop that
-    a backend compiles there are no numbers to note.
+    Recurrent layers around them run unrolled in the block: the compiled loop of
+    a backend has no values to note.
 
     Args:
         model: A model.
         chosen: Layers of it, at any depth.
-        note: A function of one of them and of what arrives there.
+        note: A function of a chosen layer and its inputs.
     """
     with contextlib.ExitStack() as stack:
         for layer in chosen:
@@ -198,7 +200,7 @@ def watched(
 
 
 def layers_around(model, chosen, kind):
-    """The layers of a kind that hold one of the chosen layers."""
+    """The layers of a kind that contain one of the chosen layers."""
     ids = {id(layer) for layer in chosen}
     return [
         layer
@@ -209,10 +211,10 @@ def layers_around(model, chosen, kind):
 
 
 def untrained_normalization(model: keras.Layer) -> dict[keras.Layer, str]:
-    """The batch normalisation of a model that has not seen data.
+    """The batch normalisation layers of a model that have not seen data.
 
-    Its moving statistics are still the initial ones. A layer that is frozen
-    is left out: it takes its moving statistics in training, too.
+    Their moving statistics are still the initial ones. A frozen layer does not
+    count: it uses its moving statistics in training, too.
 
     Args:
         model: A model.
@@ -244,9 +246,9 @@ def _is_initial(weight, initializer):
 def batch_statistics(
     untrained: Iterable[keras.Layer],
 ) -> Iterator[None]:
-    """Has layers take the statistics of the batch meanwhile, as in training.
+    """Makes layers use the statistics of the batch in the block.
 
-    A call changes their moving statistics, unless it is in a
+    As in training, a call changes their moving statistics, unless it is in a
     `keras.StatelessScope`.
 
     Args:
@@ -264,12 +266,12 @@ def _in_training(call):
 
 
 def counting(activities: Any, inputs: Any) -> Any:
-    """Which timesteps that arrive at a layer are not padding, if it is known.
+    """A mask of the activities that are not padding, if known.
 
     Args:
-        activities: What arrives, of shape `(batch, ...)`.
-        inputs: The inputs of the model. If one is called `padding_mask`, as
-            in models of KerasHub, it holds for sequences that have no mask.
+        activities: The input of a layer, of shape `(batch, ...)`.
+        inputs: The inputs of the model. If one is named `padding_mask`, as in
+            KerasHub's models, it applies to sequences without a mask.
 
     Returns:
         A mask that broadcasts to `activities`, or None.
@@ -282,7 +284,7 @@ def counting(activities: Any, inputs: Any) -> Any:
             mask = None
     if mask is None:
         return None
-    # It has one value for each timestep, whatever its features.
+    # Broadcast the mask, which has one value per timestep, over the features.
     ones = [1] * (rank - len(mask.shape))
     return ops.cast(ops.reshape(mask, (*ops.shape(mask), *ones)), "bool")
 
@@ -300,15 +302,15 @@ def _noting(layer, note):
 def observe(
     model: keras.Model, found: list[Place], inputs: Any, sizes: Iterable[int]
 ) -> None:
-    """Notes the shapes that arrive at places inside layers.
+    """Records the input shapes of places inside layers.
 
-    The model is called once in training mode; its variables do not change.
+    Calls the model once per size in training mode, without changing variables.
 
     Args:
         model: A model.
-        found: Its places; the shapes are added to them.
-        inputs: An example of the input of the model. If None, random numbers.
-        sizes: The sizes to try for axes of random sequences of any size.
+        found: Places of the model, to which the shapes are added.
+        inputs: An example of the input of the model; random numbers if None.
+        sizes: The sizes to try for axes of variable length.
 
     Raises:
         ValueError: If the model cannot be called.
@@ -338,11 +340,11 @@ def observe(
             for example in examples:
                 with keras.StatelessScope():
                     model(example, training=True)
-        except Exception as error:  # a model raises anything
+        except Exception as error:  # a model may raise anything
             raise ValueError(
-                f"Model '{model.name}' has dropout inside its layers. To find "
-                "what arrives there it was called, which failed. Give an "
-                "example of its input as the argument `inputs`. "
+                f"Model '{model.name}' has dropout inside its layers. Calling "
+                "the model to find the shapes there failed. Give an example of "
+                "its input as the argument `inputs`. "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -356,7 +358,7 @@ def adds_up(x):
     except Exception:  # inside a loop that the backend compiles
         return False
     sums = values.sum(axis=-1)
-    # A query that may look at nothing has scores of zero.
+    # The scores of a fully masked query are zero.
     near = np.abs(sums - 1) < 0.02
     return bool(
         (values >= 0).all() and near.any() and (near | (sums == 0)).all()

@@ -54,7 +54,7 @@ class Samples:
         samples = samples.astype("float64")
         if self.kept is not None:
             self.kept.append(samples)
-        # Merging by the difference of the means avoids the cancellation of
+        # Merging with the difference of the means avoids cancellation between
         # two large sums of squares.
         count = self.count + samples.shape[1]
         mean = samples.mean(axis=1)
@@ -87,7 +87,7 @@ def predicted(parts: list[Samples], examples: int) -> MonteCarloPrediction:
     if all(part.distribution for part in parts):
         of_mean = entropy(mean)
         of_samples = joined(part.entropies for part in parts) / count
-        # Only rounding makes it negative.
+        # Rounding may make the difference negative.
         mutual_information = np.maximum(of_mean - of_samples, 0)
     if parts[0].kept is not None:
         samples = joined(np.concatenate(part.kept, axis=1) for part in parts)

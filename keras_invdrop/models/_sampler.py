@@ -21,12 +21,12 @@ from ._places import drops
 from ._places import paths_of
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
-# Attributes that `Sampler` changes in these layers.
+# Attributes of these layers that `Sampler` changes.
 CHANGED = ("seed", "noise_shape")
 
 
 class Sampler(keras.Model):
-    """Repeats each example, and gives each repetition its own masks."""
+    """Repeats each example and gives each repetition its own masks."""
 
     def __init__(self, model, is_chosen):
         super().__init__(name="monte_carlo", autocast=False)
@@ -52,14 +52,14 @@ class Sampler(keras.Model):
             if isinstance(layer, SAMPLED):
                 known = [x for x in CHANGED if hasattr(layer, x)]
                 self.before[-1] |= {x: getattr(layer, x) for x in known}
-                layer.seed = 0  # as `seeded` says
+                layer.seed = 0  # see `seeded`
             for generator in seed_generators(layer):
                 seeded(generator)
             # A recurrent layer draws masks when one of its cells does.
             is_recurrent = isinstance(layer, keras.layers.RNN)
             drawing = layers_in(layer) if is_recurrent else [layer]
             _in_mode(layer, any(id(x) in dropping for x in drawing))
-        # Moving averages are not updated.
+        # Keeps moving averages unchanged.
         self.model.trainable = False
         self.repeats = 1
         self.run_eagerly = model.run_eagerly
@@ -105,7 +105,7 @@ class Sampler(keras.Model):
         sequence = np.random.SeedSequence(seed % 2**64)
         seeds = sequence.generate_state(len(generators))
         for generator, value in zip(generators, seeds, strict=True):
-            # 31 bits, which the signed seeds of some backends hold.
+            # 31 bits fit the signed seeds of all backends.
             generator.state.assign([int(value) >> 1, 0])
 
 

@@ -21,7 +21,7 @@ from ._linear_layers import finest_dtype
 
 # Match exact types; subclasses may override `call`.
 
-# Layers that do nothing at inference.
+# Layers without effect at inference.
 VANISHING = (
     layers.AlphaDropout,
     layers.Dropout,
@@ -77,7 +77,7 @@ MERGING = (layers.Add, layers.Average, layers.Concatenate, layers.Subtract)
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """Stands for a tensor of a model that equals `scale * tensor + shift`.
+    """Represents a tensor of a model that equals `scale * tensor + shift`.
 
     Attributes:
         tensor: A tensor of another model, of the same shape.
@@ -135,18 +135,18 @@ def kept_by(layer):
 
 
 def carried(layer, values):
-    """The shift of the output of a layer that passes on its inputs' shifts.
+    """The output's shift for a layer that passes on the shifts of its inputs.
 
     If the layer maps the inputs `x` to `y`, it maps the inputs `s x + c`, with
-    one scale `s`, to `s y + shift`.
+    a common scale `s`, to `s y + shift`.
 
     Args:
         layer: A layer.
         values: List of `Shifted`, the layer's inputs, with the same scale.
 
     Returns:
-        Array for `Shifted.shift`, or zeros of another shape. None if the
-        output does not have that form, or may not have it.
+        Array for `Shifted.shift`, or zeros of another shape. None if the output
+        may not have this form.
     """
     kind = type(layer)
     if kind in MERGING:
@@ -183,20 +183,20 @@ def _rearranged(layer, value):
     shape = value.tensor.shape[1:]
     if None in shape:
         return None
-    # Whatever the layer's dtype policy: only the weight rounds the shift.
+    # Ignore the layer's dtype policy: only the weight should round the shift.
     config = {**layer.get_config(), "dtype": finest_dtype()}
     return evaluated(type(layer).from_config(config), value.shift, shape)
 
 
 def _pooled(layer, value):
-    """The shift after pooling, which keeps constants over space as they are."""
+    """The shift after pooling, which preserves constants over space."""
     channels = channel_axis(getattr(layer, "data_format", None), value.rank) - 1
     shift = value.constant()
     space = [axis for axis in range(shift.ndim) if axis != channels]
     if all(shift.shape[axis] == 1 for axis in space):
         keeps_rank = getattr(layer, "keepdims", True)
         return shift if keeps_rank else shift.squeeze(tuple(space))
-    # With a mask the mean would depend on which timesteps are masked.
+    # With a mask the mean would depend on the masked timesteps.
     if type(layer) in AVERAGING and not value.masked:
         return _rearranged(layer, value)
     return None

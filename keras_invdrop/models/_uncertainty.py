@@ -1,7 +1,7 @@
 """Measures of the quality of predictions and of their uncertainty.
 
-Each measure is a line or two of NumPy, so that the library needs no other
-package. The tests compare the measures with scikit-learn's where it has them.
+Each measure is a line or two of NumPy, which saves a dependency. The tests
+compare the measures with those of scikit-learn where available.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ from keras import ops
 
 from .._checks import invalid
 
-# Smaller probabilities are raised to this before `log`: the probability of a
-# class may be 0 in every sample.
+# A lower bound before `log`: the probability of a class may be 0 in every
+# sample.
 SMALLEST = np.finfo("float32").tiny
 
 
@@ -27,8 +27,8 @@ def measures(
         mean: The mean of the samples, of shape `(examples, ..., units)`.
         distribution: Whether all samples are probability distributions.
         y: The targets, as an array of numbers.
-        sample_weight: The weights, which broadcast to the examples and the
-            axes between them and the units.
+        sample_weight: The weights, which broadcast to all axes of `mean` except
+            the last.
         bins: The number of bins of the calibration error.
 
     Raises:
@@ -126,8 +126,8 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     """The area under the ROC curve of a score that detects `outside`.
 
     This is the probability that the score of an example in `outside` exceeds
-    the score of an example in `inside`, where a tie counts one half: the
-    statistic of Mann and Whitney divided by the number of pairs.
+    that of an example in `inside`, where a tie counts one half: the
+    Mann-Whitney statistic divided by the number of pairs.
 
     Args:
         inside: Scores of shape `(examples, ...)`; further axes are averaged.
@@ -146,7 +146,7 @@ def array(argument: str, value) -> np.ndarray:
     """`value` as an array of numbers.
 
     Raises:
-        ValueError: If `value` is not one.
+        ValueError: If `value` is not an array of numbers.
     """
     is_tensor = ops.is_tensor(value)
     found = ops.convert_to_numpy(value) if is_tensor else np.asarray(value)

@@ -22,9 +22,10 @@ from ._dropout_sites import dropout_sites
 from ._graph import check_callable
 from ._linear_layers import core_of
 from ._linear_layers import without_bias
+from ._shifts import kept_by
 
-# Layers whose output, before the activation function, is linear in the input
-# with the weights that the layer calls its kernel.
+# Layers whose output, before bias and activation function, is linear in the
+# input and in their `kernel`.
 LINEAR = (
     layers.Dense,
     layers.EinsumDense,
@@ -40,7 +41,7 @@ LINEAR = (
 
 
 class _Compared:
-    """Variances that are injected at three shifts, and what the best saves."""
+    """Injected variances at three shifts, and the saving by the best one."""
 
     at_zero: float
     at_present: float
@@ -49,14 +50,14 @@ class _Compared:
 
     @property
     def saving(self) -> float:
-        """The fraction of today's variance that the best shift takes away."""
+        """The fraction of the present variance that the best shift removes."""
         return fraction_saved(self.at_present, self.at_best)
 
     @property
     def excess(self) -> float:
-        """How many times `of_data` the best shift takes away.
+        """The variance that the best shift removes, as a multiple of `of_data`.
 
-        Infinite where what is dropped does not depend on the example.
+        Infinite if the dropped activities do not vary between examples.
         """
         difference = self.at_present - self.at_best
         if not self.of_data:
@@ -82,15 +83,16 @@ class InjectedVariance(_Compared):
     examples and over the units of the next layer.
 
     Attributes:
-        layer: Name of the dropout layer; its path if it is inside another.
-        next_layer: Name of the layer that receives the dropped activities,
-            or None where they are the model's output, or inside a layer.
-        rate: Fraction of the activities that is dropped.
+        layer: Name of the dropout layer, or its path inside another layer.
+        next_layer: Name of the layer that receives the dropped activities. None
+            if they are the model's output, or inside a layer.
+        rate: Fraction of the activities that the layer drops.
         at_zero: The variance with the shift at zero, as in `Dropout`.
-        at_present: The variance with the shift as it is.
+        at_present: The variance with the present shift.
         at_best: The variance with the shift at minus the mean activity.
         of_data: The variance of the next layer's input over the examples at
-            inference, averaged over its units: the signal in that noise.
+            inference, averaged over its units: the signal to compare with this
+            noise.
     """
 
     layer: str
@@ -110,12 +112,12 @@ class InjectedVariance(_Compared):
 class VarianceReport(list[InjectedVariance], _Compared):
     """The rows of `variance_report`, and their sums.
 
-    `saving` and `excess` are those of the sums: what the model would gain as
-    a whole, in one number. In them a row counts as much as its variance.
+    `saving` and `excess` refer to the sums, and so measure the gain for the
+    whole model, with each row weighted by its variance.
 
     Attributes:
         at_zero: The sum of the rows' variances with the shifts at zero.
-        at_present: The sum with the shifts as they are.
+        at_present: The sum with the present shifts.
         at_best: The sum with the shifts at minus the mean activity.
         of_data: The sum of the variances over the examples.
     """
@@ -137,58 +139,53 @@ class VarianceReport(list[InjectedVariance], _Compared):
 
 
 def fraction_saved(before: float, after: float) -> float:
-    """The fraction of a variance that is gone; 0 where there was none."""
+    """The fraction by which a variance fell; 0 if `before` is 0."""
     return 1 - after / before if before else 0.0
 
 
 def variance_report(
     model: keras.Model, x: Any, batch_size: int = 128
 ) -> VarianceReport:
-    """Measures how much variance each dropout layer injects, and could.
+    """Measures how much variance dropout injects, now and at other shifts.
 
-    Dropout regularises by adding variance to the input of the next layer, and
-    part of that variance only depends on which value of an activity is called
-    zero. For a unit that receives the activities `a` through the weights `w`,
-    with the shift `beta` and the probability `p` of keeping an activity, the
-    variance is
+    Dropout regularises by adding variance to the input of the next layer, but
+    part of this variance depends only on where the zero of an activity lies.
+    For a unit that receives the activities `a` through the weights `w`, with
+    the shift `beta` and the keep probability `p`, the variance is
 
         sum_i w_i^2 (a_i + beta_i)^2 p (1 - p)                      (Eq. 10)
 
-    (divided by `p^2` where the layer scales in training). The report states it
-    for `beta = 0`, for the present `beta` and for minus the mean activity.
-    Nothing is trained, and `model` is not changed.
+    (divided by `p^2` if the layer scales in training). The report gives the
+    variance for `beta = 0`, for the present `beta` and for minus the mean
+    activity. The function trains nothing and does not change `model`.
 
-    The report does not measure the error. Removing most of the noise means
-    little where there is little noise: the `excess` of a row compares the
-    variance that the best shift removes with the variance of the next layer's
-    input over the examples. Where an untrained model had an `excess` of about
-    2 or less in each row, the effect of invariant dropout was smaller than
-    the spread over seeds; where a row had 6 or more, invariant dropout made
-    fewer errors in all cases but one. The guide "Would it help my model?" has
-    the figures, and the exception. Training makes the signal stronger, and
-    the `excess` smaller.
+    The report does not measure the error. Removing most of little noise has
+    little effect, so the `excess` of a row compares the variance that the best
+    shift removes with the variance of the next layer's input over the examples.
+    If each row of an untrained model had an `excess` of about 2 or less, the
+    effect of invariant dropout was smaller than the spread over seeds; if a row
+    had 6 or more, invariant dropout made fewer errors, in all cases but one.
+    The guide "Would it help my model?" gives the figures and the exception.
+    Training strengthens the signal and reduces the `excess`.
 
-    There is one mean for each shift: for a layer of this library it is over
-    the batch, the calls and the shared axes of the layer; for a layer of
-    Keras there is one per feature map, as in `SharedInvariantDropout`. Minus
-    this mean is the best shift if each activity has a shift of its own. Where
-    activities with different weights share a shift, it need not be the best,
-    and can even be worse than the present one.
+    Each shift has one mean: for a layer of this library, the mean over the
+    batch, the calls and the shared axes of the layer; for a layer of Keras, one
+    mean per feature map, as in `SharedInvariantDropout`. Minus this mean is the
+    best shift if each activity has its own shift. If activities with different
+    weights share a shift, another shift may be better, even the present one.
 
     The report covers every `Dropout`, `SpatialDropout1D`, `2D`, `3D` and every
-    dropout layer of this library, at any depth; a warning names dropout of
-    other kinds, such as the masks that an LSTM draws itself. What comes next
-    inside a layer, such as the block of a transformer, is not known: there
-    the figures are those of the dropped activities. Attention scores get a
-    mean for each head. Activities that share a mask, as in
-    `SpatialDropout`, vary together, and their terms are summed before they
-    are squared. Timesteps that are masked as padding, by Keras' masks or by an
-    input called `padding_mask` as in KerasHub, are left out, and inject
-    nothing. `Flatten`, `Reshape` and `Permute` between the dropout layer
-    and the next layer are followed. Where the next layer is not a `Dense`,
-    `EinsumDense`, `Conv`, `ConvTranspose`, `DepthwiseConv` or maxout layer,
-    its weights are taken as 1 and the figure is the variance of the dropped
-    activities themselves.
+    dropout layer of this library, at any depth; a warning names other kinds of
+    dropout, such as the masks that an LSTM draws itself. Inside a layer, such
+    as the block of a transformer, the next layer is unknown, and the figures
+    are those of the dropped activities. Attention scores get one mean per head.
+    Activities that share a mask, as in `SpatialDropout`, vary together, so the
+    report sums their terms before squaring. It excludes timesteps masked as
+    padding, by Keras' masks or by an input named `padding_mask` as in KerasHub.
+    It follows `Flatten`, `Reshape` and `Permute` between the dropout layer and
+    the next layer. If the next layer is not a `Dense`, `EinsumDense`, `Conv`,
+    `ConvTranspose`, `DepthwiseConv` or maxout layer, the report takes its
+    weights as 1 and gives the variance of the dropped activities themselves.
 
     Batch normalisation whose moving statistics are still the initial ones
     uses the statistics of each batch, as in training and in `calibrate`.
@@ -196,17 +193,17 @@ def variance_report(
     Args:
         model: A model that has been built, which may contain others.
         x: Array, or a list, tuple or dict of arrays, as `model.predict` takes
-            them. Examples on which to measure; some hundreds are enough.
-        batch_size: Positive integer. Examples per forward pass, in which the
-            activities of all these layers are held in memory. `calibrate`
-            has the same default: in other batches the statistics of
-            untrained batch normalisation are others.
+            them. Examples on which to measure; a few hundred are enough.
+        batch_size: Positive integer. Examples per forward pass, which holds the
+            activities of all dropout layers in memory. Untrained batch
+            normalisation depends on the batches: use the same size as for
+            `calibrate`, which has the same default.
 
     Returns:
-        A `VarianceReport`: a list of `InjectedVariance`, from the input on,
-        one per call of a dropout layer and layer that receives its output,
-        and their sums. All calls inside other layers count as one. Printed,
-        each is a sentence.
+        A `VarianceReport`: a list of `InjectedVariance`, in order from the
+        input, one per call of a dropout layer and layer that receives its
+        output, and their sums. Calls inside other layers count as one. Each
+        prints as a sentence.
 
     Raises:
         ValueError: If `model` is not built, has no dropout layer or
@@ -245,13 +242,13 @@ def variance_report(
             f"with a dropout layer. Received: model={model}"
         )
 
-    # Computed again at each call, so that they are never all in memory.
+    # Recomputed at each call, so that memory never holds all activities.
     def batches():
         for part in examples.parts(batch_size):
             yield all_activities(model, part)
 
     linear = [linear_parts(site) for site in sites]
-    # What arrives at the next layers, beside what arrives at the sites.
+    # The moments at the next layers, in addition to those at the sites.
     received = [[(part, Moments()) for part in parts] for parts in linear]
 
     def observed():
@@ -268,7 +265,7 @@ def variance_report(
             site.name,
             part.name,
             site.layer.rate,
-            *[*values.tolist(), _scale(site.layer) ** 2 * of_part.variance()],
+            *[*values.tolist(), kept_by(site.layer) ** 2 * of_part.variance()],
         )
         for site, of_site, parts in zip(sites, variances, received, strict=True)
         for values, (part, of_part) in zip(of_site, parts, strict=True)
@@ -278,7 +275,7 @@ def variance_report(
 class Moments:
     """The mean of activities over examples, and the mean of their squares.
 
-    Activities that do not count, since they are padding, are left out.
+    Padding does not count.
     """
 
     def __init__(self):
@@ -341,7 +338,7 @@ def moments_of(batches: Iterable[list[Activities]]) -> list[Moments]:
 def means_for_shifts(
     sites: list[DropoutSite], moments: list[Moments]
 ) -> list[np.ndarray]:
-    """For each site the mean activity for each shift.
+    """The mean activity for each shift of each site.
 
     The mean is over all calls of the layer, and over the axes along which
     activities share a shift, which have size 1 in the result.
@@ -359,14 +356,14 @@ def means_for_shifts(
         weights[keys[-1]] = weights.get(keys[-1], 0) + np.sum(
             weight, axes, keepdims=True
         )
-    # A sum of no weights is 0.
+    # Without weights the sum is 0.
     return [
         sums[key] / np.where(weights[key] > 0, weights[key], 1) for key in keys
     ]
 
 
 def present_shift(site: DropoutSite) -> np.ndarray:
-    """What the layer adds to each activity; 0 where it adds nothing."""
+    """The shift of a site's layer; 0 for a layer without a shift."""
     if isinstance(site.layer, ShiftedDropout):
         return ops.convert_to_numpy(site.layer.shift).astype("float64")
     return np.zeros(())
@@ -378,17 +375,17 @@ def injected_variances(
     moments: list[Moments],
     batches: Callable[[], Iterable[list[Activities]]],
 ) -> list[list[np.ndarray]]:
-    """Eq. 10 with the shift at zero, as it is, and at minus the mean.
+    """Eq. 10 with the shift at zero, at present, and at minus the mean.
 
     Args:
         sites: The sites.
-        linear: For each of them `linear_parts(site)`.
-        moments: For each of them the moments of the activities.
-        batches: Function that returns the batches of `all_activities`. Only
-            where activities share a mask are they needed.
+        linear: `linear_parts(site)` of each site.
+        moments: The moments of the activities of each site.
+        batches: Function that returns the batches of `all_activities`, called
+            only if activities share a mask.
 
     Returns:
-        For each site and next layer the three variances.
+        The three variances for each site and next layer.
     """
     means = means_for_shifts(sites, moments)
     shifts = [
@@ -431,7 +428,7 @@ def injected_variances(
 
 
 def _mask_variance(layer):
-    """The variance of the mask, with the scale that the layer gives it."""
+    """The variance of the mask, including the scale in training."""
     keep = 1 - layer.rate
     if isinstance(layer, ShiftedDropout):
         keep = keep_probability(layer.rate)
@@ -440,35 +437,28 @@ def _mask_variance(layer):
     return (1 - keep) / keep if keep > 0 else 0.0
 
 
-def _scale(layer):
-    """The factor of the layer at inference."""
-    if isinstance(layer, InvariantDropout) and layer.scaling == "test":
-        return keep_probability(layer.rate)
-    return 1.0
-
-
 def _of_single_activities(linear, moments, shifts):
     """Eq. 10 without the variance of the mask, averaged, for each shift.
 
-    `sum_i w_i^2 y_i^2`, with the shifted activities `y`, is the layer's own
-    operation on squared activities with a squared kernel; and as that is
-    linear, its mean over the examples is what it makes of their mean.
+    `sum_i w_i^2 y_i^2`, with the shifted activities `y`, is the layer's
+    operation on squared activities with a squared kernel. This operation is
+    linear, so its mean over the examples is its output for their mean.
     """
     mean, square = moments.mean, moments.square
     squares = [
         moments.weight * (square + 2 * shift * mean + shift**2)
         for shift in shifts
     ]
-    # A sum that ought to be 0 may come out below it.
+    # Rounding may make a sum of 0 negative.
     of_shifts = linear(np.maximum(squares, 0), squared=True)
     return of_shifts.reshape((len(shifts), -1)).mean(axis=1, dtype="float64")
 
 
 def _of_groups(linear, site, activities, shift):
-    """The same where activities share elements of the mask, for one shift.
+    """As `_of_single_activities`, for activities that share a mask.
 
-    With the shifted activities `y` in a group `g` sharing an element, it is
-    the mean over examples and units of `sum_g (sum_{i in g} w_i y_i)^2`.
+    For the shifted activities `y` in groups `g` with one mask element each, the
+    mean over examples and units of `sum_g (sum_{i in g} w_i y_i)^2`.
     """
     y = counted(activities._replace(values=activities.values + shift))
     mask_shape = site.mask_shape((1, *y.shape[1:]))[1:]
@@ -482,16 +472,15 @@ def _of_groups(linear, site, activities, shift):
 
 @dataclass(frozen=True)
 class LinearPart:
-    """What the next layer does to dropped activities, without its bias.
+    """The next layer's operation on dropped activities, without bias.
 
     Attributes:
-        name: Name of the next layer, or None where the dropped activities are
-            the model's output.
+        name: Name of the next layer, or None if the dropped activities are the
+            model's output.
         apply: Function of the activities and of whether to square the kernel,
-            which returns an array. The kernel is the one that the layer has
-            when it is called.
-        keeps_padding: Whether what is padding in the activities is padding in
-            the result.
+            which returns an array. It uses the layer's present kernel.
+        keeps_padding: Whether padding in the activities stays padding in the
+            result.
     """
 
     name: str | None
@@ -502,7 +491,7 @@ class LinearPart:
         return self.apply(y, squared)
 
     def received(self, activities: Activities) -> Activities:
-        """What the next layer makes of activities that are not dropped."""
+        """The next layer's output for activities that are not dropped."""
         counts = activities.counts if self.keeps_padding else None
         return Activities(self.apply(counted(activities), False), counts)
 
@@ -512,7 +501,7 @@ class LinearPart:
 
 
 def linear_parts(site: DropoutSite) -> list[LinearPart]:
-    """What follows a site: without bias and activation function."""
+    """The layers that follow a site, without bias and activation function."""
     if not site.next_layers:
         return [LinearPart(None, _unchanged, True)]
     return [_linear_part(between, layer) for between, layer in site.next_layers]
@@ -533,7 +522,7 @@ def _linear_part(between, next_layer):
             f"whose weights are not quantized. Received: layer '{layer.name}' "
             f"with quantization_mode={layer.quantization_mode!r}"
         )
-    # Zeros draw no random numbers, which would change later ones.
+    # Zeros as initial weights leave the random generator unchanged.
     zeros = {x: "zeros" for x in layer.get_config() if "_initializer" in x}
     twin = without_bias(layer, dtype="float32", **zeros)
 
