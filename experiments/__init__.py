@@ -1,8 +1,7 @@
 """Checks the paper: trains the rows of its tables and reports the results.
 
-The experiments need the extra `experiments`; in a clone of the repository,
-run `pip install '.[experiments]'`. Each part imports only parts further
-down this list:
+The experiments need the extra `experiments` (docs/installation.md). Each part
+imports only parts further down this list:
 
     command_line    the command
     runners         many trainings: pool, search, demonstration

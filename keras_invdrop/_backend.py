@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from ._extras import install
+from ._extras import how_to_install
 
 BACKENDS = ("jax", "tensorflow", "torch")
 
@@ -14,12 +14,12 @@ def missing_backend(name: str, installed: Sequence[str]) -> str:
     if installed:
         return (
             f"{said}set the environment variable KERAS_BACKEND="
-            f"{installed[0]}, which is installed, or {install(name)}."
+            f"{installed[0]}, which is installed, or {how_to_install(name)}."
         )
     others = " or ".join(f"[{each}]" for each in BACKENDS if each != name)
     return (
-        f"{said}{install(name)}, or take {others} in its place and set the "
-        "environment variable KERAS_BACKEND to that name."
+        f"{said}{how_to_install(name)}, or take {others} in its place and set "
+        "the environment variable KERAS_BACKEND to that name."
     )
 
 

@@ -4,16 +4,15 @@ import importlib
 from importlib.util import find_spec
 from typing import Any
 
+# No package index has keras-invdrop yet. Once one does, delete this and its use.
+REPOSITORY = "git+https://github.com/keras-invdrop/keras-invdrop"
 
-def install(*extras: str) -> str:
-    """The command that installs extras of this package.
 
-    No package index has keras-invdrop yet. Once one does, change the command
-    here to `pip install 'keras-invdrop[...]'`.
-    """
+def how_to_install(*extras: str) -> str:
+    """What to do to get extras of this package, as part of a sentence."""
     names = ",".join(extras)
     # The quotes keep zsh from reading the brackets as a file pattern.
-    return f"run `pip install '.[{names}]'` in a clone of keras-invdrop"
+    return f"run `pip install 'keras-invdrop[{names}] @ {REPOSITORY}'`"
 
 
 def missing(
@@ -33,7 +32,7 @@ def missing(
     """
     return ModuleNotFoundError(
         f"{what} needs `{package}`, which is not installed: "
-        f"{install(*extras)}.",
+        f"{how_to_install(*extras)}.",
         name=package,
     )
 

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from keras_invdrop._files import replacing
-from keras_invdrop.models._dropout_sites import all_activities
-from keras_invdrop.models._dropout_sites import dropout_sites
+from keras_invdrop.models._variance_report import means_by_site
 from keras_invdrop.plots import plot_beta
 from keras_invdrop.plots import plot_errors
 from keras_invdrop.plots import plot_image
@@ -87,7 +86,10 @@ def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
         trained: For each row of the figure, a data set and a network trained
             on it with invariant dropout.
     """
-    found = [dropout_sites(model) for _, model in trained]
+    found = [
+        means_by_site(model, in_memory(dataset.train).x)
+        for dataset, model in trained
+    ]
     fig, axes = plt.subplots(
         len(found),
         len(found[0]),
@@ -95,12 +97,11 @@ def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    for (dataset, model), sites, row in zip(trained, found, axes, strict=True):
-        arriving = all_activities(model, in_memory(dataset.train).x)
-        for site, activities, ax in zip(sites, arriving, row, strict=True):
+    for (dataset, _), of_model, row in zip(trained, found, axes, strict=True):
+        for (site, mean), ax in zip(of_model, row, strict=True):
             name = site.layer.name.removesuffix("_dropout").replace("_", " ")
             plot_mean_against_shift(
-                activities.values.mean(axis=0),
+                mean,
                 keras.ops.convert_to_numpy(site.layer.shift),
                 ax,
                 f"{name} layer, {dataset.encoding} encoding",

@@ -11,15 +11,11 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_invdrop._batches import Examples
 from keras_invdrop._checks import invalid
 from keras_invdrop._files import replacing
 from keras_invdrop._statistics import correlation
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
-from keras_invdrop.models._dropout_sites import all_activities
-from keras_invdrop.models._dropout_sites import dropout_sites
-from keras_invdrop.models._variance_report import means_for_shifts
-from keras_invdrop.models._variance_report import moments_of
+from keras_invdrop.models._variance_report import means_by_site
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split
@@ -33,7 +29,6 @@ from ..results.records import write_result
 from .devices import from_first
 from .devices import is_first
 from .fitting import Fitted
-from .fitting import evaluation_batch
 from .trainer import Trainer
 from .trial import Trial
 
@@ -233,17 +228,11 @@ def _correlations(
     examples = dataset.train
     if not isinstance(examples, Split):
         examples = dataset.validation
-    observed, size = examples.x[:OBSERVED], evaluation_batch(examples)
+    observed = examples.x[:OBSERVED]
     correlations: dict[str, float | None] = {}
     if not len(observed):
         return correlations
-    sites = dropout_sites(network)
-    batches = (
-        all_activities(network, part)
-        for part in Examples("x", observed).parts(size)
-    )
-    means = means_for_shifts(sites, moments_of(batches))
-    for site, mean in zip(sites, means, strict=True):
+    for site, mean in means_by_site(network, observed):
         if not isinstance(site.layer, ShiftedDropout):
             continue
         shift = keras.ops.convert_to_numpy(site.layer.shift)

@@ -97,7 +97,6 @@ class _Walk:
         nothing = None, ()
         if isinstance(layer, ShiftedDropout):
             return self.dropout(layer, inputs[0])
-        shift = None
         if type(layer) in LINEAR:
             shift = self.linear(layer, inputs[0])
         elif type(layer) is layers.BatchNormalization:

@@ -264,10 +264,21 @@ def _find_shapes(model, chosen, inputs, shared):
         if not (place.shapes or place.obstacle) and place.rate
     ]
     if inside:
-        # Two trial sizes reveal which axes have variable length.
-        observe(
-            model, inside, inputs, sizes=(4, 5) if shared == "none" else (4,)
-        )
+        observe(model, inside, inputs, size=4)
+        if shared == "none" and inputs is None:
+            _find_variable_axes(model, inside)
+
+
+def _find_variable_axes(model, inside):
+    """Replaces the sizes that depend on the length of the input by None."""
+    of_one_size = [place.shapes[:] for place in inside]
+    observe(model, inside, None, size=5)
+    for place, shapes in zip(inside, of_one_size, strict=True):
+        others = place.shapes[len(shapes) :]
+        place.shapes = [
+            tuple(a if a == b else None for a, b in zip(*pair, strict=True))
+            for pair in zip(shapes, others, strict=True)
+        ]
 
 
 def _shared_axes(place, shared, data_format):

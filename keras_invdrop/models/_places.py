@@ -300,17 +300,17 @@ def _noting(layer, note):
 
 
 def observe(
-    model: keras.Model, found: list[Place], inputs: Any, sizes: Iterable[int]
+    model: keras.Model, found: list[Place], inputs: Any, size: int
 ) -> None:
     """Records the input shapes of places inside layers.
 
-    Calls the model once per size in training mode, without changing variables.
+    Calls the model once in training mode, without changing variables.
 
     Args:
         model: A model.
         found: Places of the model, to which the shapes are added.
         inputs: An example of the input of the model; random numbers if None.
-        sizes: The sizes to try for axes of variable length.
+        size: The size of the random numbers along axes of variable length.
 
     Raises:
         ValueError: If the model cannot be called.
@@ -329,17 +329,12 @@ def observe(
         warnings.catch_warnings(action="ignore"),
     ):
         try:
-            examples = [inputs]
             if inputs is None:
-                examples = [
-                    tree.pack_sequence_as(
-                        graph.input, random_inputs(graph.inputs, size)
-                    )
-                    for size in sizes
-                ]
-            for example in examples:
-                with keras.StatelessScope():
-                    model(example, training=True)
+                inputs = tree.pack_sequence_as(
+                    graph.input, random_inputs(graph.inputs, size)
+                )
+            with keras.StatelessScope():
+                model(inputs, training=True)
         except Exception as error:  # a model may raise anything
             raise ValueError(
                 f"Model '{model.name}' has dropout inside its layers. Calling "

@@ -362,6 +362,25 @@ def means_for_shifts(
     ]
 
 
+def means_by_site(
+    model: keras.Model, x: Any, batch_size: int = 128
+) -> list[tuple[DropoutSite, np.ndarray]]:
+    """The sites in a model's graph, each with the means of its shifts.
+
+    Args:
+        model: A model with a graph of layers.
+        x: Examples, as `model.predict` takes them.
+        batch_size: Examples in a forward pass.
+    """
+    sites = dropout_sites(model)
+    batches = (
+        all_activities(model, part)
+        for part in Examples("x", x).parts(batch_size)
+    )
+    means = means_for_shifts(sites, moments_of(batches))
+    return [*zip(sites, means, strict=True)]
+
+
 def present_shift(site: DropoutSite) -> np.ndarray:
     """The shift of a site's layer; 0 for a layer without a shift."""
     if isinstance(site.layer, ShiftedDropout):

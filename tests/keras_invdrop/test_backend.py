@@ -31,8 +31,9 @@ import keras_invdrop
 def test_says_what_to_install():
     assert missing_backend("tensorflow", []) == (
         "Keras is set to the backend 'tensorflow', which is not installed: "
-        "run `pip install '.[tensorflow]'` in a clone of keras-invdrop, or "
-        "take [jax] or [torch] in its place and set the environment variable "
+        "run `pip install 'keras-invdrop[tensorflow] @ "
+        "git+https://github.com/keras-invdrop/keras-invdrop'`, or take [jax] "
+        "or [torch] in its place and set the environment variable "
         "KERAS_BACKEND to that name."
     )
 
@@ -41,7 +42,8 @@ def test_says_which_one_is_there():
     assert missing_backend("tensorflow", ["jax", "torch"]) == (
         "Keras is set to the backend 'tensorflow', which is not installed: "
         "set the environment variable KERAS_BACKEND=jax, which is installed, "
-        "or run `pip install '.[tensorflow]'` in a clone of keras-invdrop."
+        "or run `pip install 'keras-invdrop[tensorflow] @ "
+        "git+https://github.com/keras-invdrop/keras-invdrop'`."
     )
 
 

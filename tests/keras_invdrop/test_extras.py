@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from keras_invdrop import _extras
 from keras_invdrop._extras import missing
@@ -23,14 +24,21 @@ def test_the_error():
     assert error.name == "tensorboardX"
     assert str(error) == (
         "Argument `log_dir` needs `tensorboardX`, which is not installed: "
-        "run `pip install '.[tensorboard,jax]'` in a clone of keras-invdrop."
+        "run `pip install 'keras-invdrop[tensorboard,jax] @ "
+        "git+https://github.com/keras-invdrop/keras-invdrop'`."
     )
 
 
 def test_the_command_is_one_word_for_a_shell():
-    (command,) = re.findall("`(.+)`", _extras.install("jax", "plots"))
-    assert shlex.split(command) == ["pip", "install", ".[jax,plots]"]
-    assert "'.[" in command  # zsh reads brackets as a pattern
+    (command,) = re.findall("`(.+)`", _extras.how_to_install("jax", "plots"))
+    *pip, wanted = shlex.split(command)
+    assert pip == ["pip", "install"]
+    assert Requirement(wanted).extras == {"jax", "plots"}
+    # zsh reads brackets as a pattern
+    assert f"'{wanted}'" in command
+    # As the README says it.
+    readme = (ROOT / "README.md").read_text()
+    assert wanted.replace("[jax,plots]", "[jax]") in readme
 
 
 def test_require_names_the_first_that_is_missing():

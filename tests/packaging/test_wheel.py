@@ -175,8 +175,8 @@ def test_first_import_where_keras_takes_tensorflow(python, tmp_path):
     assert error.splitlines()[-1] == (
         "ModuleNotFoundError: Keras is set to the backend 'tensorflow', which "
         "is not installed: set the environment variable KERAS_BACKEND=jax, "
-        "which is installed, or run `pip install '.[tensorflow]'` in a clone "
-        "of keras-invdrop."
+        "which is installed, or run `pip install 'keras-invdrop[tensorflow] @ "
+        "git+https://github.com/keras-invdrop/keras-invdrop'`."
     )
 
 
@@ -184,8 +184,8 @@ def test_command_without_its_packages(python, tmp_path):
     command = python.parent / "keras-invdrop"
     assert run(command, "demo", cwd=tmp_path, code=1) == (
         "keras-invdrop: The command needs `matplotlib`, which is not "
-        "installed: run `pip install '.[experiments]'` in a clone of "
-        "keras-invdrop.\n"
+        "installed: run `pip install 'keras-invdrop[experiments] @ "
+        "git+https://github.com/keras-invdrop/keras-invdrop'`.\n"
     )
 
 

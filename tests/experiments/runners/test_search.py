@@ -136,7 +136,10 @@ def test_each_setting_is_one_of_a_recipe(trainings, name):
 
     (draw,) = tuning.space_of([name], trainings).values()
     trial = optuna.trial.FixedTrial({name: PROBES.get(name, 0.2)})
-    recipe = dataclasses.replace(trainings[0].row.recipe, **{name: draw(trial)})
+    drawn = draw(trial)
+    text = isinstance(PROBES.get(name), str)
+    assert drawn == (float(PROBES[name]) if text else PROBES.get(name, 0.2))
+    recipe = dataclasses.replace(trainings[0].row.recipe, **{name: drawn})
     row = dataclasses.replace(trainings[0].row, recipe=recipe)
     dataclasses.replace(trainings[0], row=row).network()
     recipe.optimizer(5, with_beta=True)

@@ -805,3 +805,12 @@ def test_padding_has_no_influence_on_shifts():
     assert changed.count(True) == 2
     for one, other in zip(*map(betas, new), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_a_beta_for_each_activity_needs_a_fixed_length():
+    model = graph(TransformerBlock(), shape=(None, 8))
+    with pytest.raises(ValueError, match=r"fixed size.*\(None, None, 8\)"):
+        invariantize(model, shared="none")
+    # The length of an example is one.
+    new = invariantize(model, shared="none", inputs=random(1, 6, 8))
+    assert {tuple(x.shape) for x in betas(new)} >= {(6, 8), (6, 16)}
