@@ -4,7 +4,7 @@ import importlib
 from importlib.util import find_spec
 from typing import Any
 
-# No package index has keras-invdrop yet. Once one does, delete this and its use.
+# No package index has keras-invdrop yet. Delete this once one does.
 REPOSITORY = "git+https://github.com/keras-invdrop/keras-invdrop"
 
 

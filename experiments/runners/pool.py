@@ -201,7 +201,7 @@ def _prepared_worker() -> Any:
     return worker
 
 
-def _sharing_of_cores(workers: int) -> Any:
+def _core_sharing_plugin(workers: int) -> Any:
     """A Dask plugin that restricts each worker to its share of the cores.
 
     The plugin acts before a worker computes anything: the backend then counts
@@ -263,7 +263,7 @@ def local_cluster(workers: int) -> Iterator[Any]:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        client.register_plugin(_sharing_of_cores(workers))
+        client.register_plugin(_core_sharing_plugin(workers))
         yield client
 
 

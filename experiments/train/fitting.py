@@ -82,11 +82,6 @@ class Fitted(BestEpoch):
         """The selected epoch, counted from 1."""
         return 0 if self.epoch is None else self.epoch + 1
 
-    @property
-    def selected(self) -> list[np.ndarray]:
-        """The weights of the selected epoch."""
-        return self.weights
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._started = time.perf_counter()
 

@@ -139,7 +139,7 @@ def train(
         tested = _trained_anew(trainer, fitted, backup, on_epoch)
         tested.seconds += fitted.seconds
     network = trainer.network("softmax")
-    network.set_weights(tested.selected)
+    network.set_weights(tested.weights)
     # Use the test set only now that the selection is over.
     figure, wrong = trainer.test(network)
     result = Result(

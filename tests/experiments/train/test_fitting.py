@@ -170,7 +170,7 @@ def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
     assert state(resumed) == state(model)
     assert found.logs == expected.logs
     assert found.selected_epoch == expected.selected_epoch
-    for a, b in zip(found.selected, expected.selected, strict=True):
+    for a, b in zip(found.weights, expected.weights, strict=True):
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()
     # A finished training is only read.
@@ -295,7 +295,7 @@ def test_selected_are_the_averages_of_the_weights(blobs):
 
     def on_epoch(so_far):
         seen.append(model.get_weights())
-        selected.append(so_far.selected)
+        selected.append(so_far.weights)
 
     found = {}
     for ema_momentum in (None, 0.9):
@@ -326,7 +326,7 @@ def test_evaluated_are_the_averages_of_the_weights(blobs):
     trainer = trainer_of(BLOBS, blobs, ema_momentum=1.0)
     _, found = fitted(trainer)
     model = trainer.model()
-    model.set_weights(found.selected)
+    model.set_weights(found.weights)
     model.compile(loss=LOSS(from_logits=True))
     loss = model.evaluate(blobs.validation.batches(12), verbose=0)
     assert len(set(found.logs["val_loss"])) == 1
