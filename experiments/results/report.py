@@ -19,6 +19,7 @@ from .figures import figure_1
 from .figures import figure_2
 from .figures import save_figure
 from .findings import SAME_WITHIN
+from .findings import SELECTED
 from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import comparable
@@ -74,6 +75,7 @@ def write_report(directory: Path) -> Path:
     found = _results(directory)
     parts = ["# Invariant dropout: the paper's tables, measured", INTRODUCTION]
     parts += tables(found.values())
+    parts += selected(found.values())
     parts += claims(found.values())
     figures = _figures(directory, found)
     if figures:
@@ -219,6 +221,39 @@ def _lines(
             str(notes.setdefault(each.note, len(notes) + 1)),
         )
         for each in measured
+    ]
+
+
+def selected(results: Iterable[Result]) -> list[str]:
+    """The selected settings of the measured rows, as Markdown."""
+    measured = {(result.row, result.recipe["calibrated"]) for result in results}
+    found = {
+        f"`{row.id}`" + ", calibrated" * calibrated: (
+            row.trained(calibrated),
+            row.selected_by(calibrated),
+        )
+        for row in ROWS.values()
+        for calibrated in (False, True)
+        if (row.id, calibrated) in measured and row.selected_by(calibrated)
+    }
+    if not found:
+        return []
+    names = [
+        name
+        for name in SELECTED
+        if len({str(getattr(recipe, name)) for recipe, _ in found.values()}) > 1
+    ]
+    lines = [
+        (row, *(str(getattr(recipe, name)) for name in names), str(search))
+        for row, (recipe, search) in found.items()
+    ]
+    return [
+        "### Settings that were selected",
+        "Each line has the recipe of a row, which a search for this row alone "
+        "selected on validation examples. None leaves a layer without a norm, "
+        "or with Keras' initial weights. Measurements with other settings say "
+        "so in their notes.",
+        _table(("row", *names, "search"), lines),
     ]
 
 

@@ -78,6 +78,26 @@ def test_printed_and_measured_stand_side_by_side(stored):
         assert any(line.startswith(f"### Table {number}: ") for line in lines)
 
 
+def test_selected_settings_are_listed(stored):
+    lines = lines_of(stored)
+    start = lines.index("### Settings that were selected")
+    head, _, standard, invariant, end = lines[start + 4 : start + 9]
+    assert head == (
+        "| row | learning_rate | max_norm | initial_stddev | input_rate | "
+        "hidden_rate | search |"
+    )
+    search = "12 trials of 30 epochs, then 2 trials of 90 epochs"
+    assert standard == (
+        "| `table2/inverted/standard` | 0.002 | (None, 4.5, 4.5) | None | 0.1 "
+        f"| 0.5 | {search} |"
+    )
+    assert invariant == (
+        "| `table2/inverted/invariant` | 0.039 | 1.0 | (0.01, 0.01, 0.0) | "
+        f"0.25 | 0.4 | {search} |"
+    )
+    assert not end
+
+
 def test_without_models_the_curves_are_drawn(stored):
     lines = lines_of(stored)
     name = "1-digits-inverted"
