@@ -8,6 +8,7 @@ sentence what a new release has changed.
 
 import keras
 from keras.src.backend import get_keras_mask as get_keras_mask
+from keras.src.backend import random as random_functions  # layers draw from it
 from keras.src.backend.common.symbolic_scope import (
     in_symbolic_scope as in_symbolic_scope,
 )

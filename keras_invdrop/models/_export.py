@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,13 +14,21 @@ import numpy as np
 from keras import tree
 
 from .._batches import random_inputs
+from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_positive_number
 from .._checks import invalid
 from .._extras import require
+from .._keras import graph_of
+from .._masks import drawn_by_graph
 from ._copies import copied
 from ._fold import fold
+from ._graph import check_model
 from ._linear_layers import array
+from ._monte_carlo import MonteCarlo
+from ._places import matching
+from ._same_distribution import beyond_chance
+from ._sampler import Sampler
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
 # Each format, and the package of the engine that runs it.
@@ -43,11 +52,14 @@ ON_TENSORFLOW = """
 import sys
 import keras
 from keras_invdrop.models._export import convert
-saved, path, format = sys.argv[1:]
+saved, path, format, stochastic = sys.argv[1:]
 # The process that started this one wrote the file, so it can be trusted.
 model = keras.models.load_model(saved, compile=False, safe_mode=False)
-convert(model, path, format)
+convert(model, path, format, stochastic == "True")
 """
+# How often an engine runs to be compared with `MonteCarlo`, and the masks that
+# each input has in a run.
+RUNS, MASKS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ def export(
     path: str | os.PathLike,
     format: Format,
     tolerance: float = 1e-4,
+    stochastic: bool = False,
 ) -> Exported:
     """Writes a model, without its dropout, for an engine other than Keras.
 
@@ -143,11 +156,16 @@ def export(
     target = _check_path(path, format)
     _check_keras(format)
     # The copy is not compiled: exported files need no loss or optimizer.
-    network = copied(fold(model), _as_constants, compiled=False)
-    inputs = random_inputs(network.inputs, size=32)
-    expected = model.predict(_packed(network, inputs), verbose=0)
+    if check_boolean("stochastic", stochastic):
+        network = graph_of(copied(check_model(model), compiled=False))
+        reference = "MonteCarlo"
+        compare = _with_samples(MonteCarlo(model, MASKS), network)
+    else:
+        network = copied(fold(model), _as_constants, compiled=False)
+        reference = "predict"
+        compare = _with_predictions(model, network)
     failures = []
-    for backend in _backends(network, format):
+    for backend in _backends(network, format, stochastic):
         _check_packages(backend, format)
         # The temporary folder is on the file system of `path`, so that a
         # rename suffices.
@@ -157,14 +175,13 @@ def export(
             made = Path(folder, "new")
             made.mkdir()
             try:
-                _convert_on(backend, network, made / target.name, format)
-                run = LOAD[format](made / target.name, network)
-                found = run(inputs)
-                difference = _difference(found, tree.flatten(expected))
+                file = made / target.name
+                _convert_on(backend, network, file, format, stochastic)
+                difference = compare(LOAD[format](file, network))
                 # A NaN fails the comparison.
                 if not difference <= tolerance:
                     raise RuntimeError(
-                        "The file does not agree with `predict`: in "
+                        f"The file does not agree with `{reference}`: in "
                         f"{ENGINES[format]} the largest difference is "
                         f"{difference:.2g} of the largest output, more than "
                         f"the tolerance of {tolerance:.2g}."
@@ -237,13 +254,16 @@ def _check_path(path, format):
     return found
 
 
-def _backends(network, format):
+def _backends(network, format, stochastic):
     """The backends to export from, until one succeeds."""
     backend = keras.backend.backend()
     # PyTorch traces unknown sizes as 1, which may lead to a wrong padding.
     open_sizes = any(None in tensor.shape[1:] for tensor in network.inputs)
-    if format in DIRECT.get(backend, ()) and not (
-        backend == "torch" and open_sizes
+    if (
+        format in DIRECT.get(backend, ())
+        and not (backend == "torch" and open_sizes)
+        # A graph of JAX draws only from seeds that it is given.
+        and not (backend == "jax" and stochastic)
     ):
         yield backend
     if backend != "tensorflow":
@@ -273,23 +293,51 @@ def _packed(network, arrays):
     return tree.pack_sequence_as(network.input, arrays)
 
 
-def convert(model, path, format):
+def convert(model, path, format, stochastic=False):
     """Exports with Keras from the present backend, without comparing."""
-    # Keras refuses to make an ONNX file of a model that was never called.
-    model(model.input)
-    with warnings.catch_warnings():
+    # tf2onnx merges random operations with the same seed.
+    numbered = format == "onnx"
+    drawing = contextlib.nullcontext()
+    if stochastic:
+        model = graph_of(Sampler(model, matching(None)).model)
+        drawing = drawn_by_graph(numbered)
+    with drawing, warnings.catch_warnings():
         # Comparing the outputs later finds what tracing got wrong.
         warnings.simplefilter("ignore")
+        # Keras refuses to make an ONNX file of a model that was never called.
+        model(model.input)
         model.export(str(path), format=format, verbose=False)
+    if stochastic and numbered:
+        _remove_seeds(path)
 
 
-def _convert_on(backend, network, path, format):
+def _remove_seeds(path):
+    """Has ONNX Runtime, not the file, seed the random operations."""
+    import onnx
+
+    model = onnx.load(path)
+    graphs = [model.graph]
+    for graph in graphs:
+        for node in graph.node:
+            for attribute in list(node.attribute):
+                if attribute.type == onnx.AttributeProto.GRAPH:  # of a loop
+                    graphs.append(attribute.g)
+                elif node.op_type.startswith("Random"):
+                    if attribute.name == "seed":
+                        node.attribute.remove(attribute)
+    onnx.save(model, path)
+
+
+def _convert_on(backend, network, path, format, stochastic):
     if backend == keras.backend.backend():
-        return convert(network, path, format)
+        return convert(network, path, format, stochastic)
     saved = path.parent.with_name("network.keras")
     network.save(saved)
     process = subprocess.run(
-        [sys.executable, "-P", "-c", ON_TENSORFLOW, saved, path, format],
+        [
+            *(sys.executable, "-P", "-c", ON_TENSORFLOW),
+            *(saved, path, format, str(stochastic)),
+        ],
         capture_output=True,
         text=True,
         env={
@@ -382,6 +430,35 @@ def _arranged(names, network, arrays):
     if set(names) <= set(given):
         return [given[name] for name in names]
     return arrays
+
+
+def _with_predictions(model, network):
+    """A function that compares what an engine runs with `predict`."""
+    inputs = random_inputs(network.inputs, size=32)
+    expected = model.predict(_packed(network, inputs), verbose=0)
+    return lambda run: _difference(run(inputs), tree.flatten(expected))
+
+
+def _with_samples(monte_carlo, network):
+    """A function that compares what an engine draws with `MonteCarlo`."""
+    inputs = random_inputs(network.inputs, size=32)
+    repeated = [np.repeat(x[None], MASKS, axis=0) for x in inputs]
+
+    def samples(seed):
+        monte_carlo.seed = seed
+        predictions = monte_carlo.predict(
+            _packed(network, inputs), return_samples=True
+        )
+        for prediction in tree.flatten(predictions):
+            yield np.swapaxes(prediction.samples, 0, 1)
+
+    def draws(run):
+        for seed in range(RUNS):
+            outputs = run([x.reshape((-1, *x.shape[2:])) for x in repeated])
+            found = [x.reshape((MASKS, -1, *x.shape[1:])) for x in outputs]
+            yield found, list(samples(seed))
+
+    return lambda run: beyond_chance(draws(run))
 
 
 def _difference(found, expected):
