@@ -117,7 +117,8 @@ class Backend:
         return self._mask(shape, rate, seed.next())
 
     def _uniform_mask(self, shape, rate):
-        return keras.random.uniform(shape) < keep_probability(rate)
+        drawn = keras.random.uniform(shape, dtype="float32")
+        return drawn < keep_probability(rate)
 
     def _mask(self, shape, rate, key):
         bits, dropped = _resolution(rate, self.widths)
@@ -173,7 +174,8 @@ class Backend:
         def dropout(inputs, rate, noise_shape=None, seed=None):
             kept = 1 - rate
             shape = mask_shape(noise_shape, ops.shape(inputs))
-            return ops.where(uniform(shape) < kept, inputs / kept, 0)
+            mask = uniform(shape, dtype="float32") < kept
+            return ops.where(mask, inputs / kept, 0)
 
         with contextlib.ExitStack() as stack:
             for function in (uniform, normal, dropout):

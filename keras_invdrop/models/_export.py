@@ -71,7 +71,9 @@ class Exported:
         format: The format.
         backend: The backend from which Keras exported.
         difference: The largest difference between the outputs of the engine
-            and those of `predict`, in units of the largest output.
+            and those of `predict`, in units of the largest output. Of a
+            stochastic export, how far the difference from `MonteCarlo`
+            exceeds what chance explains: 0 if it does not.
     """
 
     path: Path
@@ -87,7 +89,7 @@ def export(
     tolerance: float = 1e-4,
     stochastic: bool = False,
 ) -> Exported:
-    """Writes a model, without its dropout, for an engine other than Keras.
+    """Writes a model, by default without its dropout, for another engine.
 
     The model is folded, which puts Keras' own layers in the place of
     dropout, and exported with Keras' `model.export`. Then the engine runs
@@ -96,6 +98,14 @@ def export(
     nothing at `path` changes. If the present backend cannot export the
     network, a separate process on the TensorFlow backend loads a saved copy
     and exports that.
+
+    With `stochastic=True` the model is not folded: every run of the file draws
+    new masks, another for each row of a batch, in the layers that `MonteCarlo`
+    lists. Everything else is in inference mode. To sample one input, repeat it
+    in a batch. Such a file is compared with `MonteCarlo`: 256 samples each, of
+    3 random inputs, may differ in mean and spread by no more than chance
+    explains. A correct file fails with a probability of at most one in a
+    million.
 
     The extra `export` installs the packages that this function needs.
 
@@ -117,20 +127,25 @@ def export(
             or padding causes 1e-2 or more. A network that computes in half
             precision, or `predict` on a GPU that multiplies in TF32, needs a
             tolerance of about 1e-2.
+        stochastic: Boolean. Whether dropout draws new masks in every run, as
+            in `MonteCarlo`. Not for `"openvino"`. Integer seeds of layers have
+            no effect. Nothing else in the process may draw with Keras
+            meanwhile.
 
     Returns:
         An `Exported`: the `path`, the `format`, the `backend` from which
-        Keras exported and the `difference` from `predict`.
+        Keras exported and the `difference` from `predict` or `MonteCarlo`.
 
     Raises:
         ImportError: If a package is missing, or Keras is too old: `"litert"`
             needs Keras 3.13, `"openvino"` 3.11.
-        RuntimeError: If the engine's outputs differ from those of `predict`,
-            or an exporter or the engine fails.
-        ValueError: If `fold` does not take `model`, `format` or `tolerance`
-            is not of the kind described, or if `path` lacks the suffix of
-            the format, its parent folder does not exist, or it is a folder
-            that is not a SavedModel.
+        RuntimeError: If the engine's outputs differ from those of `predict`
+            or `MonteCarlo`, or an exporter or the engine fails.
+        ValueError: If `fold` does not take `model`, or `model` has no dropout
+            layer and `stochastic` is true; if another argument is not of the
+            kind described; or if `path` lacks the suffix of the format, its
+            parent folder does not exist, or it is a folder that is not a
+            SavedModel.
 
     Example:
 
@@ -152,11 +167,18 @@ def export(
     - Ba, Xiong and Frey, 2014, section 2, Eq. 9
     """
     check_choice("format", format, tuple(ENGINES))
+    if check_boolean("stochastic", stochastic) and format == "openvino":
+        raise invalid(
+            "format",
+            "'tf_saved_model', 'onnx' or 'litert' if `stochastic` is true: "
+            "OpenVINO gives two layers of the same shape the same masks",
+            format,
+        )
     tolerance = check_positive_number("tolerance", tolerance)
     target = _check_path(path, format)
     _check_keras(format)
     # The copy is not compiled: exported files need no loss or optimizer.
-    if check_boolean("stochastic", stochastic):
+    if stochastic:
         network = graph_of(copied(check_model(model), compiled=False))
         reference = "MonteCarlo"
         compare = _with_samples(MonteCarlo(model, MASKS), network)
@@ -297,12 +319,12 @@ def convert(model, path, format, stochastic=False):
     """Exports with Keras from the present backend, without comparing."""
     # tf2onnx merges random operations with the same seed.
     numbered = format == "onnx"
-    drawing = contextlib.nullcontext()
-    if stochastic:
-        model = graph_of(Sampler(model, matching(None)).model)
-        drawing = drawn_by_graph(numbered)
-    with drawing, warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        if stochastic:
+            model = graph_of(Sampler(model, matching(None)).model)
+            stack.enter_context(drawn_by_graph(numbered))
         # Comparing the outputs later finds what tracing got wrong.
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         # Keras refuses to make an ONNX file of a model that was never called.
         model(model.input)
@@ -322,9 +344,11 @@ def _remove_seeds(path):
             for attribute in list(node.attribute):
                 if attribute.type == onnx.AttributeProto.GRAPH:  # of a loop
                     graphs.append(attribute.g)
-                elif node.op_type.startswith("Random"):
-                    if attribute.name == "seed":
-                        node.attribute.remove(attribute)
+                elif (
+                    node.op_type.startswith("Random")
+                    and attribute.name == "seed"
+                ):
+                    node.attribute.remove(attribute)
     onnx.save(model, path)
 
 

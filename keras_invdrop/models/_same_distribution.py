@@ -9,6 +9,7 @@ import numpy as np
 
 # The probability that chance makes equal sources differ.
 CHANCE = 1e-6
+TINY = float(np.finfo("float32").tiny)
 
 
 def beyond_chance(
@@ -41,7 +42,7 @@ def beyond_chance(
     sums: dict[Any, Any] = defaultdict(float)
     squares: dict[Any, Any] = defaultdict(float)
     counts: dict[Any, int] = defaultdict(int)
-    scales: dict[int, float] = defaultdict(lambda: np.finfo("float32").tiny)
+    scales: dict[int, float] = defaultdict(lambda: TINY)
     before: dict[int, np.ndarray] = {}
     for number, (found, expected) in enumerate(draws):
         if [x.shape for x in found] != [x.shape for x in expected]:
