@@ -171,7 +171,7 @@ def export(
         raise invalid(
             "format",
             "'tf_saved_model', 'onnx' or 'litert' if `stochastic` is true: "
-            "OpenVINO gives two layers of the same shape the same masks",
+            "OpenVINO draws the same numbers for two layers of the same shape",
             format,
         )
     tolerance = check_positive_number("tolerance", tolerance)
@@ -284,7 +284,7 @@ def _backends(network, format, stochastic):
     if (
         format in DIRECT.get(backend, ())
         and not (backend == "torch" and open_sizes)
-        # A graph of JAX draws only from seeds that it is given.
+        # A file from JAX would draw the same masks after each loading.
         and not (backend == "jax" and stochastic)
     ):
         yield backend

@@ -16,6 +16,7 @@ from keras_invdrop.applications import relu_cnn
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
+from keras_invdrop import MonteCarlo
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop import _extras
 from keras_invdrop import export
@@ -162,6 +163,15 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
             exec(code, names)
     assert names["exported"].difference < 1e-5
     assert (tmp_path / "network.onnx").exists()
+    assert names["samples"].shape == (100, 10)
+    prediction = MonteCarlo(names["model"], 400, seed=0).predict(
+        names["image"][None]
+    )
+    spread = prediction.standard_deviation[0]
+    error = spread * np.sqrt(1 / 100 + 1 / 400)
+    assert (np.abs(names["mean"] - prediction.mean[0]) < 5 * error).all()
+    # Five standard errors of 100 samples, if they are normal.
+    assert np.abs(names["spread"] / spread - 1).max() < 5 / np.sqrt(200)
     if BACKEND == "torch":
         x = random(5, 32, 32, 3)
         found = names["loaded"](ops.convert_to_tensor(x))
