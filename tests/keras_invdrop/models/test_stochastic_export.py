@@ -189,7 +189,7 @@ def test_every_dropout_layer_is_as_in_monte_carlo(case, tmp_path):
             difference = np.abs(a.mean(axis=0) - b.mean(axis=0))
             assert (difference <= ERRORS * error + 1e-5).all()
         # As in `MonteCarlo`, a mask is that of one row only.
-        assert not np.array_equal(samples[0], samples[1])
+        assert (samples[::2] != samples[1::2]).any()
 
 
 @pytest.mark.parametrize("case", [pytest.param(0, marks=elsewhere)])
