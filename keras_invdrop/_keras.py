@@ -7,6 +7,7 @@ what a new release has changed.
 """
 
 import keras
+from keras.src import backend
 from keras.src.backend import get_keras_mask as get_keras_mask
 from keras.src.backend.common.symbolic_scope import (
     in_symbolic_scope as in_symbolic_scope,
@@ -28,6 +29,9 @@ from keras.src.utils.backend_utils import DynamicBackend as DynamicBackend
 # The base class of preprocessing layers, which also run in `tf.data`. Keras
 # exports only its subclasses. Up to 3.11 its name is `TFDataLayer`.
 DataLayer = keras.layers.Rescaling.__base__
+
+# The module with the functions from which layers draw, by their names in it.
+random_functions = backend.random
 
 # The plain type of each of Keras' collections that track their elements.
 COLLECTIONS = {

@@ -5,13 +5,18 @@ backend draws the random numbers and overrides the computations that run faster
 there in another way. The functions at the end belong to the present backend.
 """
 
+import contextlib
+import itertools
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from ._keras import random_functions
 
 
 def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
@@ -71,6 +76,8 @@ class Backend:
     word = 32
     # The numbers of bits that an activity may take, the fewest first.
     widths: tuple[int, ...] = (1, 8, 16)
+    # Whether operations of the traced graph draw, as in `drawn_by_graph`.
+    in_graph = False
 
     def dropout_mask(
         self,
@@ -105,7 +112,13 @@ class Backend:
             A boolean tensor of shape `shape`, `True` where the activity is
             kept: Bernoulli(keep_probability(rate)) elementwise.
         """
+        if self.in_graph:
+            return self._uniform_mask(shape, rate)
         return self._mask(shape, rate, seed.next())
+
+    def _uniform_mask(self, shape, rate):
+        drawn = keras.random.uniform(shape, dtype="float32")
+        return drawn < keep_probability(rate)
 
     def _mask(self, shape, rate, key):
         bits, dropped = _resolution(rate, self.widths)
@@ -129,6 +142,53 @@ class Backend:
 
     def _fields(self, shape, bits, key):
         """Random words of shape `shape`, as integers of `bits` bits."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def drawn_by_graph(self, numbered: bool) -> Iterator[None]:
+        """Has every run of a graph that is traced meanwhile draw new masks.
+
+        Random operations of the graph draw, in layers of Keras and of this
+        library alike, and the seeds of the layers have no effect. The whole
+        process draws in this way meanwhile.
+
+        Args:
+            numbered: Whether each operation of TensorFlow has its number as
+                its seed. Without one the operations have no seed.
+        """
+        numbers = itertools.count(1) if numbered else itertools.repeat(0)
+
+        def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+            drawn = self._drawn(shape, next(numbers), normal=False)
+            return ops.cast(
+                minval + (maxval - minval) * drawn,
+                dtype or keras.config.floatx(),
+            )
+
+        def normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
+            drawn = self._drawn(shape, next(numbers), normal=True)
+            return ops.cast(
+                mean + stddev * drawn, dtype or keras.config.floatx()
+            )
+
+        def dropout(inputs, rate, noise_shape=None, seed=None):
+            kept = 1 - rate
+            shape = mask_shape(noise_shape, ops.shape(inputs))
+            mask = uniform(shape, dtype="float32") < kept
+            return ops.where(mask, inputs / kept, 0)
+
+        with contextlib.ExitStack() as stack:
+            for function in (uniform, normal, dropout):
+                name = function.__name__
+                before = getattr(random_functions, name)
+                stack.callback(setattr, random_functions, name, before)
+                setattr(random_functions, name, function)
+            stack.callback(setattr, self, "in_graph", False)
+            self.in_graph = True
+            yield
+
+    def _drawn(self, shape, number, normal):
+        """Float32 values, uniform in [0, 1) or normal, drawn by the graph."""
         raise NotImplementedError
 
     def uniform(
@@ -218,6 +278,14 @@ elif keras.backend.backend() == "tensorflow":
             )
             return tf.bitcast(words, f"int{bits}")
 
+        def _drawn(self, shape, number, normal):
+            # `tf.random` would take the seed of `keras.utils.set_random_seed`.
+            draw = tf.raw_ops.RandomStandardNormal
+            if not normal:
+                draw = tf.raw_ops.RandomUniform
+            shape = tf.convert_to_tensor(shape, "int32")
+            return draw(shape=shape, dtype="float32", seed=0, seed2=number)
+
     BACKEND = TensorFlow()
 
 elif keras.backend.backend() == "torch":
@@ -225,6 +293,8 @@ elif keras.backend.backend() == "torch":
 
     class PyTorch(Backend):
         def dropout_mask(self, shape, rate, seed, seeded=True):
+            if self.in_graph:
+                return self._uniform_mask(shape, rate)
             state, keep = seed.state.value, keep_probability(rate)
             if not seeded and state.is_cuda:
                 mask = torch.empty(shape, dtype=torch.bool, device=state.device)
@@ -283,6 +353,11 @@ elif keras.backend.backend() == "torch":
             # `torch.func` have no `tolist`.
             return [int(word) % 2**32 for word in key]
 
+        def _drawn(self, shape, number, normal):
+            draw = torch.randn if normal else torch.rand
+            device = ops.zeros(()).device  # "meta" where Keras infers shapes
+            return draw(tuple(shape), dtype=torch.float32, device=device)
+
         def uniform(self, shape, seed, seeded=True):
             if seeded:
                 return super().uniform(shape, seed)
@@ -311,7 +386,7 @@ elif keras.backend.backend() == "torch":
             if (
                 x.is_cpu
                 and mask.shape == x.shape
-                and not torch.compiler.is_compiling()
+                and not (self.in_graph or torch.compiler.is_compiling())
             ):
                 return _Selected.apply(x, mask)
             # `ops.where` would first copy the zero to the GPU.
@@ -348,6 +423,7 @@ elif keras.backend.backend() == "torch":
     BACKEND = PyTorch()
 
 check_first_pass = BACKEND.check_first_pass
+drawn_by_graph = BACKEND.drawn_by_graph
 dropout_mask = BACKEND.dropout_mask
 scaled_sum = BACKEND.scaled_sum
 selected = BACKEND.selected

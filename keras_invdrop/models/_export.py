@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,13 +14,21 @@ import numpy as np
 from keras import tree
 
 from .._batches import random_inputs
+from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_positive_number
 from .._checks import invalid
 from .._extras import require
+from .._keras import graph_of
+from .._masks import drawn_by_graph
 from ._copies import copied
 from ._fold import fold
+from ._graph import check_model
 from ._linear_layers import array
+from ._monte_carlo import MonteCarlo
+from ._places import matching
+from ._same_distribution import beyond_chance
+from ._sampler import Sampler
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
 # Each format, and the package of the engine that runs it.
@@ -43,11 +52,14 @@ ON_TENSORFLOW = """
 import sys
 import keras
 from keras_invdrop.models._export import convert
-saved, path, format = sys.argv[1:]
+saved, path, format, stochastic = sys.argv[1:]
 # The process that started this one wrote the file, so it can be trusted.
 model = keras.models.load_model(saved, compile=False, safe_mode=False)
-convert(model, path, format)
+convert(model, path, format, stochastic == "True")
 """
+# How often an engine runs to be compared with `MonteCarlo`, and the masks that
+# each input has in a run.
+RUNS, MASKS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,9 @@ class Exported:
         format: The format.
         backend: The backend from which Keras exported.
         difference: The largest difference between the outputs of the engine
-            and those of `predict`, in units of the largest output.
+            and those of `predict`, in units of the largest output. Of a
+            stochastic export, how far the difference from `MonteCarlo`
+            exceeds what chance explains: 0 if it does not.
     """
 
     path: Path
@@ -73,8 +87,9 @@ def export(
     path: str | os.PathLike,
     format: Format,
     tolerance: float = 1e-4,
+    stochastic: bool = False,
 ) -> Exported:
-    """Writes a model, without its dropout, for an engine other than Keras.
+    """Writes a model, by default without its dropout, for another engine.
 
     The model is folded, which puts Keras' own layers in the place of
     dropout, and exported with Keras' `model.export`. Then the engine runs
@@ -83,6 +98,14 @@ def export(
     nothing at `path` changes. If the present backend cannot export the
     network, a separate process on the TensorFlow backend loads a saved copy
     and exports that.
+
+    With `stochastic=True` the model is not folded: every run of the file draws
+    new masks, another for each row of a batch, in the layers that `MonteCarlo`
+    lists. Everything else is in inference mode. To sample one input, repeat it
+    in a batch. Such a file is compared with `MonteCarlo`: 256 samples each, of
+    3 random inputs, may differ in mean and spread by no more than chance
+    explains. A correct file fails with a probability of at most one in a
+    million.
 
     The extra `export` installs the packages that this function needs.
 
@@ -104,20 +127,25 @@ def export(
             or padding causes 1e-2 or more. A network that computes in half
             precision, or `predict` on a GPU that multiplies in TF32, needs a
             tolerance of about 1e-2.
+        stochastic: Boolean. Whether dropout draws new masks in every run, as
+            in `MonteCarlo`. Not for `"openvino"`. Integer seeds of layers have
+            no effect. Nothing else in the process may draw with Keras
+            meanwhile.
 
     Returns:
         An `Exported`: the `path`, the `format`, the `backend` from which
-        Keras exported and the `difference` from `predict`.
+        Keras exported and the `difference` from `predict` or `MonteCarlo`.
 
     Raises:
         ImportError: If a package is missing, or Keras is too old: `"litert"`
             needs Keras 3.13, `"openvino"` 3.11.
-        RuntimeError: If the engine's outputs differ from those of `predict`,
-            or an exporter or the engine fails.
-        ValueError: If `fold` does not take `model`, `format` or `tolerance`
-            is not of the kind described, or if `path` lacks the suffix of
-            the format, its parent folder does not exist, or it is a folder
-            that is not a SavedModel.
+        RuntimeError: If the engine's outputs differ from those of `predict`
+            or `MonteCarlo`, or an exporter or the engine fails.
+        ValueError: If `fold` does not take `model`, or `model` has no dropout
+            layer and `stochastic` is true; if another argument is not of the
+            kind described; or if `path` lacks the suffix of the format, its
+            parent folder does not exist, or it is a folder that is not a
+            SavedModel.
 
     Example:
 
@@ -139,15 +167,27 @@ def export(
     - Ba, Xiong and Frey, 2014, section 2, Eq. 9
     """
     check_choice("format", format, tuple(ENGINES))
+    if check_boolean("stochastic", stochastic) and format == "openvino":
+        raise invalid(
+            "format",
+            "'tf_saved_model', 'onnx' or 'litert' if `stochastic` is true: "
+            "OpenVINO draws the same numbers for two layers of the same shape",
+            format,
+        )
     tolerance = check_positive_number("tolerance", tolerance)
     target = _check_path(path, format)
     _check_keras(format)
     # The copy is not compiled: exported files need no loss or optimizer.
-    network = copied(fold(model), _as_constants, compiled=False)
-    inputs = random_inputs(network.inputs, size=32)
-    expected = model.predict(_packed(network, inputs), verbose=0)
+    if stochastic:
+        network = graph_of(copied(check_model(model), compiled=False))
+        reference = "MonteCarlo"
+        compare = _with_samples(MonteCarlo(model, MASKS), network)
+    else:
+        network = copied(fold(model), _as_constants, compiled=False)
+        reference = "predict"
+        compare = _with_predictions(model, network)
     failures = []
-    for backend in _backends(network, format):
+    for backend in _backends(network, format, stochastic):
         _check_packages(backend, format)
         # The temporary folder is on the file system of `path`, so that a
         # rename suffices.
@@ -157,14 +197,13 @@ def export(
             made = Path(folder, "new")
             made.mkdir()
             try:
-                _convert_on(backend, network, made / target.name, format)
-                run = LOAD[format](made / target.name, network)
-                found = run(inputs)
-                difference = _difference(found, tree.flatten(expected))
+                file = made / target.name
+                _convert_on(backend, network, file, format, stochastic)
+                difference = compare(LOAD[format](file, network))
                 # A NaN fails the comparison.
                 if not difference <= tolerance:
                     raise RuntimeError(
-                        "The file does not agree with `predict`: in "
+                        f"The file does not agree with `{reference}`: in "
                         f"{ENGINES[format]} the largest difference is "
                         f"{difference:.2g} of the largest output, more than "
                         f"the tolerance of {tolerance:.2g}."
@@ -237,13 +276,16 @@ def _check_path(path, format):
     return found
 
 
-def _backends(network, format):
+def _backends(network, format, stochastic):
     """The backends to export from, until one succeeds."""
     backend = keras.backend.backend()
     # PyTorch traces unknown sizes as 1, which may lead to a wrong padding.
     open_sizes = any(None in tensor.shape[1:] for tensor in network.inputs)
-    if format in DIRECT.get(backend, ()) and not (
-        backend == "torch" and open_sizes
+    if (
+        format in DIRECT.get(backend, ())
+        and not (backend == "torch" and open_sizes)
+        # A file from JAX would draw the same masks after each loading.
+        and not (backend == "jax" and stochastic)
     ):
         yield backend
     if backend != "tensorflow":
@@ -273,23 +315,53 @@ def _packed(network, arrays):
     return tree.pack_sequence_as(network.input, arrays)
 
 
-def convert(model, path, format):
+def convert(model, path, format, stochastic=False):
     """Exports with Keras from the present backend, without comparing."""
-    # Keras refuses to make an ONNX file of a model that was never called.
-    model(model.input)
-    with warnings.catch_warnings():
+    # tf2onnx merges random operations with the same seed.
+    numbered = format == "onnx"
+    with contextlib.ExitStack() as stack:
+        if stochastic:
+            model = graph_of(Sampler(model, matching(None)).model)
+            stack.enter_context(drawn_by_graph(numbered))
         # Comparing the outputs later finds what tracing got wrong.
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        # Keras refuses to make an ONNX file of a model that was never called.
+        model(model.input)
         model.export(str(path), format=format, verbose=False)
+    if stochastic and numbered:
+        _remove_seeds(path)
 
 
-def _convert_on(backend, network, path, format):
+def _remove_seeds(path):
+    """Has ONNX Runtime, not the file, seed the random operations."""
+    import onnx
+
+    model = onnx.load(path)
+    graphs = [model.graph]
+    for graph in graphs:
+        for node in graph.node:
+            for attribute in list(node.attribute):
+                if attribute.type == onnx.AttributeProto.GRAPH:  # of a loop
+                    graphs.append(attribute.g)
+                elif (
+                    node.op_type.startswith("Random")
+                    and attribute.name == "seed"
+                ):
+                    node.attribute.remove(attribute)
+    onnx.save(model, path)
+
+
+def _convert_on(backend, network, path, format, stochastic):
     if backend == keras.backend.backend():
-        return convert(network, path, format)
+        return convert(network, path, format, stochastic)
     saved = path.parent.with_name("network.keras")
     network.save(saved)
     process = subprocess.run(
-        [sys.executable, "-P", "-c", ON_TENSORFLOW, saved, path, format],
+        [
+            *(sys.executable, "-P", "-c", ON_TENSORFLOW),
+            *(saved, path, format, str(stochastic)),
+        ],
         capture_output=True,
         text=True,
         env={
@@ -382,6 +454,35 @@ def _arranged(names, network, arrays):
     if set(names) <= set(given):
         return [given[name] for name in names]
     return arrays
+
+
+def _with_predictions(model, network):
+    """A function that compares what an engine runs with `predict`."""
+    inputs = random_inputs(network.inputs, size=32)
+    expected = model.predict(_packed(network, inputs), verbose=0)
+    return lambda run: _difference(run(inputs), tree.flatten(expected))
+
+
+def _with_samples(monte_carlo, network):
+    """A function that compares what an engine draws with `MonteCarlo`."""
+    inputs = random_inputs(network.inputs, size=32)
+    repeated = [np.repeat(x[None], MASKS, axis=0) for x in inputs]
+
+    def samples(seed):
+        monte_carlo.seed = seed
+        predictions = monte_carlo.predict(
+            _packed(network, inputs), return_samples=True
+        )
+        for prediction in tree.flatten(predictions):
+            yield np.swapaxes(prediction.samples, 0, 1)
+
+    def draws(run):
+        for seed in range(RUNS):
+            outputs = run([x.reshape((-1, *x.shape[2:])) for x in repeated])
+            found = [x.reshape((MASKS, -1, *x.shape[1:])) for x in outputs]
+            yield found, list(samples(seed))
+
+    return lambda run: beyond_chance(draws(run))
 
 
 def _difference(found, expected):

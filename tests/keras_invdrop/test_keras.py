@@ -260,6 +260,35 @@ def test_masks_come_from_a_generator_that_is_seeded(room):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("dropout", layers.Dropout(0.5)),
+        ("dropout", layers.SpatialDropout1D(0.5)),
+        ("dropout", layers.LSTM(2, dropout=0.5)),
+        ("normal", layers.GaussianDropout(0.5)),
+        ("uniform", layers.AlphaDropout(0.5)),
+        ("uniform", lambda x, training: keras.random.uniform(x.shape)),
+        ("normal", lambda x, training: keras.random.normal(x.shape)),
+        ("dropout", lambda x, training: keras.random.dropout(x, 0.5)),
+    ],
+)
+def test_where_layers_draw(room, monkeypatch, name, layer):
+    calls = []
+    draw = getattr(room.random_functions, name)
+
+    def drawn(*args, **kwargs):
+        calls.append(name)
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(room.random_functions, name, drawn)
+    layer(ops.ones((2, 3, 4)), training=True)
+    assert calls, (
+        f"A layer no longer draws from `{name}` of the backend: in a file of "
+        "`export(stochastic=True)` its masks would not be new in every run."
+    )
+
+
 def test_a_layer_becomes_another(room):
     old, new = layers.Dropout(0.5), layers.Dense(2)
     model = keras.Sequential([keras.Input((3,)), old])

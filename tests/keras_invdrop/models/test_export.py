@@ -16,6 +16,7 @@ from keras_invdrop.applications import relu_cnn
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
+from keras_invdrop import MonteCarlo
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop import _extras
 from keras_invdrop import export
@@ -162,6 +163,15 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
             exec(code, names)
     assert names["exported"].difference < 1e-5
     assert (tmp_path / "network.onnx").exists()
+    assert names["samples"].shape == (100, 10)
+    assert names["spread"].min() > 0
+    prediction = MonteCarlo(names["model"], 100, seed=0).predict(
+        names["image"][None], return_samples=True
+    )
+    # By Hoeffding's inequality chance exceeds it once in a billion times.
+    differences = names["samples"] - prediction.samples[0]
+    bound = 7 * np.sqrt((differences**2).sum(axis=0))
+    assert (np.abs(differences.sum(axis=0)) < bound).all()
     if BACKEND == "torch":
         x = random(5, 32, 32, 3)
         found = names["loaded"](ops.convert_to_tensor(x))
