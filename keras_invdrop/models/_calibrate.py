@@ -27,7 +27,7 @@ from ._graph import run_through
 from ._places import batch_statistics
 from ._places import counting
 from ._places import layers_around
-from ._places import matching
+from ._places import path_filter
 from ._places import paths_of
 from ._places import untrained_normalization
 from ._places import watched
@@ -149,7 +149,7 @@ def calibrate(
             keep_predictions,
         )
     check_boolean("keep_predictions", keep_predictions)
-    is_on_path = matching(filters)
+    is_on_path = path_filter(filters)
     # Compute the means in a separate copy, whose shifts change.
     scratch = copied(model, compiled=False)
     paths = {

@@ -26,7 +26,7 @@ from ._fold import fold
 from ._graph import check_model
 from ._linear_layers import array
 from ._monte_carlo import MonteCarlo
-from ._places import matching
+from ._places import path_filter
 from ._same_distribution import beyond_chance
 from ._sampler import Sampler
 
@@ -321,7 +321,7 @@ def convert(model, path, format, stochastic=False):
     numbered = format == "onnx"
     with contextlib.ExitStack() as stack:
         if stochastic:
-            model = graph_of(Sampler(model, matching(None)).model)
+            model = graph_of(Sampler(model, path_filter(None)).model)
             stack.enter_context(drawn_by_graph(numbered))
         # Comparing the outputs later finds what tracing got wrong.
         stack.enter_context(warnings.catch_warnings())

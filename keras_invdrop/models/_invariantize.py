@@ -26,8 +26,8 @@ from ._copies import recompile
 from ._dropout_sites import SPATIAL_DROPOUT
 from ._graph import calls
 from ._graph import check_model
-from ._places import matching
 from ._places import observe
+from ._places import path_filter
 from ._places import places
 
 
@@ -164,7 +164,7 @@ def invariantize(
     check_boolean("attention", attention)
     check_boolean("inplace", inplace)
     check_boolean("return_report", return_report)
-    is_on_path = matching(filters)
+    is_on_path = path_filter(filters)
     if inputs is not None:
         inputs = tree.map_structure(ops.convert_to_tensor, inputs)
     _build(model, inputs)

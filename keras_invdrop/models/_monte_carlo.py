@@ -20,7 +20,7 @@ from .._files import replacing
 from .._keras import graph_of
 from ..arguments import Filters
 from ._graph import check_model
-from ._places import matching
+from ._places import path_filter
 from ._prediction import MonteCarloPrediction
 from ._prediction import Samples
 from ._prediction import predicted
@@ -149,7 +149,7 @@ class MonteCarlo:
         self.consistent_masks = check_boolean(
             "consistent_masks", consistent_masks
         )
-        self._sampler = Sampler(model, matching(filters))
+        self._sampler = Sampler(model, path_filter(filters))
 
     def __reduce__(self):
         # Copies and pickles hold the model, which Keras can save, and make

@@ -155,7 +155,7 @@ def _calls_dropout(function):
     )
 
 
-def matching(filters: Filters | None) -> Callable[[str], bool]:
+def path_filter(filters: Filters | None) -> Callable[[str], bool]:
     """A function that tests whether a path matches one of `filters`.
 
     Raises:

@@ -260,6 +260,25 @@ def test_dropout_inside_layers_is_converted(name, tmp_path):
     )
 
 
+def test_a_cell_that_drops_trains_if_it_is_unrolled():
+    def fit(dropout, unroll):
+        cell = Cell()
+        cell.drop = dropout
+        model = graph(layers.RNN(cell, unroll=unroll), shape=(4, 3))
+        model.compile("sgd", "mse")
+        model.fit(random(4, 4, 3), np.zeros((4, 2)), verbose=0)
+        return cell.drop
+
+    beta = fit(InvariantDropout(0.4), unroll=True).beta
+    assert np.any(ops.convert_to_numpy(beta))
+    if keras.backend.backend() == "jax":
+        # As the guide says; should Keras learn to, change the guide.
+        with pytest.raises(Exception, match="unexpected tracer"):
+            fit(layers.Dropout(0.4), unroll=False)
+    else:
+        fit(InvariantDropout(0.4), unroll=False)
+
+
 def test_one_beta_for_each_head(tmp_path):
     make, shape, _ = MODELS["transformer block"]
     model, x = make(), random(*shape)
