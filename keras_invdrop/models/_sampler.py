@@ -39,8 +39,8 @@ class Sampler(keras.Model):
         if not dropping:
             raise invalid(
                 "model",
-                "a model with a dropout layer, among those that `filters`, if "
-                "given, choose: without one all samples are the same",
+                "a model with a dropout layer, which `filters`, if given, "
+                "choose: without one all samples are the same",
                 model,
             )
         # The attributes of each layer before the changes below.

@@ -496,7 +496,7 @@ def test_monte_carlo_draws_where_the_filters_say():
     np.testing.assert_allclose(
         found.standard_deviation, expected.standard_deviation, rtol=0.2
     )
-    with pytest.raises(ValueError, match="chosen by `filters`"):
+    with pytest.raises(ValueError, match="which `filters`"):
         MonteCarlo(model, filters="three")
 
 

@@ -397,7 +397,9 @@ def test_a_model_of_keras_hub():
             r"'it/gru_cell': .*itself \(recurrent_dropout=0.25\)",
         ),
         (
-            layers.Bidirectional(layers.LSTM(3, dropout=0.25), name="it"),
+            layers.Bidirectional(
+                layers.LSTM(3, dropout=0.25, name="lstm"), name="it"
+            ),
             "'it/forward_lstm/lstm_cell', 'it/backward_lstm/lstm_cell': draws",
         ),
         (layers.GaussianDropout(0.5, name="it"), "'it': does not replace"),
