@@ -1,8 +1,8 @@
 """The time that a trained network takes, folded and in each engine.
 
-The ReLU network of Table 3, of width `--width`, runs in these forms: with
-invariant dropout, folded, built without dropout, and exported to each engine.
-The first three run as `predict_on_batch`, compiled by Keras. All forms take
+The ReLU network of Table 3, its width scaled by `--width`, runs with invariant
+dropout, folded, built without dropout, and exported to each engine. The first
+three forms run through `predict_on_batch`, which Keras compiles. All forms take
 turns in one process, with their default number of threads. The result is the
 ratio of each time to the time of the network without dropout, within each
 round; a form with a ratio below 1 is faster.
@@ -47,7 +47,7 @@ def main():
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, InvariantDropout):
-            # Stands for training: with a beta of 0 `fold` has no work to do.
+            # In place of training: with a beta of 0, `fold` has nothing to do.
             layer.beta.assign(rng.normal(scale=0.1, size=layer.beta.shape))
     folded = fold(model)
     calls = {
@@ -74,7 +74,7 @@ def main():
 def check_and_time(calls, x, arguments):
     expected = calls["folded"](x)
     for name, call in calls.items():
-        if name != "without dropout":  # which has other weights
+        if name != "without dropout":  # its weights differ
             np.testing.assert_allclose(call(x), expected, atol=1e-4)
     bound = {name: partial(call, x) for name, call in calls.items()}
     what = f"{NAME}, width {arguments.width:g}, batch {len(x)}"

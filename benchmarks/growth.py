@@ -1,7 +1,8 @@
 """Does invariant dropout cost more in a larger network?
 
-Times a training step of the MNIST network, as in `training_step.py`: with
-batches of 16 to 1024 examples, widths of 1/4 to 2, and 2 to 8 hidden layers.
+The benchmark times a training step of the MNIST network, as in
+`training_step.py`, with batches of 16 to 1024 examples, widths of 1/4 to 2, and
+2 to 8 hidden layers.
 
     KERAS_BACKEND=jax python benchmarks/growth.py --out runs/growth.jsonl
     python benchmarks/plot.py runs/growth.jsonl growth.png

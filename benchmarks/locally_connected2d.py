@@ -23,7 +23,7 @@ BATCH = 128
 
 
 class PatchesAndEinsum(keras.Layer):
-    """A locally connected layer, written directly with `keras.ops`."""
+    """A locally connected layer in plain `keras.ops`."""
 
     def __init__(self, filters, kernel_size):
         super().__init__()

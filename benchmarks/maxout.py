@@ -2,8 +2,8 @@
 
 Both networks compute the same outputs from the same input and take turns in one
 process. The benchmark times a training step (forward, backward, and SGD) of one
-layer, of the size of the layers of Table 6. The rival consists of Keras' layer,
-a reshape and a maximum.
+layer, of the size of the layers of Table 6. The alternative consists of Keras'
+layer, a reshape and a maximum.
 
     KERAS_BACKEND=jax python benchmarks/maxout.py
 """
@@ -22,7 +22,7 @@ from keras_invdrop import MaxoutDense
 
 
 class ReshapeAndMax(keras.Layer):
-    """The maximum of each `pieces` neighbours, written directly."""
+    """The maximum of each group of `pieces` neighbours, in `keras.ops`."""
 
     def __init__(self, pieces):
         super().__init__()

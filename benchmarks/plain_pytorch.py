@@ -3,9 +3,9 @@
 The networks of Tables 2 and 3 train in batches of `--batch`, in these forms:
 
 - PyTorch: modules of `torch.nn` with `nn.Dropout`, trained as in PyTorch's
-  tutorials; the convolutional network with channels last,
-- compiled: the same modules after `torch.compile`, if that works,
-- invariant: the Keras network with `InvariantDropout`, on the present backend,
+  tutorials; the convolutional network uses channels last,
+- compiled: the same modules after `torch.compile`, if it succeeds,
+- invariant: the Keras network with `InvariantDropout`, on the current backend,
 - frozen: the same network, with the input's beta not trainable,
 - sgemm: one product of two square float32 matrices by NumPy's BLAS, with as
   many multiplications as the dense layers and convolutions of `frozen`. The
@@ -69,7 +69,7 @@ PLAIN = {"mnist": (mnist, (784,)), "cifar10": (cifar10, (3, 32, 32))}
 
 
 def plain_step(network, batch, width, compiled=False):
-    """A call that trains one step of a plain PyTorch loop."""
+    """A call that runs one step of a plain PyTorch training loop."""
     build, shape = PLAIN[network]
     model = build(width)
     optimizer = torch.optim.SGD(
@@ -106,7 +106,7 @@ def multiplications(network, batch, width):
 
 
 def product(number):
-    """A call that multiplies matrices in about `number` multiplications."""
+    """A matrix product of about `number` multiplications, as a call."""
     size = round(number ** (1 / 3))
     rng = np.random.default_rng(0)
     left, right = rng.random((2, size, size), dtype="float32")

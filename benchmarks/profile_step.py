@@ -1,8 +1,8 @@
 """The time of each operation in a training step.
 
-The backend's profiler traces each network of `training_step.py`. A line is an
-operation (on TensorFlow a kind of operations; with XLA a fusion of several),
-with its milliseconds per step, summed over all threads.
+The backend's profiler traces each network of `training_step.py`. Each line is
+one operation (on TensorFlow one kind of operation, with XLA a fusion of
+several), with its milliseconds per step, summed over all threads.
 
     KERAS_BACKEND=jax python benchmarks/profile_step.py --network cifar10
 """
@@ -57,7 +57,7 @@ def _of_torch(call, steps):
 
 
 def _of_xplane(data, steps):
-    """The times of XLA's operations, and of TensorFlow's by their kind."""
+    """Times of XLA's operations, and of each kind of TensorFlow operation."""
     times = collections.Counter()
     for plane in data.planes:
         for line in plane.lines:

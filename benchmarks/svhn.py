@@ -1,14 +1,14 @@
 """The time and memory that reading SVHN at its full size takes.
 
-Unless `--data` has them, the benchmark generates the 630,420 images of SVHN
-there, in the files of tensorflow-datasets. Each image has the shape
-(32, 32, 3) and takes about 2.2 kB.
+If the folder `--data` has no data set, the benchmark generates one there, in
+the file format of tensorflow-datasets: 630,420 images, as many as SVHN has, of
+shape (32, 32, 3) and about 2.2 kB each.
 
-First it compares the time to read and normalise a batch with a training step of
-each of the paper's networks, by turns. Then it measures the peak resident
-memory of `keras-invdrop train` in one epoch of the ReLU network: in a narrow
-version, whose epochs end soon, with a hundredth of the training images and with
-all of them, and at its full width.
+First the benchmark compares the time to read and normalise a batch with a
+training step of each of the paper's networks, in turns. Then it measures the
+peak resident memory of `keras-invdrop train` in one epoch of the ReLU network:
+a narrow version, whose epochs are short, with a hundredth of the training
+images and with all of them, and the network at full width.
 
     KERAS_BACKEND=jax python benchmarks/svhn.py
 """
@@ -97,7 +97,7 @@ def time(arguments):
 
 
 def peak(row, *options):
-    """The peak of the resident bytes in a training of one epoch."""
+    """Peak resident memory, in bytes, of training for one epoch."""
     with tempfile.TemporaryDirectory() as out:
         command = "-m", "keras_invdrop.experiments", "train", row
         process = subprocess.Popen(
@@ -116,7 +116,7 @@ def peak(row, *options):
 
 
 def weigh(arguments):
-    """Measures the resident memory of the trainings."""
+    """Measures the peak resident memory of training."""
     held_out = f"--validation={arguments.validation}"
     some = f"--limit-train={int(sum(SIZES.values()) * arguments.part) // 100}"
     small, full = f"--width={arguments.small}", f"--width={arguments.width}"

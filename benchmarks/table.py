@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def tables(lines):
-    """The tables, one for each set of calls that ran by turns."""
+    """The tables, one for each set of calls that took turns."""
     results = [json.loads(line) for line in lines]
     results = [result for result in results if "grows" not in result]
-    # The newest result of each call takes the place of the first.
+    # The newest result of each call replaces earlier ones.
     newest = {(x["what"], x["against"], x["name"]): x for x in results}
     rows = {}
     for (what, against, _), result in newest.items():

@@ -9,7 +9,7 @@ The networks come from the paper and differ only in their dropout:
 - hidden: `Dropout` on the input, `InvariantDropout` on the hidden layers,
 - frozen: `InvariantDropout`, with the input's beta not trainable.
 
-Images have the data format with which the backend is fastest. A step is
+Images use the data format that is fastest on the backend. A step is
 `train_on_batch` on a batch in memory, with SGD and Nesterov momentum. The
 result is the ratio of each time to the time of `Dropout`, within each round; a
 network with a ratio below 1 is faster.
@@ -37,7 +37,7 @@ NETWORKS = {"mnist": mnist_mlp, "cifar10": relu_cnn}
 
 
 class ComposedDropout(keras.Layer):
-    """Invariant dropout, composed of Keras' own parts."""
+    """Invariant dropout: a layer that adds beta, then Keras' `Dropout`."""
 
     def __init__(self, rate, shape, name):
         super().__init__(name=name)

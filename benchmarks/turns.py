@@ -1,4 +1,4 @@
-"""Times several calls by turns, in one process."""
+"""Times several calls that take turns in one process."""
 
 import argparse
 import json
@@ -54,8 +54,9 @@ def parser(description):
 def by_turns(calls, rounds, seconds):
     """The seconds that each call takes, one number for each round.
 
-    The calls run in another order in each round. In its turn a call is repeated
-    as often as fits into `seconds`. Compilation and a first call are not timed.
+    The order of the calls differs from round to round. In its turn, a call
+    repeats as often as fits into `seconds`. Compilation and the first call of
+    each turn are not timed.
     """
     repeats = {}
     for name, call in calls.items():
@@ -70,8 +71,8 @@ def by_turns(calls, rounds, seconds):
     for _ in range(rounds):
         for name in rng.permutation(list(calls)):
             call = calls[name]
-            # Meanwhile idle threads of the call before, which spin while they
-            # wait for work, go to sleep.
+            # Idle threads of the previous call spin while they wait for work;
+            # this pause lets them go to sleep.
             time.sleep(min(0.1, seconds))
             call()
             start = time.perf_counter()
@@ -82,7 +83,7 @@ def by_turns(calls, rounds, seconds):
 
 
 def compare(what, calls, against, arguments, **notes):
-    """Times calls by turns and reports, with the options of `parser`."""
+    """Times calls in turns and reports, with the options of `parser`."""
     times = by_turns(calls, arguments.rounds, arguments.seconds)
     report(what, times, against, arguments.out, **notes)
 

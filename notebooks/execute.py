@@ -1,9 +1,9 @@
-"""Runs notebooks from top to bottom, and keeps in them what they show.
+"""Runs notebooks from top to bottom and saves their outputs in them.
 
 python notebooks/execute.py notebooks/*.ipynb
 
-A cell with the tag `FILE.png` draws a picture for the documentation, and that
-file of the repository becomes its picture.
+If a cell has the tag `FILE.png`, its picture is also written to that file of
+the repository, for the documentation.
 """
 
 import base64
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def execute(path: Path) -> None:
-    """Runs a notebook, and writes it anew with its outputs.
+    """Runs a notebook and rewrites it with its outputs.
 
-    Nothing is written if a cell fails. What libraries log, about the machine
-    that they are on, is for the terminal.
+    If a cell fails, nothing is written. Output on standard error, where
+    libraries log details of the machine, is dropped.
     """
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
@@ -43,7 +43,7 @@ def execute(path: Path) -> None:
             if tag.endswith(".png"):
                 with replacing(ROOT / tag) as temporary:
                     temporary.write_bytes(picture(cell))
-    # Not which Python it was.
+    # Without the version of Python.
     notebook.metadata.language_info = {"name": "python"}
     with replacing(path) as temporary:
         nbformat.write(notebook, temporary)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-# JAX compiles hundreds of small programs, each to run a few times. Without
-# most of the optimizations of the machine code it compiles three times as
-# fast; what is computed, and how exactly, stays as it is.
+# JAX compiles hundreds of small programs, each of which runs a few times. It
+# compiles three times as fast without most optimizations of the machine code;
+# the results and their precision stay the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Tests share compiled programs, also between processes, so that each program is
 # compiled once.
@@ -16,14 +16,14 @@ if MADE_HERE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Each of two processes that run tests side by side would start a thread for
-# every core, of which some only wait, and keep the core busy with it. On two
-# cores PyTorch has been seen to train ten times as fast with one thread.
+# every core, and waiting threads would keep the cores busy. On two cores,
+# PyTorch has trained ten times as fast with one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# On CPUs TensorFlow takes convolutions in channels_first from oneDNN alone,
-# which it leaves out by default where the CPU is an older one.
+# On CPUs, TensorFlow's only convolutions in channels_first come from oneDNN,
+# which it disables by default on older CPUs.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# Tolerances are those of float32. GPUs would round the factors of products to
-# 10 bits.
+# The tolerances are those of float32. GPUs would round the factors of products
+# to 10 bits.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 

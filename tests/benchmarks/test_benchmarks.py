@@ -28,14 +28,14 @@ SMALL = {
 }
 
 
-# Parts of a benchmark that start processes or compile for long, which run only
-# with `--thorough`. What these arguments choose runs in any case.
+# These arguments select the quick parts of a benchmark. The other parts, which
+# start processes or compile for long, run only with `--thorough`.
 QUICK = {
     "export_latency": ["--format", "tf_saved_model"],
     "peak_memory": ["--kind", "Dropout", "--kind", "invariant"],
     "training_step": ["--network", "cifar10"],
 }
-# PyTorch's compiler takes longer than all that it compiles here.
+# Compiling with PyTorch takes longer than running the small networks.
 UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
 
 

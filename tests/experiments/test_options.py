@@ -20,7 +20,7 @@ pytestmark = pytest.mark.one_backend
 
 @dataclasses.dataclass(frozen=True)
 class Cake:
-    name: str = "plain"  # which says nothing to a user
+    name: str = "plain"  # has no help text, so it is no option
     eggs: int = setting(2, "Number of eggs.", min=1)
     sugar_free: bool = setting(False, "Whether to leave out the sugar.")
 
@@ -49,7 +49,7 @@ def test_a_command_takes_what_a_class_describes():
 
     assert call("me").exit_code == 0
     assert call("me", "--eggs", "3", "--sugar-free").exit_code == 0
-    # What was taken is no longer among what was given.
+    # Options that the class took are no longer in `given`.
     assert seen == [("me", Cake(), {}), ("me", Cake("plain", 3, True), {})]
     for wrong in ("--eggs=0", "--name=rich", "--no-sugar-free"):
         assert call("me", wrong).exit_code == 2
@@ -64,7 +64,7 @@ def test_each_description_is_an_option(kind):
     fields = described(kind)
     assert len(fields) >= 5
     for name, field in fields.items():
-        if name == "seed":  # of which there may be several
+        if name == "seed":  # the command has several: --seeds
             continue
         assert found[name].help == field.metadata["help"]
         # Each row has a recipe of its own.

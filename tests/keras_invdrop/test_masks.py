@@ -207,8 +207,8 @@ def test_selected(kept, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_scaled_sum(dtype):
-    # A shift that makes good large activities. Ten times it is infinite in
-    # float16, ten times what is left is not.
+    # The shift cancels large activities. In float16 ten times the activities or
+    # the shift is infinite, but ten times their sum is not.
     x = keras.ops.convert_to_tensor([[7040.0, 1.0], [7008.0, 2.0]], dtype)
     shift = keras.ops.convert_to_tensor([-7008.0, 0.5], dtype)
     outputs = scaled_sum(x, shift, 10.0)

@@ -168,7 +168,7 @@ def test_a_single_seed_has_no_interval(ax):
 @pytest.mark.parametrize("number", [1, 2, 6])
 def test_the_legend_covers_no_curve(number):
     figure, ax = plt.subplots(layout="constrained")
-    # The legend lies at the top, where the errors of a whole training are.
+    # The legend is at the top, where curves with constant errors run.
     curves = {f"method {i}, training": [[50.0] * 20] * 2 for i in range(number)}
     plots.plot_errors(curves | {"other, training": [[1.0] * 20] * 2}, ax)
     figure.draw_without_rendering()
@@ -259,7 +259,7 @@ def test_variance_report_has_three_bars_for_each_layer(ax):
     heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
     # By hand, with p = 1/2: mean of 1 + 9 and 9 + 9; of 0 and 4; of 1 and 1.
     np.testing.assert_allclose([h[0] for h in heights], [14, 2, 1], rtol=1e-6)
-    # The sum that arrives at the last layer is 0 and 2: mean of 0 and 4,
+    # The last layer receives the sums 0 and 2: the mean of the squares 0 and 4,
     # the same, and 1 around their mean.
     np.testing.assert_allclose([h[1] for h in heights], [2, 2, 1], rtol=1e-6)
     assert [text.get_text() for text in ax.texts] == [

@@ -78,8 +78,8 @@ def words(text):
 def test_code_runs(page, tmp_path, monkeypatch, capsys):
     """Runs block after block and compares their output with the page."""
     monkeypatch.chdir(tmp_path)
-    # Keras has been imported: what a page sets comes too late for this
-    # process, and shall not reach those that it starts later.
+    # Keras is already imported, so a backend that a page sets has no effect on
+    # this process, and must not reach the processes that it starts later.
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
     # The folder that the guide on your own images reads.
     for name in ("cats", "dogs"):

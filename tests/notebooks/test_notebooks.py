@@ -68,7 +68,7 @@ def run(kernel, tmp_path):
             f"    pickle.dump([{', '.join(expressions)}], file)\n"
         )
         notebook.cells.append(nbformat.v4.new_code_cell(last))
-        # No name of the notebook before is left.
+        # Names of the previous notebook are deleted.
         notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
         NotebookClient(notebook, kernel, timeout=120).execute()
         return notebook, *pickle.loads(path.read_bytes())
@@ -180,7 +180,7 @@ def test_five_minutes(run):
         assert np.any(learned != -mean)
         np.testing.assert_allclose(learned, -mean, atol=0.2)
     assert np.any(betas["invariant from 0, original"] != 0)
-    # Half the pixels of the picture remain, the others are their means.
+    # Half the pixels remain; the others have become their means.
     left = picture["... by invariant dropout"]
     kept = np.isclose(left, picture["inverted"], atol=1e-6)
     assert kept.mean() > 0.4
@@ -298,7 +298,7 @@ def test_missing_inputs(run):
     assert set(found["calibrated: level"].shape) == {5, 4}
     assert error["calibrated: level"] < error["standard: 0"] - 10
     assert error["calibrated: level"] < error["standard: mean"] - 5
-    # Without a missing input it does not matter what would take its place.
+    # If no input is missing, the replacement makes no difference.
     for method in ("no input dropout", "standard"):
         np.testing.assert_array_equal(
             found[f"{method}: 0"][0], found[f"{method}: mean"][0]
@@ -347,7 +347,7 @@ def test_transformers(run):
     assert start["calibrated, predictions kept"] == first_error
     assert kept < 1e-5
     for name, (best, present, zero, places) in reports.items():
-        # One that is called twice in each block of the ViT has two rows.
+        # A layer that each block of the ViT calls twice has two rows.
         assert places == (8 if name.startswith("BERT") else 10)
         # The vision transformer was calibrated, and then trained.
         assert present == zero or name == "ViT, trained"

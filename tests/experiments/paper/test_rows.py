@@ -26,13 +26,13 @@ WIDTH = 1 / 16
 @functools.cache
 def mock(name, encoding):
     with tfds.testing.mock_data(num_examples=80):
-        # Whole batches, with and without the examples for validation, of which
-        # SVHN takes multiples of 30.
+        # These sizes give whole batches with and without the validation
+        # examples. SVHN needs a multiple of 30 for validation.
         validation = 30 if name == "svhn_cropped" else 32
         dataset = load(name, encoding, validation, limit_train=16)
         if name == "svhn_cropped":
-            # A stream reads later, when nothing is mocked: these of its
-            # batches are kept.
+            # A stream reads when it is used, when the mock is gone, so its
+            # batches are cached here.
             batches = dataset.train.batches(8, 0).cache()
             list(batches)
             stream = dataclasses.replace(
@@ -57,7 +57,7 @@ ON_EVERY_BACKEND = (
     "table5/1/invariant",
     "table6/svhn/invariant",
 )
-# Of the others, the last one of each network with each method is trained.
+# Of the other rows, only the last one for each network and method is trained.
 ON_ONE = {
     (row.network.name, row.method): row.id
     for row in ROWS.values()
@@ -91,7 +91,8 @@ def test_row(row, image_data_format):
 
     assert run.result.row == row.id
     assert run.result.dropout == row.method
-    # In its second training a network also learns from the 32 for validation.
+    # In its second training, a network also learns from the 32 validation
+    # examples.
     assert run.result.training_examples == (48 if recipe.retrain else 16)
     assert run.result.unit == row.unit
     assert np.isfinite(run.history.to_numpy()).all()

@@ -111,20 +111,20 @@ def test_the_nearest_names_are_suggested():
 
 def test_settings_are_selected_for_what_trains_alike():
     table = {row.id: row for row in rows("table2")}
-    # Dropped to zero, the input of the inverted encoding is another one: for
-    # each encoding and method there are settings.
+    # Dropping inputs to zero has a different effect on the inverted encoding,
+    # so each encoding and method has its own settings.
     own = {
         str(row.recipe)
         for row in table.values()
         if row.method in ("standard", "invariant")
     }
     assert len(own) == 4
-    # Calibrated, it is the same.
+    # With calibration, both encodings train alike and share their settings.
     for encoding in ("original", "inverted"):
         row = table[f"table2/{encoding}/invariant"]
         recipe = row.trained(calibrated=True)
         assert recipe == dataclasses.replace(recipes.MNIST, calibrated=True)
-        # All searches are as long.
+        # All searches are equally long.
         assert row.selection == row.calibrated_selection
         assert row.selection == table[f"table2/{encoding}/standard"].selection
     cnn = ROWS["table3/relu/invariant"]

@@ -116,7 +116,8 @@ def test_as_many(made, differences, verdict):
     ]
     (finding,) = found(results, SAME)
     assert finding.verdict == verdict
-    # With calibration it holds by construction, and no training can test it.
+    # With calibration this claim holds by construction, and no training run can
+    # test it.
     calibrated = {"calibrated": True}
     assert not [
         each
@@ -275,8 +276,8 @@ def wrong(indices):
 
 
 def test_examples_may_leave_open_what_seeds_decide(made):
-    # With each seed two examples of 1,000 are right that were wrong, and one
-    # the other way round; as often as not by chance.
+    # With each seed, two of 1,000 examples that were wrong become right, and
+    # one that was right becomes wrong: a difference that chance can explain.
     one_for_all = [
         made(f"table2/inverted/{method}", seed, test, wrong=wrong(indices))
         for seed in range(4)
@@ -290,7 +291,7 @@ def test_examples_may_leave_open_what_seeds_decide(made):
     low, high = finding.interval_with_examples
     assert low < 0 < high
     assert finding.verdict == "undecided"
-    # Forty examples in place of two.
+    # Forty examples instead of two become right.
     many = [
         dataclasses.replace(each, wrong=wrong(range(50, 90)))
         if each.dropout == "standard"

@@ -51,7 +51,8 @@ def test_correlations_by_fishers_z():
     assert found.interval == pytest.approx(
         (-np.tanh(1.1 + half), -np.tanh(1.1 - half)), rel=1e-4
     )
-    # Rounded to one, they are as near to it as that says.
+    # Correlations that are rounded to -1 count as being as close to -1 as the
+    # rounding allows.
     assert np.isfinite(inference.negative([-1.0, -0.9]).p)
     assert not inference.negative([0.5, 0.6]).favourable
 
@@ -76,7 +77,7 @@ def test_the_bootstrap_of_one_seed_is_that_of_the_examples():
 
 
 def test_the_bootstrap_of_equal_examples_is_that_of_the_seeds():
-    # Of all examples the same difference, with each of 100 seeds another one.
+    # All examples have the same difference, which varies over 100 seeds.
     of_seed = np.arange(100)[:, None] - 49.5
     low, high = inference.over_seeds_and_examples(of_seed * np.ones((1, 50)))
     error = of_seed.std() / 100**0.5

@@ -12,7 +12,7 @@ from keras_invdrop.experiments.results import report
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.results.records import write_result
 
-# Of both rows, beside their difference.
+# The settings of both rows, as the report shows them beside the difference.
 SETTINGS = (
     "learning_rate 0.039, max_norm 1.0, initial_stddev (0.01, 0.01, 0.0), "
     "input_rate 0.25, hidden_rate 0.4 / learning_rate 0.002, "
@@ -184,7 +184,7 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
 
 
 def test_the_summary_has_the_largest_measurement_of_each_row(result):
-    """Of most examples, then epochs, then seeds; calibrated on its own."""
+    """Largest by examples, then epochs, then seeds; calibrated separately."""
     small = dataclasses.replace(result, row="table3/relu/invariant")
     large = dataclasses.replace(
         small, dataset="cifar10", training_examples=40_000, width=0.25
@@ -205,7 +205,7 @@ def test_the_summary_has_the_largest_measurement_of_each_row(result):
     assert first.startswith("1. ") and ": 40,000 examples" in first
     assert "; 9 epochs" in first
     assert "beta calibrated" in second
-    # Table 5 is not of errors.
+    # The figures of Table 5 are not errors.
     assert report.summary([bits]) == []
 
 

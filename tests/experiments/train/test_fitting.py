@@ -288,8 +288,9 @@ def averages(weights, momentum):
 
 
 def test_selected_are_the_averages_of_the_weights(blobs):
-    # An epoch is one step, so that all weights are seen. What is averaged is
-    # what came of the step, before the constraint of which there is none here.
+    # An epoch is one step, so that the callback sees all weights. The average
+    # uses the weights after the step and before the constraint; this network
+    # has no constraint.
     settings = {"batch_size": 60, "max_norm": None}
     seen = []
 

@@ -144,7 +144,7 @@ def test_calibration_of_one_kind_of_layers(blobs, shifted):
 
 
 def test_calibration_does_not_look_beyond_the_training_examples(blobs):
-    # A NaN that is read would be said.
+    # Reading a NaN would raise an error.
     held_out = Split(np.full_like(blobs.test.x, np.nan), blobs.test.y)
     blinded = dataclasses.replace(blobs, validation=held_out, test=held_out)
     _, expected = models("table2/original/invariant", blobs)
@@ -163,7 +163,7 @@ def test_a_stream_calibrates_like_an_array(blobs):
         reads.append("closed")
 
     class Batches:
-        """Can be gone through again, while the stream is read."""
+        """Can be iterated again while the stream is open."""
 
         def __init__(self, size, seed):
             self.size = size

@@ -19,9 +19,10 @@ from keras_invdrop.experiments.train import training
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
-# What chooses, counts and tells is Python of ours. On the other backends these
-# remain: that a method learns, from a stream as well, the same from the same
-# seed; test_rows.py, which trains every layer, and test_fitting.py.
+# Selection, counting and reporting are plain Python, which one backend covers.
+# The other backends still run the tests that a method learns, also from a
+# stream, and learns the same from the same seed, as well as test_rows.py, which
+# trains every layer, and test_fitting.py.
 thorough_elsewhere = pytest.mark.thorough_elsewhere
 
 RECIPE = Recipe(
@@ -197,8 +198,8 @@ def test_correlations_of_beta_with_the_mean_activity(blobs):
     expected = np.corrcoef(beta, blobs.train.x.mean(axis=0))[0, 1]
     found = run.result.correlations["input_dropout"]
     assert found == pytest.approx(expected, abs=1e-3)
-    # With no learning, as in float32 the rate is 0, every beta is 0, and
-    # correlates with nothing.
+    # The learning rate is 0 in float32, so nothing is learned: every beta stays
+    # 0 and correlates with nothing.
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-300)
     correlations = train(blobs, recipe=recipe).result.correlations
     assert set(correlations.values()) == {None}
@@ -277,8 +278,8 @@ def test_training_anew_on_all_examples(blobs):
     assert run.result.validation == usual.result.validation
     assert usual.result.training_examples == 60
     assert run.result.training_examples == 72
-    # As a run over so many epochs of all that is not for testing, with a
-    # schedule for four.
+    # The expected run: as many epochs on all examples except the test examples,
+    # with a schedule for four epochs.
     everything = Split(
         np.concatenate([blobs.train.x, blobs.validation.x]),
         np.concatenate([blobs.train.y, blobs.validation.y]),

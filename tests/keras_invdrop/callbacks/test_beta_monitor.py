@@ -82,13 +82,13 @@ def test_figures_by_hand():
     assert norm == pytest.approx(math.sqrt(6))
     # The mean activities are (2, 2, 2).
     assert math.isnan(r)
-    # Eq. 10: the squares of the kernel are, summed over both units, 1, 5, 9;
-    # those of the activities 10, 8, 16, and with beta 2, 2, 26 (both
-    # examples together).
+    # Eq. 10: the squares of the kernel, summed over both units, are 1, 5 and 9.
+    # The squares of the activities, summed over both examples, are 10, 8 and
+    # 16, and with beta 2, 2 and 26.
     zero = 1 * 10 + 5 * 8 + 9 * 16
     present = 1 * 2 + 5 * 2 + 9 * 26
     assert saved == pytest.approx(1 - present / zero)
-    assert saved < 0  # for beta is on the wrong side of the last activity
+    assert saved < 0  # beta is on the wrong side of the last activity
 
 
 def test_correlation_by_hand():
@@ -336,8 +336,8 @@ def test_a_shared_layer_counts_once_and_names_are_unique():
     assert {name.split("/")[0] for name in logs} == {"drop", "drop_1"}
     # The mean activities over both calls are (1/2, 3); beta is (1, 0).
     assert logs["drop/correlation"] == pytest.approx(-1)
-    # What comes next is no layer with weights: squares of (1, 2) and (0, 4)
-    # against those of (2, 2) and (1, 4).
+    # The next layer has no weights: the squares of (1, 2) and (0, 4) compare
+    # with those of (2, 2) and (1, 4).
     assert logs["drop/variance_saved"] == pytest.approx(1 - 25 / 21)
 
 

@@ -251,9 +251,10 @@ def is_random(case):
 
 @pytest.fixture
 def compiles():
-    """Makes PyTorch compile each model, where it would run the ninth eagerly.
+    """Makes PyTorch compile each model; it would run the ninth eagerly.
 
-    It compiles the same function, here Keras' training step, eight times only.
+    By default PyTorch compiles a function, here Keras' training step, at most
+    eight times.
     """
     if keras.backend.backend() != "torch":
         yield
@@ -289,8 +290,8 @@ def test_compiled_step_is_the_eager_step(case, policy, rate):
             "mse",
             run_eagerly=mode == "eager",
             jit_compile=mode == "compiled",
-            # A scaled loss may overflow, and its step be left out, in one mode
-            # alone: compilers keep what is in between in float32.
+            # A scaled loss may overflow in one mode alone, which then skips the
+            # step, because compilers keep intermediate values in float32.
             auto_scale_loss=False,
         )
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -314,8 +315,8 @@ def test_a_batch_of_no_examples(case):
     expected = model.compute_output_shape((0, *x.shape[1:]))
     layer = model.layers[0]
     if isinstance(layer, keras_invdrop.MaxoutConv2D):
-        # TensorFlow's convolutions of none fail on some CPUs. What follows
-        # them does not.
+        # On some CPUs, TensorFlow's convolutions fail on batches without
+        # examples. The layers after them do not.
         shape = layer.conv.compute_output_shape(x[:0].shape)
         outputs = layer.maxout(np.zeros(shape, "float32"))
         assert tuple(outputs.shape) == layer.compute_output_shape(x[:0].shape)

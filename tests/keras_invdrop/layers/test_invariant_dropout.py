@@ -423,9 +423,9 @@ class InvariantDropoutTest(testing.TestCase):
         layer.set_shift(rng.normal(3, 1, size=shape))
         self.assertIsInstance(layer.level, np.ndarray)
         self.assertEqual(layer.level.shape, shape)
-        # In training the next layer sees what it sees at inference of inputs
-        # in which every dropped activity has this level, and no other does:
-        # up to the factor 1 / p, of which the next kernel has a part.
+        # In training, the next layer receives the same as at inference on
+        # inputs in which each dropped activity is replaced by its level, up to
+        # the factor 1 / p.
         trained = ops.convert_to_numpy(layer(x, training=True))
         kept = trained != 0
         self.assertAllClose(kept.mean(), 0.75, atol=0.1)

@@ -288,8 +288,8 @@ def test_all_activities_are_those_of_each_site():
         "a": rng.normal(size=(5, 4)).astype("float32"),
     }
     left = to_left(batch["a"])
-    # Each branch gets one more. The normalisation takes the statistics of the
-    # batch, as it has seen no data.
+    # Each branch adds 1. The normalisation is untrained, so it uses the
+    # statistics of the batch.
     both = ops.convert_to_numpy(dense(left) + dense(batch["b"]) + 2)
     expected = {
         shared: [batch["a"], batch["b"]],

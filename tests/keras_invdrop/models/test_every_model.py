@@ -24,7 +24,7 @@ WORDS = 12
 
 
 def tokens(**others):
-    """Two sequences of six tokens, with what else a model takes."""
+    """Two sequences of six tokens, with the other inputs of a model."""
     ones = np.ones((2, 6), "int32")
     found = {"token_ids": np.arange(WORDS).reshape((2, 6))}
     return {**found, "padding_mask": ones, **others}
@@ -164,9 +164,9 @@ KERAS_HUB = {
 def normalised_once(model):
     """A convolutional network whose batch normalisation has seen a batch.
 
-    At the end of these networks there is one pixel for each of two images.
-    Statistics of two numbers, which untrained batch normalisation takes, make
-    rounding large in layer after layer.
+    At the end of these networks each of two images has one pixel. Untrained
+    batch normalisation would compute its statistics from two numbers, which
+    amplifies rounding errors from layer to layer.
     """
     x = images(32)
     model(x, training=True)
@@ -288,7 +288,7 @@ def predicted(model, x):
 
 
 def spread_in_training(model, x, samples):
-    """The mean standard deviation of each output of training mode."""
+    """The mean standard deviation of each output in training mode."""
     rows = tree.map_structure(lambda a: np.repeat(a, samples, axis=0), x)
     return [
         ops.convert_to_numpy(y)
@@ -300,7 +300,7 @@ def spread_in_training(model, x, samples):
 
 
 def converted(model, x):
-    """The cell of `invariantize`, and what it makes of the model."""
+    """The table cell of `invariantize`, and the converted model."""
     new, report = invariantize(
         model, attention=True, inputs=x, return_report=True
     )
@@ -315,7 +315,7 @@ def converted(model, x):
 
 
 def cells(name, tmp_path):
-    """The row of a model: what each function does with it."""
+    """The table row of a model: the outcome of each function."""
     keras.utils.set_random_seed(0)
     model, x = MODELS[name]()
     cell, new = converted(model, x)
@@ -323,7 +323,7 @@ def cells(name, tmp_path):
 
     set_ = calibrate(new, x, keep_predictions=False)
     report = variance_report(set_, x)
-    # Nothing is left to gain, wherever dropout sits.
+    # No variance is left to remove at any place with dropout.
     assert abs(report.saving) < 1e-3
     yield "works"
 

@@ -94,8 +94,8 @@ def content(folder):
     }
 
 
-# From another backend, what is not direct goes through TensorFlow: one format
-# stands for the others.
+# From JAX and PyTorch, formats without a direct export go through TensorFlow:
+# one of them represents the others.
 @pytest.mark.parametrize(
     "format",
     [

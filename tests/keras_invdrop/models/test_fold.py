@@ -662,7 +662,7 @@ def test_rounding_where_little_is_left_of_large_numbers():
     error = np.abs(found - expected).max()
     terms = (np.abs(x) @ np.abs(kernel)).max()
     assert error < 1e-6 * terms
-    # In units of the output that is as much as a wrong sum could be.
+    # Relative to the output, a wrong sum could have an error this large.
     assert terms > 1e4 * np.abs(expected).max()
 
 

@@ -22,13 +22,13 @@ from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
-# By `make test-all`, and by `make test`.
+# Number of architectures in `make test-all` and in `make test`.
 ARCHITECTURES = {True: 300, False: 30}
 CALIBRATED = {True: 60, False: 12}  # each network is traced and compiled again
 # There are few sizes, so that compiled operations are reused.
 SIZE, CHANNELS = 6, 4
-# TensorFlow's convolutions have the other one on a CPU only if XLA compiles
-# them, which takes too long here; test_fold.py does it.
+# On a CPU, TensorFlow's convolutions support channels_first only if XLA
+# compiles them, which takes too long here; test_fold.py does it.
 DATA_FORMATS = ["channels_last", "channels_first"]
 if keras.backend.backend() == "tensorflow":
     DATA_FORMATS = ["channels_last"]
@@ -111,8 +111,9 @@ class Architecture:
             (full, shape, None, None),
             (full, shape, activation, "z"),
         ]
-        # Keras 3.15 says of two axes or more under the dots that they come out
-        # in reverse, so that what follows may not suit what they are.
+        # For two or more axes under the dots, Keras 3.15 computes an output
+        # shape with these axes reversed, so the next layers may not fit the
+        # actual output.
         if len(x.shape) <= 3:
             dots = f"...{last},{last}z->...z"
             equations += [(dots, units, activation, "z")]
@@ -304,7 +305,8 @@ def test_random_architectures_calibrated(record_property, thorough):
     @drawn(count)
     def calibrated_is_the_same(data, seed):
         model = Architecture(data.draw).model
-        # A classifier, which takes up what gets as far as that.
+        # The bias of this classifier absorbs the constants that reach the
+        # output.
         outputs = layers.Dense(3)(layers.Flatten()(model.output))
         model = keras.Model(model.inputs, outputs)
         with_random_weights(model, seed)
@@ -333,7 +335,7 @@ def test_random_architectures_calibrated(record_property, thorough):
 
     calibrated_is_the_same()
     keras.backend.clear_session(free_memory=True)
-    # The test would show nothing if no shift, or every shift, were set.
+    # The test would show nothing if it set no shift, or every shift.
     assert len(calibrated) > count / 2
     assert len(left) > count / 10
     record_property(

@@ -247,8 +247,8 @@ def test_dropout_inside_layers_is_converted(name, tmp_path):
     assert {row.reason for row in report if row.beta is None} <= {
         "drops attention scores (`attention=True` converts it)"
     }
-    # JAX compiles the loop over a cell, and rounds the sums in it in another
-    # order. Keras cannot draw masks in such a loop.
+    # JAX compiles the loop over a cell, which changes the order of the sums and
+    # so their rounding. Keras cannot draw masks in such a loop.
     compiled = name == "cell" and keras.backend.backend() == "jax"
     assert_it_works(
         model,
@@ -403,7 +403,7 @@ def test_a_folded_network_keeps_what_is_inside_its_layers(tmp_path):
         beta.assign(random(*beta.shape))
     x = random(5, 4, 8)
     folded = fold(new)
-    assert len(betas(folded)) == 3  # that in the graph is in a bias
+    assert len(betas(folded)) == 3  # the fourth, in the graph, is in a bias
     np.testing.assert_allclose(
         predicted(folded, x), predicted(new, x), rtol=1e-4, atol=1e-5
     )
@@ -515,7 +515,7 @@ class Counting:
 
 
 def assert_calibrated(model, x, reads, filters=None):
-    """Each beta becomes minus the mean of what arrives, in so many readings."""
+    """Each beta becomes minus the mean of its inputs, in `reads` passes."""
     data = Counting(x)
     before = model.get_weights()
     new = calibrate(model, data, keep_predictions=False, filters=filters)
@@ -612,7 +612,7 @@ def test_branches_are_calibrated_together():
 
 @registered
 class CellOfStates(Cell):
-    """Drops what depends on what it dropped before."""
+    """Drops its state, which depends on earlier drops."""
 
     def call(self, x, states):
         y, _ = super().call(x, [self.drop(states[0])])

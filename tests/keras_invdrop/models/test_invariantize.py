@@ -118,7 +118,7 @@ def test_compiled_as_the_model_was(loss):
     expected = model.evaluate(x, y, verbose=0, return_dict=True)
     assert new.evaluate(x, y, verbose=0, return_dict=True) == expected
     assert len(expected) == 3
-    # Two models that are used in turn do not share a metric.
+    # The two models share no metric: using one does not change the other's.
     assert model.evaluate(x, y, verbose=0, return_dict=True) == expected
 
 

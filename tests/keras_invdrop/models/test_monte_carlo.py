@@ -147,8 +147,8 @@ def test_it_converges_to_the_average_over_all_masks(first):
     variance = average((y - mean) ** 2)
     samples = 20000
     found = MonteCarlo(model, samples, seed=0).predict(X, batch_size=50000)
-    # Each figure is, but for terms of 1 / samples, the average of a value
-    # that each mask has.
+    # Up to terms of order 1 / samples, each figure is the average over masks of
+    # one value per mask.
     of_entropy = -np.sum(y * np.log(mean), axis=-1)
     for value, values in (
         (found.mean, y),
@@ -176,7 +176,7 @@ def test_the_error_of_the_mean_falls_with_the_root_of_the_samples():
     for samples in (16, 256):
         found = MonteCarlo(model, samples, seed=1).predict(x, batch_size=10000)
         errors = (found.mean - mean) / (deviation / np.sqrt(samples))
-        # 300 examples measure it with a standard error of 4 %.
+        # 300 examples give this root mean square with a standard error of 4 %.
         assert np.sqrt(np.mean(errors**2, axis=0)) == pytest.approx(1, abs=0.2)
         assert np.abs(errors.mean(axis=0)).max() < 4 / np.sqrt(300)
 

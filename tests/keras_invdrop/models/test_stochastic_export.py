@@ -195,7 +195,7 @@ def test_every_dropout_layer_is_as_in_monte_carlo(case, tmp_path):
 @pytest.mark.parametrize("case", [pytest.param(0, marks=elsewhere)])
 def test_batch_normalization_keeps_its_moving_statistics(case, tmp_path):
     inputs = keras.Input((5,))
-    # Training mode that is asked for has no effect, as in `MonteCarlo`.
+    # `training=True` in the call has no effect, as in `MonteCarlo`.
     x = layers.BatchNormalization()(inputs, training=True)
     model = keras.Model(inputs, InvariantDropout(0.5)(x))
     gamma, beta, mean, variance = (random(5, seed=i) ** 2 for i in range(4))
@@ -218,7 +218,7 @@ def small():
 
 @pytest.mark.parametrize("case", [pytest.param(0, marks=elsewhere)])
 def test_a_session_draws_anew_if_it_is_seeded_anew(case, tmp_path):
-    """As docs/export.md says of ONNX Runtime."""
+    """As docs/export.md says about ONNX Runtime."""
     import onnxruntime
 
     exported(small(), tmp_path)
@@ -235,7 +235,7 @@ def test_a_session_draws_anew_if_it_is_seeded_anew(case, tmp_path):
     np.testing.assert_array_equal(third, drawn())
 
 
-# What an engine makes of the outputs of all its runs so far.
+# The output of a right or wrong engine, from the outputs of all runs so far.
 ENGINES = {
     "right": lambda runs: runs[-1],
     "all runs have the same masks": lambda runs: runs[0],

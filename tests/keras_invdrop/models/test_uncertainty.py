@@ -143,16 +143,17 @@ def test_a_regression():
 
 
 def test_the_area_under_the_curve_by_hand():
-    # Of the six pairs 4 is above three, 2 above one, and 2 and 2 are a tie.
+    # There are six pairs: 4 exceeds three values, 2 exceeds one, and 2 ties
+    # with 2.
     assert auroc(np.array([1, 2, 3]), np.array([4, 2])) == 4.5 / 6
-    # The most undecided of the four is outside, and so is the third.
+    # The highest and the third highest of the four entropies are outside.
     inside = np.array([[0.9, 0.1], [0.4, 0.6]])
     outside = np.array([[0.3, 0.7], [0.5, 0.5]])
     found = says(2).evaluate(inside, [0, 1], out_of_distribution=outside)
     assert found["auroc_entropy"] == 3 / 4
-    # One sample has no mutual information: all four are alike.
+    # With one sample the mutual information is 0 for all four.
     assert found["auroc_mutual_information"] == 1 / 2
-    # Of sequences it is the mean over the positions that counts.
+    # For sequences, the mean over the positions counts.
     found = says(2, 2).evaluate(
         inside[None], [[0, 1]], out_of_distribution=outside[None]
     )

@@ -373,8 +373,8 @@ def test_padding_before_layers_that_keep_it_and_that_do_not(spatial):
     shifted = a - a.mean(axis=0)
     best = (shifted**2 @ w2).mean()
     assert found["dense"].at_best == pytest.approx(best, rel=1e-4)
-    # Padding is summed with the rest and adds nothing. Where a mask
-    # is shared, over the timesteps, their sums are squared.
+    # The sum includes padding, which adds nothing. If the timesteps share a
+    # mask, the sums over them are squared.
     sums = x.sum(axis=1) ** 2 if spatial else (x**2).sum(axis=1)
     whole = sums.sum(axis=-1).mean()
     assert found["sum"].at_zero == pytest.approx(whole, rel=1e-5)
@@ -425,7 +425,7 @@ def test_untrained_batch_normalisation_takes_the_statistics_of_the_batch(shape):
     x = examples(60, *shape) + 4  # of mean 5
     before = model.get_weights()
     (row,) = variance_report(model, x)
-    # Mean 1 and variance 1, whatever arrives.
+    # The normalised activities have mean 1 and variance 1, whatever the input.
     factor = 0.2 / 0.8
     assert row.at_zero == pytest.approx(2 * factor, rel=1e-3)
     assert row.at_best == pytest.approx(factor, rel=1e-3)
@@ -435,7 +435,7 @@ def test_untrained_batch_normalisation_takes_the_statistics_of_the_batch(shape):
     (row,) = variance_report(new, x)
     assert row.at_present == pytest.approx(factor, rel=1e-3)
     assert row.saving == pytest.approx(0, abs=1e-5)
-    # In parts the statistics are those of each part, in both functions.
+    # If the data come in parts, both functions use the statistics of each part.
     parts = [x[:45], x[45:] + 7]
     new = calibrate(model, iter(parts), keep_predictions=False)
     (row,) = variance_report(new, np.concatenate(parts), batch_size=45)
