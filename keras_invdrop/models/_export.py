@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from typing import Literal
 
 import keras
@@ -22,6 +21,9 @@ from .._extras import require
 from .._keras import graph_of
 from .._masks import drawn_by_graph
 from ._copies import copied
+from ._engines import ENGINES
+from ._engines import LOAD
+from ._engines import packed
 from ._fold import fold
 from ._graph import check_model
 from ._linear_layers import array
@@ -31,13 +33,6 @@ from ._same_distribution import beyond_chance
 from ._sampler import Sampler
 
 Format = Literal["tf_saved_model", "onnx", "litert", "openvino"]
-# Each format, and the package of the engine that runs it.
-ENGINES = {
-    "tf_saved_model": "tensorflow",
-    "onnx": "onnxruntime",
-    "litert": "ai_edge_litert",
-    "openvino": "openvino",
-}
 # The formats that Keras exports by itself from each backend. docs/export.md
 # says why it does not export the others; a test compares that page with Keras.
 DIRECT = {
@@ -311,10 +306,6 @@ def _check_packages(backend, format):
     require(f"Format '{format}'", needed, "export")
 
 
-def _packed(network, arrays):
-    return tree.pack_sequence_as(network.input, arrays)
-
-
 def convert(model, path, format, stochastic=False):
     """Exports with Keras from the present backend, without comparing."""
     # tf2onnx merges random operations with the same seed.
@@ -377,89 +368,10 @@ def _convert_on(backend, network, path, format, stochastic):
         raise RuntimeError(process.stderr[-2000:])
 
 
-def _load_saved_model(path, network):
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-
-    def run(arrays):
-        inputs = _packed(network, [tf.constant(array) for array in arrays])
-        outputs = loaded.serve(inputs)
-        return [np.asarray(output) for output in tree.flatten(outputs)]
-
-    return run
-
-
-def _load_onnx(path, network):
-    from onnxruntime import InferenceSession
-
-    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [port.name for port in session.get_inputs()]
-
-    def run(arrays):
-        arrays = _arranged(names, network, arrays)
-        return session.run(None, dict(zip(names, arrays, strict=True)))
-
-    return run
-
-
-def _load_litert(path, network):
-    from ai_edge_litert.interpreter import Interpreter
-
-    inputs = [tensor.name for tensor in network.inputs]
-    runner = Interpreter(str(path)).get_signature_runner()
-    outputs = sorted(runner.get_output_details())
-    if not isinstance(network.output, dict):
-        outputs.sort(key=len)  # output_2 before output_10
-
-    def run(arrays):
-        found = runner(**dict(zip(inputs, arrays, strict=True)))
-        return [found[name] for name in outputs]
-
-    return run
-
-
-def _load_openvino(path, network):
-    from openvino import Core
-
-    # Without this hint some processors compute in bfloat16.
-    compiled = Core().compile_model(
-        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    names = [port.any_name for port in compiled.inputs]
-
-    def run(arrays):
-        outputs = compiled(_arranged(names, network, arrays))
-        return [outputs[port] for port in compiled.outputs]
-
-    return run
-
-
-# Each function loads a file into its engine and returns a function that takes
-# the network's inputs as arrays and returns its outputs as arrays.
-LOAD: dict[str, Any] = {
-    "tf_saved_model": _load_saved_model,
-    "onnx": _load_onnx,
-    "litert": _load_litert,
-    "openvino": _load_openvino,
-}
-
-
-def _arranged(names, network, arrays):
-    """The arrays in the order of an engine's inputs, if their names match."""
-    given = {
-        tensor.name: array
-        for tensor, array in zip(network.inputs, arrays, strict=True)
-    }
-    if set(names) <= set(given):
-        return [given[name] for name in names]
-    return arrays
-
-
 def _with_predictions(model, network):
     """A function that compares what an engine runs with `predict`."""
     inputs = random_inputs(network.inputs, size=32)
-    expected = model.predict(_packed(network, inputs), verbose=0)
+    expected = model.predict(packed(network, inputs), verbose=0)
     return lambda run: _difference(run(inputs), tree.flatten(expected))
 
 
@@ -471,7 +383,7 @@ def _with_samples(monte_carlo, network):
     def samples(seed):
         monte_carlo.seed = seed
         predictions = monte_carlo.predict(
-            _packed(network, inputs), return_samples=True
+            packed(network, inputs), return_samples=True
         )
         for prediction in tree.flatten(predictions):
             yield np.swapaxes(prediction.samples, 0, 1)
