@@ -43,7 +43,7 @@ class Examples:
         arrays = [array for array in tree.flatten(x) if array is not None]
         sizes = {(*np.shape(array), -1)[0] for array in arrays}
         if len(sizes) != 1 or min(sizes) < least:
-            few = f", at least {least}" if least else ""
+            few = ", at least one" if least else ""
             raise ValueError(
                 f"Invalid value received for argument `{argument}`. Expected "
                 f"arrays with the same number of examples{few}. "

@@ -323,7 +323,7 @@ def test_missing_package(package, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", without_package)
     message = (
         f"^The data set 'svhn_cropped', with every backend, needs `{package}`, "
-        r"which is not installed: .*`pip install '.\[experiments,tensorflow"
+        r"which is not installed: .*invdrop\[experiments,tensorflow\] @ git"
     )
     with pytest.raises(ImportError, match=message):
         datasets.load("svhn_cropped")
