@@ -78,9 +78,7 @@ def test_content(built):
     assert "keras_invdrop/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     # Only code.
-    kinds = {
-        Path(name).suffix for name in names if ".dist-info/" not in name
-    }
+    kinds = {Path(name).suffix for name in names if ".dist-info/" not in name}
     assert kinds == {".py", ".typed"}
     with tarfile.open(source) as archive:
         in_source = {name.partition("/")[2] for name in archive.getnames()}
