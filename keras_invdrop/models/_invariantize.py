@@ -275,10 +275,12 @@ def _find_variable_axes(model, inside):
     observe(model, inside, None, size=5)
     for place, shapes in zip(inside, of_one_size, strict=True):
         others = place.shapes[len(shapes) :]
-        place.shapes = [
-            tuple(a if a == b else None for a, b in zip(*pair, strict=True))
-            for pair in zip(shapes, others, strict=True)
-        ]
+        # A layer may call dropout once per time step.
+        if [*map(len, shapes)] == [*map(len, others)]:
+            place.shapes = [
+                tuple(a if a == b else None for a, b in zip(*pair, strict=True))
+                for pair in zip(shapes, others, strict=True)
+            ]
 
 
 def _shared_axes(place, shared, data_format):

@@ -833,3 +833,26 @@ def test_a_beta_for_each_activity_needs_a_fixed_length():
     # The length of an example is one.
     new = invariantize(model, shared="none", inputs=random(1, 6, 8))
     assert {tuple(x.shape) for x in betas(new)} >= {(6, 8), (6, 16)}
+
+
+@registered
+class PerStep(layers.Layer):
+    """Calls a dropout layer once per time step."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = layers.Dropout(0.5)
+
+    def call(self, x):
+        steps = [self.drop(step) for step in ops.unstack(x, x.shape[1], axis=1)]
+        return ops.stack(steps, axis=1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def test_a_beta_for_each_activity_of_a_step():
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, PerStep()(inputs))
+    new = invariantize(model, shared="none")
+    assert [tuple(x.shape) for x in betas(new)] == [(3,)]
