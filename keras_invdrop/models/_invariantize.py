@@ -95,8 +95,9 @@ def invariantize(
     is true, because scores add up to 1 and shifted scores do not. A layer that
     is called on different numbers of features gets a beta for each number.
 
-    To find dropout inside layers, the function calls the model once in training
-    mode, without changing its variables.
+    To find dropout inside layers, the function calls the model in training
+    mode, without changing its variables: once, or, with `shared="none"` and
+    random numbers as its input, for two lengths.
 
     Args:
         model: A model that has been built, which may contain other models.
