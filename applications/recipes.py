@@ -452,9 +452,7 @@ RELU_CNN = Recipe(
 )
 # The networks without a dense hidden layer, and with two.
 RELU_CNN_NO_HIDDEN = replace(RELU_CNN, hidden_rate=(0.25, 0.25, 0.5))
-RELU_CNN_TWO_HIDDEN = replace(
-    RELU_CNN, hidden_rate=(0.25, 0.25, 0.5, 0.5, 0.5)
-)
+RELU_CNN_TWO_HIDDEN = replace(RELU_CNN, hidden_rate=(0.25, 0.25, 0.5, 0.5, 0.5))
 
 
 # Table 6. Published, except Nesterov momentum (paper 3) and the length of the

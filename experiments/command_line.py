@@ -198,7 +198,13 @@ def reproduce(
     Recipe,
     Trial,
     Place,
-    without=("data_parallel", "coordinator", "processes", "process_id"),
+    without=(
+        "test_curve",
+        "data_parallel",
+        "coordinator",
+        "processes",
+        "process_id",
+    ),
 )
 def tune(
     row: RowArguments,

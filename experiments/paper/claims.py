@@ -40,6 +40,19 @@ def _invariant(text: str, source: str, row: str) -> Claim:
     )
 
 
+def _calibrated(text: str, row: str) -> Claim:
+    return _better(
+        f"Calibrated, it makes fewer errors than standard dropout, {text}",
+        "ours",
+        (f"{row}/invariant{CALIBRATED}", f"{row}/standard"),
+    )
+
+
+def _images(text: str, source: str, row: str) -> Iterator[Claim]:
+    yield _invariant(text, source, row)
+    yield _calibrated(text, row)
+
+
 def _table_2(encoding: str) -> Iterator[Claim]:
     row = f"table2/{encoding}"
     invariant, where = f"{row}/invariant", f"{encoding} encoding"
@@ -51,11 +64,7 @@ def _table_2(encoding: str) -> Iterator[Claim]:
     }.items():
         text = f"... than {than}, {where}"
         yield _better(text, "Table 2", (invariant, f"{row}/{method}"))
-    yield _better(
-        f"Calibrated, it makes fewer errors than standard dropout, {where}",
-        "ours",
-        (f"{invariant}{CALIBRATED}", f"{row}/standard"),
-    )
+    yield _calibrated(where, row)
     for layer in ("input", "hidden_1", "hidden_2"):
         yield Claim(
             "Beta correlates negatively with the mean activity, "
@@ -88,8 +97,8 @@ CLAIMS: tuple[Claim, ...] = (
         "same",
         (("table2/original/invariant", "table2/inverted/invariant"),),
     ),
-    _invariant("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
-    _invariant("SVHN, ReLU network", "Table 4", "table4/relu"),
+    *_images("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
+    *_images("SVHN, ReLU network", "Table 4", "table4/relu"),
     _table_5(
         "standard", "none", "Standard dropout has more code quality than none"
     ),
@@ -98,6 +107,6 @@ CLAIMS: tuple[Claim, ...] = (
         "standard",
         "Invariant dropout has more code quality than standard dropout",
     ),
-    _invariant("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
-    _invariant("SVHN, maxout network", "Table 6", "table6/svhn"),
+    *_images("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
+    *_images("SVHN, maxout network", "Table 6", "table6/svhn"),
 )

@@ -8,6 +8,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from keras_invdrop._files import replacing
@@ -45,27 +46,11 @@ def figure_1(
         width_ratios=(1.5, 1, 1)[:panels],
         layout="constrained",
     )
-    every = [run for runs in histories.values() for run in runs]
-    everywhere = [
-        which
-        for which in ("training", "test", "validation")
-        if all(f"{which}_error" in run for run in every)
-    ]
-    counts = {len(runs) for runs in histories.values()}
-    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
     )
-    plot_errors(
-        {
-            f"{method}, {which}": [run[f"{which}_error"] for run in runs]
-            for method, runs in histories.items()
-            for which in everywhere[:2]
-        },
-        curves,
-        f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
-    )
+    _plot_histories(histories, curves)
     digits = np.asarray(in_memory(dataset.train).x)
     images = digits.mean(axis=0).reshape(28, 28)
     plot_image(images, mean, "Mean input")
@@ -77,6 +62,43 @@ def figure_1(
             shape=(28, 28),
         )
     return fig
+
+
+def error_curves(
+    title: str, histories: Mapping[str, Sequence[pd.DataFrame]]
+) -> Figure:
+    """Draws the errors by epoch, as in `figure_1`.
+
+    Args:
+        title: Title of the figure.
+        histories: Method -> histories of its runs, one per seed.
+    """
+    fig, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    fig.suptitle(title)
+    _plot_histories(histories, ax)
+    return fig
+
+
+def _plot_histories(
+    histories: Mapping[str, Sequence[pd.DataFrame]], ax: Axes
+) -> None:
+    every = [run for runs in histories.values() for run in runs]
+    everywhere = [
+        which
+        for which in ("training", "test", "validation")
+        if all(f"{which}_error" in run for run in every)
+    ]
+    counts = {len(runs) for runs in histories.values()}
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    plot_errors(
+        {
+            f"{method}, {which}": [run[f"{which}_error"] for run in runs]
+            for method, runs in histories.items()
+            for which in everywhere[:2]
+        },
+        ax,
+        f"{seeds} seed{'s' * (counts != {1})} (training error with dropout)",
+    )
 
 
 def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:

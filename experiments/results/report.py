@@ -15,6 +15,7 @@ from keras_invdrop._files import replacing
 from ..data.datasets import load
 from ..paper.tables import ROWS
 from ..paper.tables import Row
+from .figures import error_curves
 from .figures import figure_1
 from .figures import figure_2
 from .figures import save_figure
@@ -334,13 +335,30 @@ def _settings(found: Finding) -> str:
 
 
 def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
-    """Draws Figures 1 and 2; returns the Markdown that shows them."""
-    groups: dict[str, list[Path]] = {}
+    """Draws the figures of the results; returns the Markdown that shows them.
+
+    The results of Table 2 have Figures 1 and 2, those of other test errors the
+    curves alone.
+    """
+    groups: dict[bool, dict[str, list[Path]]] = {True: {}, False: {}}
     for path, result in found.items():
-        if ROWS[result.row].table == 2 and path.with_suffix(".csv").exists():
-            groups.setdefault(_drawn_together(result), []).append(path)
+        row = ROWS[result.row]
+        if row.unit == "%" and path.with_suffix(".csv").exists():
+            of_table = groups[row.table == 2]
+            of_table.setdefault(_drawn_together(result), []).append(path)
     parts = []
-    for number, paths in enumerate(groups.values(), start=1):
+    for number, paths in enumerate(groups[False].values(), start=1):
+        first = found[paths[0]]
+        name = f"{number}-{first.row.rpartition('/')[0].replace('/', '-')}"
+        drawn = error_curves(
+            f"{first.training_examples:,} training and "
+            f"{first.test_examples:,} test images ({first.source})\n"
+            f"{first.network}, width {first.width:g}",
+            _histories(paths, found),
+        )
+        save_figure(drawn, directory / f"errors-{name}.png")
+        parts.append(f"![errors, {name}](errors-{name}.png)")
+    for number, paths in enumerate(groups[True].values(), start=1):
         first = found[paths[0]]
         name = f"{number}-{first.dataset}-{first.encoding}"
         try:
@@ -353,22 +371,15 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         except (ImportError, OSError, ValueError) as error:
             parts.append(f"Not drawn, {name}: {error}")
             continue
-        histories: dict[str, list[pd.DataFrame]] = {}
-        model = None
-        for path in paths:
-            method = found[path].dropout, found[path].recipe["calibrated"]
-            history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-            histories.setdefault(LABELS[method], []).append(history)
-            saved = path.with_suffix(".keras")
-            from_zero = method == ("invariant", False)
-            if from_zero and model is None and saved.exists():
-                model = keras.saving.load_model(saved)
-        in_order = {
-            label: histories[label]
-            for label in LABELS.values()
-            if label in histories
-        }
-        figures = {"figure1": figure_1(dataset, in_order, model)}
+        from_zero = [
+            saved
+            for path in paths
+            if _method(found[path]) == ("invariant", False)
+            and (saved := path.with_suffix(".keras")).exists()
+        ]
+        model = keras.saving.load_model(from_zero[0]) if from_zero else None
+        histories = _histories(paths, found)
+        figures = {"figure1": figure_1(dataset, histories, model)}
         if model is not None:
             figures["figure2"] = figure_2([(dataset, model)])
         for figure, drawn in figures.items():
@@ -377,8 +388,28 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
     return parts
 
 
+def _method(result: Result) -> tuple[str, bool]:
+    return result.dropout, result.recipe["calibrated"]
+
+
+def _histories(
+    paths: Iterable[Path], found: dict[Path, Result]
+) -> dict[str, list[pd.DataFrame]]:
+    """The histories beside results, by method, in the order of the tables."""
+    histories: dict[str, list[pd.DataFrame]]
+    histories = {label: [] for label in LABELS.values()}
+    for path in paths:
+        history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
+        histories[LABELS[_method(found[path])]].append(history)
+    return {label: runs for label, runs in histories.items() if runs}
+
+
 def _drawn_together(result: Result) -> str:
     """A key that is equal for trainings in the same figure."""
     return json.dumps(
-        [comparable(result), result.encoding, result.recipe["beta_decay"]]
+        [
+            comparable(result),
+            result.row.rpartition("/")[0],
+            result.recipe["beta_decay"],
+        ]
     )

@@ -75,9 +75,10 @@ def run_demo(
             recipe = replace(recipes.DEMO, epochs=epochs, calibrated=calibrated)
             row = replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe)
             run = train(
-                Trial(row, seed, data="digits", command=command),
+                Trial(
+                    row, seed, data="digits", test_curve=True, command=command
+                ),
                 encodings[encoding],
-                test_curve=True,
                 on_epoch=partial(table.epoch, title),
             )
             save(run, directory, f"{encoding}-{method}-seed{seed}")

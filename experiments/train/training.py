@@ -45,9 +45,9 @@ class Trained:
             of epochs. It returns probabilities.
         history: One row per epoch: `training_loss` and `training_error`
             (measured during the training, with dropout), `validation_error`
-            if there is a validation set, `test_error` if `test_curve` is
-            True. Errors are in percent; for the splicing data, code quality
-            in `_bits` replaces them.
+            if there is a validation set, `test_error` if the trial has a
+            `test_curve`. Errors are in percent; for the splicing data, code
+            quality in `_bits` replaces them.
         result: The figures, and everything needed to repeat them.
     """
 
@@ -64,7 +64,6 @@ OnEpoch = Callable[[int, float | None], None]
 def train(
     trial: Trial,
     dataset: Dataset | None = None,
-    test_curve: bool = False,
     backup: Path | None = None,
     on_epoch: OnEpoch = lambda done, validation: None,
 ) -> Trained:
@@ -74,8 +73,8 @@ def train(
     highest code quality), the earliest one in a tie; without validation
     examples, the last epoch is selected. If the recipe sets `retrain`, a new
     network is trained for the selected number of epochs on the training and
-    validation examples. Afterwards the final weights are tested once. A test
-    curve also tests after every epoch, but never affects the selection.
+    validation examples. Afterwards the final weights are tested once; a test
+    curve (`Trial.test_curve`) never affects the selection.
 
     With the same seed and `initial_stddev`, the networks of all methods have
     the same initial weights.
@@ -83,7 +82,6 @@ def train(
     Args:
         trial: The training.
         dataset: The examples; by default the trial loads them.
-        test_curve: Whether to test after every epoch as well.
         backup: File (`.npz`) to write after each epoch. A stopped training
             resumes from this file and ends with the same weights. This file
             and the backup of the retraining, `-anew.npz`, remain: see
@@ -117,7 +115,7 @@ def train(
     code = this_code()  # before its files change
     trainer = Trainer(trial, dataset)
     evaluated = {"val": dataset.validation}
-    if test_curve:
+    if trial.test_curve:
         evaluated["test"] = dataset.test
 
     def told(fitted: Fitted) -> None:

@@ -90,6 +90,11 @@ class Trial:
         "GPU, 100 steps save most of the time of a small network.",
         min=1,
     )
+    test_curve: bool = setting(
+        False,
+        "Test after every epoch as well, for a curve of the test error. The "
+        "curve selects nothing.",
+    )
     # Results differ by rounding only, so a stopped training may resume with
     # another number of devices.
     data_parallel: bool = setting(
@@ -122,6 +127,8 @@ class Trial:
         }
         if self.validation is not None:
             settings["validation"] = self.validation
+        if self.test_curve:
+            settings["test_curve"] = True
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.row.id.replace('/', '-')}-seed{self.seed}-{digest}"

@@ -67,6 +67,18 @@ def test_figure_1_of_methods_with_more_seeds_than_others(blobs):
     plt.close(figure)
 
 
+def test_error_curves():
+    history = pd.DataFrame({"training_error": [9.0], "validation_error": [8.0]})
+    figure = figures.error_curves("Images", {"standard": [history]})
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == [
+        "standard, training",
+        "standard, validation",
+    ]
+    assert figure.get_suptitle() == "Images"
+    plt.close(figure)
+
+
 def test_figure_2(blobs, network):
     inverted = dataclasses.replace(blobs, encoding="inverted")
     figure = figures.figure_2([(blobs, network), (inverted, network)])

@@ -138,6 +138,22 @@ def test_each_experiment_has_a_figure_of_its_own(stored):
     assert len(list(stored.glob("figure1-*.png"))) == 4
 
 
+def test_other_images_have_the_curves(stored):
+    found = read_result(stored / "standard-0.json")
+    of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
+    write_result(
+        stored / "relu-0.json", dataclasses.replace(found, **of_images)
+    )
+    shutil.copy(stored / "standard-0.csv", stored / "relu-0.csv")
+    lines = lines_of(stored)
+    assert "![errors, 1-table3-relu](errors-1-table3-relu.png)" in lines
+    # Table 2 keeps its own numbers.
+    assert {path.name for path in stored.glob("*.png")} == {
+        "errors-1-table3-relu.png",
+        "figure1-1-digits-inverted.png",
+    }
+
+
 def test_without_the_data_the_tables_are_written(stored, monkeypatch):
     def load(*arguments):
         raise OSError("could not be downloaded")

@@ -36,11 +36,11 @@ def train(dataset, dropout="invariant", recipe=RECIPE, seed=0, **options):
     )
     described = {
         name: options.pop(name)
-        for name in ("width", "activation", "command", "steps_per_execution")
+        for name in {field.name for field in dataclasses.fields(Trial)}
         if name in options
     }
-    options.setdefault("test_curve", True)
-    trial = Trial(row, seed, **{"width": 0.03, **described})
+    described = {"width": 0.03, "test_curve": True, **described}
+    trial = Trial(row, seed, **described)
     return training.train(trial, dataset, **options)
 
 
@@ -245,7 +245,7 @@ def test_code_quality_is_what_the_splicing_rows_measure():
         ROWS["table5/2/standard"],
         recipe=dataclasses.replace(RECIPE, epochs=5),
     )
-    run = training.train(Trial(row, width=0.03), mas, test_curve=True)
+    run = training.train(Trial(row, width=0.03, test_curve=True), mas)
     assert run.result.unit == "bits"
     assert run.result.dataset == "mas"
     columns = ["training_loss"] + [
