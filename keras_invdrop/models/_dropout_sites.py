@@ -39,7 +39,7 @@ SPATIAL_DROPOUT = (
 DROPOUT = (layers.Dropout, ShiftedDropout)
 
 # Layers that only move the elements of their input to other places.
-REARRANGING = (layers.Flatten, layers.Permute, layers.Reshape)
+MOVING = (layers.Flatten, layers.Permute, layers.Reshape)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _sites_in_graph(graph):
         given = [x for x in tree.flatten((args, kwargs)) if x is not None]
         # A layer that takes a tensor twice counts once.
         dropped = dict.fromkeys(x for x in given if isinstance(x, _Dropped))
-        if isinstance(layer, REARRANGING):
+        if isinstance(layer, MOVING):
             return next(
                 (_Dropped(x.site, (*x.between, layer)) for x in dropped), None
             )

@@ -26,7 +26,7 @@ from ._shifts import kept_by
 
 # Layers whose output, before bias and activation function, is linear in the
 # input and in their `kernel`.
-LINEAR = (
+LINEAR_IN_KERNEL = (
     layers.Dense,
     layers.EinsumDense,
     layers.Conv1D,
@@ -533,7 +533,7 @@ def _unchanged(y, squared):
 def _linear_part(between, next_layer):
     layer = core_of(next_layer)
     # Match exact types; subclasses may override `call`.
-    if type(layer) not in LINEAR:
+    if type(layer) not in LINEAR_IN_KERNEL:
         return LinearPart(next_layer.name, _unchanged, True)
     if layer.quantization_mode is not None:
         raise ValueError(

@@ -143,7 +143,8 @@ def test_opens_in_colab_and_installs_before_keras_is_imported(path, committed):
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     assert f"!git clone --quiet https://github.com/{repository}\n" in first
     assert "%cd keras-invdrop/notebooks\n" in first
-    assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in first
+    (backend,) = re.findall(r'setdefault\("KERAS_BACKEND", "(\w+)"\)', first)
+    assert backend in extras.split(",")
     assert not re.search("^(import|from) keras", first, re.MULTILINE)
     assert any(re.search("^import|^from", other) for other in others)
 
@@ -377,7 +378,7 @@ def test_cifar10_and_svhn(run):
             "{name: each.result for name, each in runs.items()}",
             "parameters",
             "[(each.compute_dtype, each.variable_dtype)"
-            " for each in runs['invariant'].model.layers]",
+            " for each in runs['calibrated'].model.layers]",
             "shape",
             "house_numbers.train.batches(50, 0).take(1).get_single_element()",
         ],
@@ -397,5 +398,34 @@ def test_cifar10_and_svhn(run):
     assert rows["maxout"] == ("table6/cifar10/invariant", "cifar10")
     assert rows["svhn"] == ("table4/relu/invariant", "svhn_cropped")
     for name, result in results.items():
-        wanted = "float32" if name == "float32" else "mixed_bfloat16"
-        assert result.recipe["dtype_policy"] == wanted
+        assert result.recipe["dtype_policy"] == "mixed_bfloat16"
+        calibrated = name in ("calibrated", "maxout")
+        assert result.recipe["calibrated"] == calibrated
+
+
+@pytest.mark.thorough
+def test_batch_normalization(run):
+    settings = {
+        "examples": 100,
+        "validation": 60,
+        "width": 4,
+        "epochs": 2,
+        "rates": (0.1, 0.3),
+        "seeds": (0, 1),
+    }
+    _, shifts, errors, selected = run(
+        8,
+        settings,
+        ["shifts", "errors", "selected"],
+        before=f"import runpy\nrunpy.run_path({str(GENERATED_IMAGES)!r})",
+    )
+    # Three methods, two seeds, two layers.
+    assert len(shifts) == 12
+    assert shifts[["measured", "predicted"]].gt(0).all(axis=None)
+    assert shifts.predicted.lt(1).all()
+    assert len(errors) == 8
+    assert selected["no dropout"] == 0
+    # Without dropout the estimated statistics are those of the training.
+    without = errors[errors.method == "no dropout"]
+    assert errors.test.between(0, 100).all()
+    assert without.rate.eq(0).all()
