@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_not_negative
 from keras_invdrop._checks import check_positive_integer
-from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
 
 
@@ -70,11 +70,11 @@ class RampedSGD(keras.optimizers.SGD):
         ramp_steps: Positive integer. Number of steps of the ramp.
         nesterov: Boolean. Whether to apply Nesterov momentum.
         learning_rate_factors: Dictionary from names of layers, or of weights
-            in any layer (`"beta"`, `"bias"`), to positive floats that
-            multiply the learning rate of these weights. If several names
-            match a weight (its own, its layer's, an enclosing layer's), their
-            factors multiply. The published maxout networks use 0.05 for each
-            convolution.
+            in any layer (`"beta"`, `"bias"`), to floats of at least 0 that
+            multiply the learning rate of these weights. With 0 the weights
+            stay as they are. If several names match a weight (its own, its
+            layer's, an enclosing layer's), their factors multiply. The
+            published maxout networks use 0.05 for each convolution.
         **kwargs: As in `keras.optimizers.SGD`.
 
     Raises:
@@ -120,7 +120,7 @@ class RampedSGD(keras.optimizers.SGD):
         self.momentum_start = check_fraction("momentum_start", momentum_start)
         self.ramp_steps = check_positive_integer("ramp_steps", ramp_steps)
         self.learning_rate_factors = {
-            name: check_positive_number("learning_rate_factors", factor)
+            name: check_not_negative("learning_rate_factors", factor)
             for name, factor in (learning_rate_factors or {}).items()
         }
 

@@ -22,6 +22,7 @@ from keras.optimizers import schedules
 from keras_invdrop._checks import check_boolean
 from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import check_fraction
+from keras_invdrop._checks import check_not_negative
 from keras_invdrop._checks import check_positive_integer
 from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
@@ -148,7 +149,9 @@ class Recipe:
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
     # Ours: beta's learning rate is this multiple of the weights' rate.
     beta_factor: float = setting(
-        1.0, "Multiplier of the learning rate for beta.", min=0
+        1.0,
+        "Multiplier of the learning rate for beta; 0 keeps beta at its start.",
+        min=0,
     )
     # Paper 3: Nesterov, 0.99 for fully connected networks.
     momentum: float = fraction(0.99, "Momentum after its rise.")
@@ -327,7 +330,7 @@ class Recipe:
         if warm_up_steps:
             schedule = WarmUp(schedule, warm_up_steps)
         factors = dict(self.learning_rate_factors)
-        check_positive_number("beta_factor", self.beta_factor)
+        check_not_negative("beta_factor", self.beta_factor)
         if with_beta and self.beta_factor != 1:
             factors["beta"] = self.beta_factor
         averaged: dict[str, Any] = {}

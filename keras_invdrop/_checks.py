@@ -43,6 +43,13 @@ def check_positive_number(argument, value):
     return float(value)
 
 
+def check_not_negative(argument, value):
+    """Returns `value` as a float of at least 0."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise invalid(argument, "a finite float of at least 0", value)
+    return float(value)
+
+
 def check_positive_integer(argument, value):
     """Returns `value` as an int of at least 1."""
     if not is_integer(value) or value < 1:

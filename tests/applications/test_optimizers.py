@@ -136,6 +136,17 @@ def test_a_weight_has_a_learning_rate_of_its_own():
         )
 
 
+def test_a_weight_without_a_learning_rate_stays():
+    factors = {"hidden": 0}
+    changes = two_layers(RampedSGD(0.01, learning_rate_factors=factors))
+    assert [bool(np.any(change)) for change in changes] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_the_learning_rate_rises_first():
     falling = keras.optimizers.schedules.PolynomialDecay(0.8, 8, 0.0)
     rate = WarmUp(falling, 4)
@@ -169,7 +180,7 @@ def test_a_factor_for_no_layer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate_factors": {"a": 0}}, "`learning_rate_factors`. Expec"),
+        ({"learning_rate_factors": {"a": -1}}, "`learning_rate_factors`. Exp"),
         ({"momentum": 0}, "`momentum`. Expected a float above 0"),
         ({"momentum": 1.5}, "`momentum`. Expected a float value between"),
         ({"momentum_start": -1}, "`momentum_start`. Expected a float"),

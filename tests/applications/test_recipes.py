@@ -114,7 +114,7 @@ def test_average_of_the_weights():
     ("setting", "value"),
     [
         ("warm_up", 1.5),
-        ("beta_factor", 0),
+        ("beta_factor", -1),
         ("weight_decay", -1),
         ("ema_momentum", 2),
     ],
