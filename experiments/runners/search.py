@@ -102,6 +102,20 @@ SPACES: dict[str, dict[str, Draw]] = {
         # The gradient of a shared beta is a sum over positions.
         "beta_factor": _one_of("beta_factor", 0.1, 1.0, 10.0),
     },
+    # For the maxout networks of Table 6, whose norms are published: the same
+    # rates, and the 0.2 and 0.5 of the published network.
+    "maxout_cnn": {
+        "learning_rate": _between("learning_rate", 0.02, 0.3, log=True),
+        "input_rate": _one_of("input_rate", 0.0, 0.1, 0.2),
+        "hidden_rate": _for_layers_one_of(
+            "hidden_rate",
+            "0.5",
+            "0.25,0.25,0.5,0.5",
+            "0.1,0.25,0.25,0.5",
+            "0,0,0,0.5",
+        ),
+        "beta_factor": _one_of("beta_factor", 0.1, 1.0, 10.0),
+    },
 }
 
 # Settings without effect on a network without beta.

@@ -113,11 +113,18 @@ def test_the_space_of_table_2(trainings, tmp_path, monkeypatch):
         assert one.params == expected
 
 
-def test_the_space_of_the_relu_network():
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("relu_cnn", "table3/relu/invariant"),
+        ("maxout_cnn", "table6/cifar10/invariant"),
+    ],
+)
+def test_the_spaces_of_the_networks_for_images(name, row):
     import optuna
 
-    row = ROWS["table3/relu/invariant"]
-    space = tuning.space_of(["relu_cnn"], [Trial(row, 0, 0.02)])
+    row = ROWS[row]
+    space = tuning.space_of([name], [Trial(row, 0, 0.02)])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     rates = set()
     for _ in range(20):
