@@ -442,21 +442,28 @@ DEMO = Recipe(epochs=30, learning_rate=0.03, beta_factor=10.0)
 CIFAR10_MLP = Recipe(batch_size=128)
 
 # Tables 3 and 4. Paper 3: momentum 0.9 for convolutional networks. Published
-# (Zeiler and Fergus, 2013): the learning rate falls linearly to 1 %. Published
-# (Srivastava et al., 2014, appendix B): the rates and the norm.
+# (Zeiler and Fergus, 2013): the learning rate falls linearly to 1 %. Selected
+# for each method of the ReLU network alone, at half of the width on CIFAR-10, by
+# searches of the same length in the same space: the same trial was the best of
+# standard dropout and of invariant dropout, from 0 and calibrated. Choice: 60
+# epochs.
+RELU_CNN_SELECTION = Selection("relu_cnn", ((8, 8), (2, 12)))
 RELU_CNN = Recipe(
     batch_size=128,
-    learning_rate=0.02,
+    learning_rate=0.043,
     learning_rate_fall="linear",
+    beta_factor=0.1,
     momentum=0.9,
     max_norm=4.0,
-    input_rate=0.1,
-    hidden_rate=(0.25, 0.25, 0.5, 0.5),
+    input_rate=0.0,
+    hidden_rate=(0.1, 0.25, 0.25, 0.5),
 )
+RELU_CNN_STANDARD = replace(RELU_CNN, beta_factor=1.0)
 # The networks without a dense hidden layer, and with two.
-RELU_CNN_NO_HIDDEN = replace(RELU_CNN, hidden_rate=(0.25, 0.25, 0.5))
-RELU_CNN_TWO_HIDDEN = replace(RELU_CNN, hidden_rate=(0.25, 0.25, 0.5, 0.5, 0.5))
-
+RELU_CNN_NO_HIDDEN = replace(RELU_CNN_STANDARD, hidden_rate=(0.1, 0.25, 0.25))
+RELU_CNN_TWO_HIDDEN = replace(
+    RELU_CNN_STANDARD, hidden_rate=(0.1, 0.25, 0.25, 0.5, 0.5)
+)
 
 # Table 6. Published, except Nesterov momentum (paper 3) and the length of the
 # training: the published runs stop by the validation error; these run until

@@ -5,12 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.paper.tables import rows
 from keras_invdrop.experiments.runners import search as tuning
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
-SELECTION = Path(__file__).parents[3] / "results" / "mnist-selection"
+RESULTS = Path(__file__).parents[3] / "results"
 SETTINGS = ["learning_rate", "beta_decay", "max_norm"]
 # Here 0.2 is not one of the values.
 PROBES = {
@@ -250,12 +249,12 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
         assert list(trial.intermediate_values) == [1, 2]
 
 
-def searches(row, directory):
-    """The committed searches for a row of Table 2, in a space for all."""
+def searches(row, settings, directory):
+    """The committed searches for a row."""
     import optuna
 
-    name = row.id.replace("/", "-")
-    for committed in SELECTION.glob(f"trials-{name}-*-table2.log"):
+    name = f"trials-{row.id.replace('/', '-')}-*-{settings}.log"
+    for committed in RESULTS.glob(f"*-selection/{name}"):
         journal = shutil.copy(committed, directory)  # Optuna locks beside it.
         yield optuna.load_study(
             study_name=committed.stem.removeprefix("trials-"),
@@ -266,10 +265,10 @@ def searches(row, directory):
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize(
     "row",
-    [row for row in rows("table2") if row.selection],
+    [row for row in ROWS.values() if row.selection],
     ids=lambda row: row.id,
 )
-def test_the_recipes_of_table_2_are_the_best_of_their_search(
+def test_selected_recipes_are_the_best_of_their_search(
     row, calibrated, tmp_path
 ):
     import optuna
@@ -288,7 +287,7 @@ def test_the_recipes_of_table_2_are_the_best_of_their_search(
             name: draw(optuna.trial.FixedTrial(study.best_params))
             for name, draw in space.items()
         }
-        for study in searches(row, tmp_path)
+        for study in searches(row, selection.settings, tmp_path)
         if len(list(filter(tuning.completed, study.trials))) == trials
         and max(study.best_trial.intermediate_values) == epochs
     ]
