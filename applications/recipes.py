@@ -443,10 +443,10 @@ CIFAR10_MLP = Recipe(batch_size=128)
 
 # Tables 3 and 4. Paper 3: momentum 0.9 for convolutional networks. Published
 # (Zeiler and Fergus, 2013): the learning rate falls linearly to 1 %. Selected
-# for each method of the ReLU network alone, at half of the width on CIFAR-10, by
-# searches of the same length in the same space: the same trial was the best of
-# standard dropout and of invariant dropout, from 0 and calibrated. Choice: 60
-# epochs.
+# for each method of the ReLU network alone, at half of the width on CIFAR-10,
+# by searches of the same length in the same space: the same trial was the best
+# of standard dropout and of invariant dropout, from 0 and calibrated. Choice:
+# 60 epochs.
 RELU_CNN_SELECTION = Selection("relu_cnn", ((8, 8), (2, 12)))
 RELU_CNN = Recipe(
     batch_size=128,
