@@ -158,12 +158,12 @@ _ROWS = (
     Row("table3/locally_connected/standard", "cifar10", LOCALLY_CONNECTED, "standard", 15.6, recipes.RELU_CNN_STANDARD),
     Row("table3/stochastic_pooling/standard", "cifar10", STOCHASTIC_POOLING, "standard", 15.13, recipes.RELU_CNN_NO_HIDDEN),
     Row("table3/relu/standard", "cifar10", RELU_CNN, "standard", 12.3, recipes.RELU_CNN_STANDARD, selection=recipes.RELU_CNN_SELECTION),
-    Row("table3/relu/invariant", "cifar10", RELU_CNN, "invariant", 11.7, recipes.RELU_CNN, selection=recipes.RELU_CNN_SELECTION, calibrated_selection=recipes.RELU_CNN_SELECTION),
+    Row("table3/relu/invariant", "cifar10", RELU_CNN, "invariant", 11.7, recipes.RELU_CNN_FROM_ZERO, selection=recipes.RELU_CNN_SELECTION, calibrated_recipe=recipes.RELU_CNN, calibrated_selection=recipes.RELU_CNN_SELECTION),
 
     Row("table4/two_hidden/standard", "svhn_cropped", TWO_HIDDEN, "standard", 2.78, recipes.RELU_CNN_TWO_HIDDEN),
     Row("table4/stochastic_pooling/standard", "svhn_cropped", STOCHASTIC_POOLING, "standard", 2.80, recipes.RELU_CNN_NO_HIDDEN),
     Row("table4/relu/standard", "svhn_cropped", RELU_CNN, "standard", 2.80, recipes.RELU_CNN_STANDARD),
-    Row("table4/relu/invariant", "svhn_cropped", RELU_CNN, "invariant", 2.68, recipes.RELU_CNN),
+    Row("table4/relu/invariant", "svhn_cropped", RELU_CNN, "invariant", 2.68, recipes.RELU_CNN_FROM_ZERO, calibrated_recipe=recipes.RELU_CNN),
 
     _table_5(1, "none", 411.56), _table_5(1, "standard", 445.84), _table_5(1, "invariant", 477.07),
     _table_5(2, "none", 464.39), _table_5(2, "standard", 476.74), _table_5(2, "invariant", 484.58),
