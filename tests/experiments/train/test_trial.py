@@ -1,0 +1,35 @@
+"""The description of a training, and the names of its files."""
+
+from dataclasses import replace
+
+from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.train.trial import Trial
+
+TRIAL = Trial(ROWS["table2/original/invariant"])
+
+
+def test_what_the_files_depend_on_is_in_their_name():
+    recipe = replace(TRIAL.row.recipe, learning_rate=0.5)
+    changes = [
+        {},
+        {"row": replace(TRIAL.row, recipe=recipe)},
+        {"seed": 1},
+        {"width": 0.5},
+        {"limit_train": 9},
+        {"validation": 7},
+        {"data": "digits"},
+        {"activation": "tanh"},
+        {"test_curve": True},
+        {"backend": "another"},
+    ]
+    names = {replace(TRIAL, **change).name for change in changes}
+    assert len(names) == len(changes)
+
+
+def test_how_a_training_runs_is_not():
+    for change in (
+        {"steps_per_execution": 2},
+        {"data_parallel": True},
+        {"command": "keras-invdrop train"},
+    ):
+        assert replace(TRIAL, **change).name == TRIAL.name
