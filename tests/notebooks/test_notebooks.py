@@ -369,6 +369,7 @@ def test_cifar10_and_svhn(run):
         "validation": 60,
         "width": 0.05,
         "epochs": 1,
+        "maxout": True,
         "svhn": True,
     }
     _, results, parameters, dtypes, shape, neighbours = run(
