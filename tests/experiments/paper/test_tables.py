@@ -128,4 +128,11 @@ def test_settings_are_selected_for_what_trains_alike():
         assert row.selection == row.calibrated_selection
         assert row.selection == table[f"table2/{encoding}/standard"].selection
     cnn = ROWS["table3/relu/invariant"]
-    assert cnn.trained(True) == dataclasses.replace(cnn.recipe, calibrated=True)
+    recipe = dataclasses.replace(recipes.RELU_CNN, calibrated=True)
+    assert cnn.trained(True) == recipe
+    assert cnn.selection == cnn.calibrated_selection
+    assert cnn.selection == ROWS["table3/relu/standard"].selection
+    # Other rows have one recipe for both.
+    other = ROWS["table6/cifar10/invariant"]
+    recipe = dataclasses.replace(other.recipe, calibrated=True)
+    assert other.trained(True) == recipe
