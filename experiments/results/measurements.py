@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from keras_invdrop.applications import recipes
 
 from keras_invdrop._statistics import mean_and_interval
 
@@ -53,7 +55,8 @@ class Measurement:
             network's default.
         epochs: Number of epochs of each training.
         backend: Keras' backend.
-        settings: Settings of the recipe that differ from the row's.
+        settings: Settings of the recipe that differ from the row's, or, on the
+            5,000 digits, from the demonstration's.
         seeds, commands: The seeds, and the command line for each seed.
         commits: Commits of the code, None if unknown.
         mean, half_width: Mean of the figures on the test set, and half the
@@ -114,7 +117,7 @@ class Measurement:
         )
 
     def _training(self) -> str:
-        """The epochs, and the settings that differ from the row's."""
+        """The epochs, and the settings that differ from the usual ones."""
         details = dict(self.settings)
         if details.pop("calibrated", False):
             details["beta"] = "calibrated"
@@ -184,8 +187,11 @@ def as_objects(results: Iterable[Result]) -> list[dict[str, Any]]:
 def _conditions(row: Row, result: Result) -> dict[str, Any]:
     conditions = result.conditions
     recipe = conditions.pop("recipe")
-    usual = asdict(row.trained(recipe.get("calibrated", False)))
-    usual["calibrated"] = False  # so that `settings` lists it if True
+    usual = row.trained(recipe.get("calibrated", False))
+    if result.dataset == "digits":
+        usual = recipes.DEMO
+    # `settings` lists `calibrated` if it is True.
+    usual = asdict(replace(usual, calibrated=False))
     settings = {
         name: value
         for name, value in recipe.items()

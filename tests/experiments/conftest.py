@@ -30,7 +30,7 @@ def result():
     """The result of one training with one of several seeds."""
     return Result(
         row="table2/inverted/invariant",
-        dataset="digits",
+        dataset="mnist",
         source="here",
         encoding="inverted",
         training_examples=4000,

@@ -183,9 +183,9 @@ def test_each_decay_of_beta_is_compared_with_what_has_none(made):
     results.append(made("table2/original/standard", 0, 1.0))
     assert len(found(results, "Standard dropout makes more errors on the "
                      "inverted encoding")) == 1  # fmt: skip
-    assert without.conditions == "digits, 4,000 examples, 3 epochs, jax"
+    assert without.conditions == "mnist, 4,000 examples, 3 epochs, jax"
     assert decayed.conditions == (
-        "digits, 4,000 examples, 3 epochs, beta_decay 0.1, jax"
+        "mnist, 4,000 examples, 3 epochs, beta_decay 0.1, jax"
     )
 
 

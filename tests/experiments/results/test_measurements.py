@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from keras_invdrop.applications import recipes
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.measurements import as_objects
 from keras_invdrop.experiments.results.measurements import measurements
@@ -45,6 +46,13 @@ def test_settings_are_what_the_recipe_does_not_have(result):
     usual, other = measurements(ROW, results)
     assert usual.settings == {}
     assert other.settings == {"beta_decay": 0.1}
+
+
+def test_digits_have_the_settings_of_the_demonstration(result):
+    demo = dataclasses.asdict(recipes.DEMO) | {"calibrated": True}
+    on_digits = dataclasses.replace(result, dataset="digits", recipe=demo)
+    (measurement,) = measurements(ROW, [on_digits])
+    assert measurement.settings == {"calibrated": True}
 
 
 def test_a_recipe_from_a_file_is_the_same(result, tmp_path):

@@ -50,6 +50,15 @@ def stored(result, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def on_digits(stored):
+    """The same results, of a data set that the figures can load."""
+    for path in stored.glob("*.json"):
+        found = read_result(path)
+        write_result(path, dataclasses.replace(found, dataset="digits"))
+    return stored
+
+
 def lines_of(directory):
     path = report.write_report(directory)
     assert path == directory / "report.md"
@@ -61,15 +70,15 @@ def test_printed_and_measured_stand_side_by_side(stored):
     for line in (
         # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 0.5.
         "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | "
-        "digits, 4,000 examples, 3 epochs, jax | 1 |",
+        "mnist, 4,000 examples, 3 epochs, jax | 1 |",
         "| `table2/inverted/invariant` | *0.94* | 4.55 ± 6.99 | 2 | "
-        "digits, 4,000 examples, 3 epochs, jax | 1 |",
+        "mnist, 4,000 examples, 3 epochs, jax | 1 |",
         "| `table3/relu/invariant` | *11.70* | not run |  |  |  |",
         "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
         "test; 3 epochs; seeds 0, 1; jax backend",
         "| Invariant dropout makes fewer errors than standard dropout, "
         "inverted encoding | Table 2 | 0.95 ± 0.64 points |  | 0.033 | 0.033 | "
-        f"2 | digits, 4,000 examples, 3 epochs, jax | {SETTINGS} | holds |",
+        f"2 | mnist, 4,000 examples, 3 epochs, jax | {SETTINGS} | holds |",
     ):
         assert line in lines
     until = lines.index("### Settings that were selected")
@@ -99,56 +108,56 @@ def test_selected_settings_are_listed(stored):
     assert not end
 
 
-def test_without_models_the_curves_are_drawn(stored):
-    lines = lines_of(stored)
+def test_without_models_the_curves_are_drawn(on_digits):
+    lines = lines_of(on_digits)
     name = "1-digits-inverted"
     assert f"![figure1, {name}](figure1-{name}.png)" in lines
-    (picture,) = stored.glob("*.png")
+    (picture,) = on_digits.glob("*.png")
     assert picture.name == f"figure1-{name}.png"
     # Two panels, of the curves and the mean image.
     assert matplotlib.image.imread(picture).shape[:2] == (462, 1100)
-    assert not list(stored.glob(".*"))
+    assert not list(on_digits.glob(".*"))
 
 
-def test_with_a_model_both_figures_are_drawn(stored):
+def test_with_a_model_both_figures_are_drawn(on_digits):
     model = mnist_mlp(dropout="invariant", width=0.01)
     betas = [layer for layer in model.layers if "dropout" in layer.name]
     for layer in betas:
         shape = layer.beta.shape
         layer.beta.assign(keras.random.normal(shape, seed=0))
-    model.save(stored / "invariant-0.keras")
-    lines = lines_of(stored)
+    model.save(on_digits / "invariant-0.keras")
+    lines = lines_of(on_digits)
     name = "1-digits-inverted"
     assert f"![figure2, {name}](figure2-{name}.png)" in lines
-    assert sorted(path.name for path in stored.glob("*.png")) == [
+    assert sorted(path.name for path in on_digits.glob("*.png")) == [
         f"figure1-{name}.png",
         f"figure2-{name}.png",
     ]
 
 
-def test_each_experiment_has_a_figure_of_its_own(stored):
+def test_each_experiment_has_a_figure_of_its_own(on_digits):
     changes = {"activation": "tanh"}, {"backend": "torch"}, {"width": 0.5}
     for i, change in enumerate(changes):
-        found = read_result(stored / "standard-0.json")
+        found = read_result(on_digits / "standard-0.json")
         write_result(
-            stored / f"other-{i}.json", dataclasses.replace(found, **change)
+            on_digits / f"other-{i}.json", dataclasses.replace(found, **change)
         )
-        shutil.copy(stored / "standard-0.csv", stored / f"other-{i}.csv")
-    lines_of(stored)
-    assert len(list(stored.glob("figure1-*.png"))) == 4
+        shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
+    lines_of(on_digits)
+    assert len(list(on_digits.glob("figure1-*.png"))) == 4
 
 
-def test_other_images_have_the_curves(stored):
-    found = read_result(stored / "standard-0.json")
+def test_other_images_have_the_curves(on_digits):
+    found = read_result(on_digits / "standard-0.json")
     of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
     write_result(
-        stored / "relu-0.json", dataclasses.replace(found, **of_images)
+        on_digits / "relu-0.json", dataclasses.replace(found, **of_images)
     )
-    shutil.copy(stored / "standard-0.csv", stored / "relu-0.csv")
-    lines = lines_of(stored)
+    shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
+    lines = lines_of(on_digits)
     assert "![errors, 1-table3-relu](errors-1-table3-relu.png)" in lines
     # Table 2 keeps its own numbers.
-    assert {path.name for path in stored.glob("*.png")} == {
+    assert {path.name for path in on_digits.glob("*.png")} == {
         "errors-1-table3-relu.png",
         "figure1-1-digits-inverted.png",
     }
@@ -160,7 +169,7 @@ def test_without_the_data_the_tables_are_written(stored, monkeypatch):
 
     monkeypatch.setattr(report, "load", load)
     lines = lines_of(stored)
-    assert "Not drawn, 1-digits-inverted: could not be downloaded" in lines
+    assert "Not drawn, 1-mnist-inverted: could not be downloaded" in lines
     assert not list(stored.glob("*.png"))
 
 
@@ -173,7 +182,7 @@ def test_a_single_pair_decides_nothing(stored):
         if "fewer errors than standard" in line
     )
     assert line.endswith(
-        "| Table 2 | 1.00 points |  |  |  | 1 | digits, 4,000 examples, "
+        "| Table 2 | 1.00 points |  |  |  | 1 | mnist, 4,000 examples, "
         f"3 epochs, jax | {SETTINGS} | undecided |"
     )
 
@@ -186,7 +195,7 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
     text = readme.read_text()
     assert text == (
         f"# Mine\n\n{begin}\n\n"
-        "| test error (%) | 5,000 digits, inverted | *paper* |\n"
+        "| test error (%) | MNIST, inverted | *paper* |\n"
         "| --- | --- | --- |\n"
         "| standard dropout | 5.50 ± 6.35 (1) | *1.32* |\n"
         "| invariant dropout, beta from 0 | 4.55 ± 6.99 (1) | *0.94* |\n\n"
