@@ -48,16 +48,28 @@ __all__ = [
     "plot_variance_report",
 ]
 
-# The palette of Okabe and Ito without yellow, which is hard to see on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = "osD^vP"
+# The palette of Okabe and Ito without yellow, which is hard to see on white,
+# and with grey in place of black.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#666666",
+)
+MARKERS = "osD^vPX"
 LOOKS = tuple(zip(COLOURS, MARKERS, strict=True))
 # Methods that look the same in every plot.
-METHODS = {
+METHOD_LOOKS = {
     "calibrated": LOOKS[0],
     "standard": LOOKS[1],
     "running average": LOOKS[2],
+    "from 0 on hidden layers": LOOKS[3],
     "invariant from 0": LOOKS[4],
+    "from 0 on the input": LOOKS[5],
+    "no dropout": LOOKS[6],
 }
 # Brightness and hatching distinguish the bars in black and white.
 BARS = {
@@ -263,8 +275,12 @@ def _method(label):
 
 def _looks(methods):
     """The colour and the marker of each method."""
-    known = {each: METHODS[each] for each in methods if each in METHODS}
-    others = cycle([each for each in LOOKS if each not in known.values()])
+    known = {
+        each: METHOD_LOOKS[each] for each in methods if each in METHOD_LOOKS
+    }
+    others = cycle(
+        [each for each in LOOKS if each not in known.values()] or LOOKS
+    )
     return {each: known.get(each) or next(others) for each in methods}
 
 

@@ -42,7 +42,8 @@ def _invariant(text: str, source: str, row: str) -> Claim:
 
 def _calibrated(text: str, row: str) -> Claim:
     return _better(
-        f"Calibrated, it makes fewer errors than standard dropout, {text}",
+        "Calibrated invariant dropout makes fewer errors than standard "
+        f"dropout, {text}",
         "ours",
         (f"{row}/invariant{CALIBRATED}", f"{row}/standard"),
     )

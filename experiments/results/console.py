@@ -15,7 +15,7 @@ from rich.table import Table
 from keras_invdrop_command import when_interrupted
 
 from ..paper.tables import ROWS
-from .measurements import METHODS
+from .measurements import METHOD_NAMES
 from .measurements import measurements
 from .records import Result
 
@@ -219,7 +219,7 @@ def encodings_table(results: Sequence[Result]) -> Group:
     conditions.
     """
     found = {
-        (METHODS[row.method, each.calibrated], row.encoding): each
+        (METHOD_NAMES[row.method, each.calibrated], row.encoding): each
         for row in ROWS.values()
         if row.table == 2
         for each in measurements(row, results)
@@ -234,12 +234,15 @@ def encodings_table(results: Sequence[Result]) -> Group:
         table.add_row(method, *figures)
     standard, calibrated = (
         [f"{found[method, encoding].mean:.1f} %" for encoding in encodings]
-        for method in (METHODS["standard", False], METHODS["invariant", True])
+        for method in (
+            METHOD_NAMES["standard", False],
+            METHOD_NAMES["invariant", True],
+        )
     )
     shown = (
         "From the original to the inverted encoding the errors go from "
         f"{' to '.join(standard)} with standard dropout, and from "
         f"{' to '.join(calibrated)} with calibrated invariant dropout."
     )
-    note = found[METHODS["standard", False], "original"].note
+    note = found[METHOD_NAMES["standard", False], "original"].note
     return Group(table, shown, f"{note}.")

@@ -26,6 +26,7 @@ def figure_1(
     dataset: Dataset,
     histories: Mapping[str, Sequence[pd.DataFrame]],
     model: keras.Model | None = None,
+    settings: str = "",
 ) -> Figure:
     """Draws Figure 1: error curves, the mean image and the learned beta.
 
@@ -35,8 +36,9 @@ def figure_1(
     Args:
         dataset: The data set on which the networks were trained.
         histories: Method -> histories of its runs, one per seed.
-        model: A network trained with invariant dropout on the input, or None
-            for a figure without beta.
+        model: A network trained with invariant dropout on the input, from 0,
+            or None for a figure without beta.
+        settings: A line for the title.
     """
     panels = 2 if model is None else 3
     fig, (curves, mean, *beta) = plt.subplots(
@@ -49,6 +51,8 @@ def figure_1(
     fig.suptitle(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test "
         f"digits ({dataset.source}), {dataset.encoding} encoding"
+        + f"\n{settings}"
+        * bool(settings)
     )
     _plot_histories(histories, curves)
     digits = np.asarray(in_memory(dataset.train).x)
@@ -58,7 +62,7 @@ def figure_1(
         plot_beta(
             model.get_layer("input_dropout"),
             beta[0],
-            "Learned beta of the input",
+            "Learned beta of the input, from 0, one seed",
             shape=(28, 28),
         )
     return fig
@@ -119,6 +123,8 @@ def figure_2(trained: Sequence[tuple[Dataset, keras.Model]]) -> Figure:
         squeeze=False,
         layout="constrained",
     )
+    source = trained[0][0].source
+    fig.suptitle(f"Invariant dropout from 0, one seed ({source})")
     for (dataset, _), of_model, row in zip(trained, found, axes, strict=True):
         for (site, mean), ax in zip(of_model, row, strict=True):
             name = site.layer.name.removesuffix("_dropout").replace("_", " ")

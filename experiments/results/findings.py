@@ -203,7 +203,7 @@ def comparable(result: Result) -> str:
     """A key that is equal for comparable trainings."""
     conditions = {**result.conditions, "limit_train": result.limit_train}
     recipe = dict(conditions["recipe"])
-    if _has_own_settings(result):
+    if has_own_settings(result):
         recipe |= dict.fromkeys(SELECTED, "the row's own")
     del recipe["calibrated"], recipe["beta_decay"]
     if ROWS[result.row].partition is not None:
@@ -213,14 +213,14 @@ def comparable(result: Result) -> str:
     return json.dumps({**conditions, "recipe": recipe}, sort_keys=True)
 
 
-def _has_own_settings(result: Result) -> bool:
+def has_own_settings(result: Result) -> bool:
     """Whether the training has the settings selected for the row."""
     own = ROWS[result.row].trained(result.recipe["calibrated"])
     return all(result.recipe[name] == getattr(own, name) for name in SELECTED)
 
 
 def _selection(result: Result) -> Selection | None:
-    if not _has_own_settings(result):
+    if not has_own_settings(result):
         return None
     return ROWS[result.row].selected_by(result.recipe["calibrated"])
 

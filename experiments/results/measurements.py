@@ -16,7 +16,7 @@ from ..paper.tables import Row
 from .records import Result
 
 # Names of the methods, by the row's method and whether beta is calibrated.
-METHODS = {
+METHOD_NAMES = {
     ("none", False): "no dropout",
     ("standard", False): "standard dropout",
     ("invariant", False): "invariant dropout, beta from 0",
@@ -29,7 +29,7 @@ METHODS = {
 }
 
 # Short names, for plots.
-LABELS = {
+METHOD_LABELS = {
     ("none", False): "no dropout",
     ("standard", False): "standard",
     ("invariant", False): "invariant from 0",
@@ -91,22 +91,35 @@ class Measurement:
 
     @property
     def conditions(self) -> str:
-        """The conditions of the trainings, in a few words."""
-        return (
-            f"{self.dataset}, {counted(self.training_examples, 'example')}, "
-            f"{self._training()}, {self.backend}"
-        )
+        """The conditions of the trainings, apart from the data."""
+        return f"{self._training()}, {self.backend}"
 
     @property
     def note(self) -> str:
         """The conditions of the trainings, in a sentence."""
         seeds = ", ".join(map(str, self.seeds))
         return (
-            f"{self.source}: {counted(self.training_examples, 'example')} for "
-            f"training, {self.validation_examples:,} for validation, "
-            f"{self.test_examples:,} for test; {self._training()}; "
+            f"{self._data()}; {self._training()}; "
             f"seed{'s' * (len(self.seeds) > 1)} {seeds}; "
             f"{self.backend} backend" + self._code()
+        )
+
+    @property
+    def short_note(self) -> str:
+        """The note without the seeds, the code and whether beta is calibrated.
+
+        A table that shows these beside the figure shares it between methods.
+        """
+        return (
+            f"{self._data()}; {self._training(calibrated=False)}; "
+            f"{self.backend} backend"
+        )
+
+    def _data(self) -> str:
+        return (
+            f"{self.source}: {counted(self.training_examples, 'example')} for "
+            f"training, {self.validation_examples:,} for validation, "
+            f"{self.test_examples:,} for test"
         )
 
     def _code(self) -> str:
@@ -116,10 +129,10 @@ class Measurement:
             known
         )
 
-    def _training(self) -> str:
+    def _training(self, calibrated: bool = True) -> str:
         """The epochs, and the settings that differ from the usual ones."""
         details = dict(self.settings)
-        if details.pop("calibrated", False):
+        if details.pop("calibrated", False) and calibrated:
             details["beta"] = "calibrated"
         if self.width != 1:
             details["width"] = self.width

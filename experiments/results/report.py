@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterable
 from collections.abc import Sequence
 from itertools import chain
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 
 import keras
 import pandas as pd
@@ -25,9 +27,11 @@ from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import comparable
 from .findings import findings
-from .measurements import LABELS
-from .measurements import METHODS
+from .findings import has_own_settings
+from .measurements import METHOD_LABELS
+from .measurements import METHOD_NAMES
 from .measurements import Measurement
+from .measurements import counted
 from .measurements import measurements
 from .measurements import with_interval
 from .records import Result
@@ -76,10 +80,7 @@ def write_report(directory: Path) -> Path:
         ValueError: If a file is not a result.
     """
     found = _results(directory)
-    parts = ["# Invariant dropout: the paper's tables, measured", INTRODUCTION]
-    parts += tables(found.values())
-    parts += selected(found.values())
-    parts += claims(found.values())
+    parts = [text(found.values())]
     figures = _figures(directory, found)
     if figures:
         parts += ["### Figures", *figures]
@@ -87,6 +88,20 @@ def write_report(directory: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def text(results: Iterable[Result]) -> str:
+    """The report without its figures, as Markdown."""
+    results = list(results)
+    return "\n\n".join(
+        [
+            "# Invariant dropout: the paper's tables, measured",
+            INTRODUCTION,
+            *tables(results),
+            *selected(results),
+            *claims(results),
+        ]
+    )
 
 
 def write_summary(directory: Path, path: Path) -> None:
@@ -131,14 +146,14 @@ def summary(results: Iterable[Result]) -> list[str]:
     Among several measurements of a row, the table shows the one with the most
     training examples, then the most epochs, then the row's own settings, then
     the most seeds, separately for beta from 0 and calibrated. The table leaves
-    out rows without measurements.
+    out networks and methods without measurements.
     """
     results = list(results)
     # By method and column; a column is a network and its data.
     cells: dict[str, dict[tuple[str, str], list[str]]]
-    cells = {name: {} for name in METHODS.values()}
-    columns: dict[tuple[str, str], None] = {}
-    notes: dict[str, int] = {}
+    cells = {name: {} for name in METHOD_NAMES.values()}
+    columns: dict[tuple[str, str], str] = {}
+    notes: dict[str, str] = {}
     for row in ROWS.values():
         if row.unit != "%":
             continue
@@ -157,25 +172,34 @@ def summary(results: Iterable[Result]) -> list[str]:
                 ),
             )
             column = row.id.rpartition("/")[0], _title(row, largest)
-            columns[column] = None
-            number = notes.setdefault(largest.note, len(notes) + 1)
-            cells[METHODS[row.method, calibrated]][column] = [
-                f"{largest.figure} ({number})",
+            full = "" if largest.width == 1 else ", full width"
+            columns[column] = f"*paper{full}*"
+            letter = notes.setdefault(
+                largest.short_note, ascii_lowercase[len(notes)]
+            )
+            seeds = counted(len(largest.seeds), "seed")
+            cells[METHOD_NAMES[row.method, calibrated]][column] = [
+                f"{largest.figure} ({seeds}) <sup>{letter}</sup>",
                 # The paper has no calibrated beta.
                 "" if calibrated else f"*{row.printed:.2f}*",
             ]
     if not columns:
         return []
+    for (of_rows, title), row in product(columns, ROWS.values()):
+        line = cells[METHOD_NAMES[row.method, False]]
+        if row.id.rpartition("/")[0] == of_rows and line:
+            not_run = ["not run", f"*{row.printed:.2f}*"]
+            line.setdefault((of_rows, title), not_run)
     header = ["test error (%)"]
-    for _, title in columns:
-        header += [title, "*paper*"]
+    for (_, title), paper in columns.items():
+        header += [title, paper]
     lines = [
         [method, *chain(*(line.get(each, ["", ""]) for each in columns))]
         for method, line in cells.items()
         if line
     ]
-    numbered = (f"{number}. {note}" for note, number in notes.items())
-    return [_table(header, lines), "\n".join(numbered)]
+    lettered = (f"<sup>{letter}</sup> {note}" for note, letter in notes.items())
+    return [_table(header, lines), "<br>\n".join(lettered)]
 
 
 def _title(row: Row, measured: Measurement) -> str:
@@ -189,19 +213,30 @@ def _title(row: Row, measured: Measurement) -> str:
 
 
 def tables(results: Iterable[Result]) -> list[str]:
-    """The paper's tables with the measurements, as Markdown."""
+    """The paper's tables with the measurements, as Markdown.
+
+    Each data set, and each number of training examples, has a table of its
+    own, the largest first.
+    """
     results = list(results)
     notes: dict[str, int] = {}
     parts = []
     for number, title in TITLES.items():
+        parts.append(f"### Table {number}: {title}")
         rows = [row for row in ROWS.values() if row.table == number]
-        lines = [
-            cells
-            for row in rows
-            for cells in _lines(row, measurements(row, results), notes)
-        ]
-        header = ("row", "paper", "measured", "seeds", "on", "note")
-        parts += [f"### Table {number}: {title}", _table(header, lines)]
+        by_data: dict[str, list[tuple[Row, Measurement]]] = {}
+        for row in rows:
+            for each in measurements(row, results):
+                data = _data(row, each)
+                by_data.setdefault(data, []).append((row, each))
+        for data, of_data in sorted(
+            by_data.items(), key=lambda each: -each[1][0][1].training_examples
+        ):
+            parts += [f"**{data}**", _measured(of_data, notes)]
+        run = {row.id for of_data in by_data.values() for row, _ in of_data}
+        not_run = [_printed(row) for row in rows if row.id not in run]
+        if not_run:
+            parts += ["**Not run**", _table(("row", "paper"), not_run)]
     if notes:
         parts.append(
             "\n".join(f"{number}. {note}" for note, number in notes.items())
@@ -209,22 +244,36 @@ def tables(results: Iterable[Result]) -> list[str]:
     return parts
 
 
-def _lines(
-    row: Row, measured: Sequence[Measurement], notes: dict[str, int]
-) -> list[tuple[str, ...]]:
-    cells = f"`{row.id}`", f"*{row.printed:.2f}*"
-    if not measured:
-        return [(*cells, "not run", "", "", "")]
-    return [
+def _data(row: Row, of: Measurement | Result) -> str:
+    """The data set and its size, as a heading."""
+    name = DATASETS.get(of.dataset, of.dataset)
+    if row.partition is not None:  # the sizes of partitions differ
+        return name
+    return f"{name}, {counted(of.training_examples, 'training example')}"
+
+
+def _printed(row: Row) -> tuple[str, str]:
+    return f"`{row.id}`", f"*{row.printed:.2f}*"
+
+
+def _measured(
+    of_data: Sequence[tuple[Row, Measurement]], notes: dict[str, int]
+) -> str:
+    """The table of the measurements on one data set."""
+    # On other data than the paper's, the paper's figure is no comparison.
+    own = all(each.dataset == row.dataset for row, each in of_data)
+    lines = [
         (
-            *cells,
+            *_printed(row)[: 1 + own],
             each.figure,
             str(len(each.seeds)),
             each.conditions,
             str(notes.setdefault(each.note, len(notes) + 1)),
         )
-        for each in measured
+        for row, each in of_data
     ]
+    paper = ("paper",) * own
+    return _table(("row", *paper, "measured", "seeds", "on", "note"), lines)
 
 
 def selected(results: Iterable[Result]) -> list[str]:
@@ -253,9 +302,8 @@ def selected(results: Iterable[Result]) -> list[str]:
     return [
         "### Settings that were selected",
         "Each line has the recipe of a row, which a search for this row alone "
-        "selected on validation examples. None leaves a layer without a norm, "
-        "or with Keras' initial weights. Measurements with other settings say "
-        "so in their notes.",
+        "selected on validation examples. `None` means no maximum norm, or "
+        "Keras' default initial weights. The notes name other settings.",
         _table(("row", *names, "search"), lines),
     ]
 
@@ -267,13 +315,20 @@ def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def claims(results: Iterable[Result]) -> list[str]:
     """The claims tested on the results, as Markdown."""
-    every = [_cells(found) for found in findings(results)]
-    if not every:
+    by_data: dict[str, list[Finding]] = {}
+    for found in findings(results):
+        first = found.compared[0][0]
+        data = _data(ROWS[first.row], first)
+        by_data.setdefault(data, []).append(found)
+    if not by_data:
         return []
-    return [
+    parts = [
         "### What holds",
-        "Differences are paired by seed, and positive in favour of the claim. "
-        "The first interval is the 95 % interval over seeds (Student's t). "
+        "Differences are paired by seed. A positive difference favours the "
+        "claim, except that equal errors are tested on the errors on the "
+        "inverted encoding minus those on the original one, and a correlation "
+        "has its own sign. The first interval is the 95 % interval over seeds "
+        "(Student's t). "
         "The second, over seeds and test examples (bootstrap of both), needs "
         "results that record the misclassified examples. p is two-sided; two "
         f"one-sided tests with a margin of {SAME_WITHIN} points test for "
@@ -282,10 +337,17 @@ def claims(results: Iterable[Result]) -> list[str]:
         f"{SIGNIFICANT} decides a claim unless the second interval leaves it "
         "open. A single pair decides nothing. In Table 5 a pair is a "
         "partition, with the mean over seeds. Each row uses the settings "
-        "selected for it; the table lists the settings in which two rows "
-        "differ, and marks rows with unlike searches.",
-        _table(every[0], [cells.values() for cells in every]),
+        "selected for it; the tables list the settings in which two rows "
+        "differ, and mark rows with unlike searches.",
     ]
+    for data, of_data in sorted(
+        by_data.items(),
+        key=lambda each: -each[1][0].compared[0][0].training_examples,
+    ):
+        lines = [_cells(found) for found in of_data]
+        table = _table(lines[0], [cells.values() for cells in lines])
+        parts += [f"**{data}**", table]
+    return parts
 
 
 def _cells(found: Finding) -> dict[str, str]:
@@ -355,11 +417,12 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}",
+            f"{first.network}, width {first.width:g}; {_trained(first)}",
             _histories(paths, found),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
-        parts.append(f"![errors, {name}](errors-{name}.png)")
+        title = f"Errors by epoch, {_data(ROWS[first.row], first)}"
+        parts.append(f"![{title}](errors-{name}.png)")
     for number, paths in enumerate(groups[True].values(), start=1):
         first = found[paths[0]]
         name = f"{number}-{first.dataset}-{first.encoding}"
@@ -381,13 +444,27 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
         histories = _histories(paths, found)
-        figures = {"figure1": figure_1(dataset, histories, model)}
+        drawn = figure_1(dataset, histories, model, _trained(first))
+        figures = {"Figure 1": drawn}
         if model is not None:
-            figures["figure2"] = figure_2([(dataset, model)])
-        for figure, drawn in figures.items():
-            save_figure(drawn, directory / f"{figure}-{name}.png")
-            parts.append(f"![{figure}, {name}]({figure}-{name}.png)")
+            figures["Figure 2"] = figure_2([(dataset, model)])
+        of_data = f"{_data(ROWS[first.row], first)}, {first.encoding} encoding"
+        for title, drawn in figures.items():
+            file = f"{title.lower().replace(' ', '')}-{name}.png"
+            save_figure(drawn, directory / file)
+            parts.append(f"![{title}, {of_data}]({file})")
     return parts
+
+
+def _trained(result: Result) -> str:
+    """The length and the settings of trainings in a figure, in a few words."""
+    settings = "settings selected for each method"
+    if not has_own_settings(result):
+        settings = (
+            f"learning rate {result.recipe['learning_rate']:g}, "
+            f"maximum norm {result.recipe['max_norm']}"
+        )
+    return f"{counted(result.epochs, 'epoch')}, {settings}"
 
 
 def _method(result: Result) -> tuple[str, bool]:
@@ -399,10 +476,10 @@ def _histories(
 ) -> dict[str, list[pd.DataFrame]]:
     """The histories beside results, by method, in the order of the tables."""
     histories: dict[str, list[pd.DataFrame]]
-    histories = {label: [] for label in LABELS.values()}
+    histories = {label: [] for label in METHOD_LABELS.values()}
     for path in paths:
         history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-        histories[LABELS[_method(found[path])]].append(history)
+        histories[METHOD_LABELS[_method(found[path])]].append(history)
     return {label: runs for label, runs in histories.items() if runs}
 
 

@@ -13,7 +13,7 @@ from ..results.console import ProgressTable
 from ..results.figures import figure_1
 from ..results.figures import figure_2
 from ..results.figures import save_figure
-from ..results.measurements import LABELS
+from ..results.measurements import METHOD_LABELS
 from ..results.records import Result
 from ..train.training import Trained
 from ..train.training import save
@@ -22,7 +22,7 @@ from ..train.trial import Trial
 
 # Name in the files -> method in Table 2, and whether beta is calibrated (ours,
 # not the paper's).
-METHODS = {
+FILES = {
     "standard": ("standard", False),
     "invariant": ("invariant", False),
     "calibrated": ("invariant", True),
@@ -64,13 +64,13 @@ def run_demo(
         )
         for seed in seeds
         for encoding in encodings
-        for method in METHODS
+        for method in FILES
     }
     with ProgressTable(
         dict.fromkeys(trainings, epochs), dict.fromkeys(trainings, "%")
     ) as table:
         for title, (seed, encoding, method) in trainings.items():
-            dropout, calibrated = METHODS[method]
+            dropout, calibrated = FILES[method]
             table.began(title)
             recipe = replace(recipes.DEMO, epochs=epochs, calibrated=calibrated)
             row = replace(ROWS[f"table2/{encoding}/{dropout}"], recipe=recipe)
@@ -87,8 +87,10 @@ def run_demo(
     curves = figure_1(
         encodings["inverted"],
         {
-            LABELS[dropout]: [run.history for run in runs["inverted", method]]
-            for method, dropout in METHODS.items()
+            METHOD_LABELS[dropout]: [
+                run.history for run in runs["inverted", method]
+            ]
+            for method, dropout in FILES.items()
         },
         runs["inverted", "invariant"][0].model,
     )

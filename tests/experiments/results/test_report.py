@@ -10,6 +10,7 @@ from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import report
 from keras_invdrop.experiments.results.records import read_result
+from keras_invdrop.experiments.results.records import stored as stored_results
 from keras_invdrop.experiments.results.records import write_result
 
 # The settings of both rows, as the report shows them beside the difference.
@@ -70,15 +71,16 @@ def test_printed_and_measured_stand_side_by_side(stored):
     for line in (
         # Student's t with 1 degree of freedom: 12.706; s / sqrt(2) = 0.5.
         "| `table2/inverted/standard` | *1.32* | 5.50 ± 6.35 | 2 | "
-        "mnist, 4,000 examples, 3 epochs, jax | 1 |",
+        "3 epochs, jax | 1 |",
         "| `table2/inverted/invariant` | *0.94* | 4.55 ± 6.99 | 2 | "
-        "mnist, 4,000 examples, 3 epochs, jax | 1 |",
-        "| `table3/relu/invariant` | *11.70* | not run |  |  |  |",
+        "3 epochs, jax | 1 |",
+        "**Not run**",
+        "| `table3/relu/invariant` | *11.70* |",
         "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
         "test; 3 epochs; seeds 0, 1; jax backend",
         "| Invariant dropout makes fewer errors than standard dropout, "
         "inverted encoding | Table 2 | 0.95 ± 0.64 points |  | 0.033 | 0.033 | "
-        f"2 | mnist, 4,000 examples, 3 epochs, jax | {SETTINGS} | holds |",
+        f"2 | 3 epochs, jax | {SETTINGS} | holds |",
     ):
         assert line in lines
     until = lines.index("### Settings that were selected")
@@ -111,7 +113,8 @@ def test_selected_settings_are_listed(stored):
 def test_without_models_the_curves_are_drawn(on_digits):
     lines = lines_of(on_digits)
     name = "1-digits-inverted"
-    assert f"![figure1, {name}](figure1-{name}.png)" in lines
+    title = "Figure 1, 5,000 digits, 4,000 training examples, inverted encoding"
+    assert f"![{title}](figure1-{name}.png)" in lines
     (picture,) = on_digits.glob("*.png")
     assert picture.name == f"figure1-{name}.png"
     # Two panels, of the curves and the mean image.
@@ -128,7 +131,8 @@ def test_with_a_model_both_figures_are_drawn(on_digits):
     model.save(on_digits / "invariant-0.keras")
     lines = lines_of(on_digits)
     name = "1-digits-inverted"
-    assert f"![figure2, {name}](figure2-{name}.png)" in lines
+    title = "Figure 2, 5,000 digits, 4,000 training examples, inverted encoding"
+    assert f"![{title}](figure2-{name}.png)" in lines
     assert sorted(path.name for path in on_digits.glob("*.png")) == [
         f"figure1-{name}.png",
         f"figure2-{name}.png",
@@ -155,7 +159,8 @@ def test_other_images_have_the_curves(on_digits):
     )
     shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
     lines = lines_of(on_digits)
-    assert "![errors, 1-table3-relu](errors-1-table3-relu.png)" in lines
+    title = "Errors by epoch, 5,000 digits, 4,000 training examples"
+    assert f"![{title}](errors-1-table3-relu.png)" in lines
     # Table 2 keeps its own numbers.
     assert {path.name for path in on_digits.glob("*.png")} == {
         "errors-1-table3-relu.png",
@@ -182,8 +187,8 @@ def test_a_single_pair_decides_nothing(stored):
         if "fewer errors than standard" in line
     )
     assert line.endswith(
-        "| Table 2 | 1.00 points |  |  |  | 1 | mnist, 4,000 examples, "
-        f"3 epochs, jax | {SETTINGS} | undecided |"
+        "| Table 2 | 1.00 points |  |  |  | 1 | 3 epochs, jax | "
+        f"{SETTINGS} | undecided |"
     )
 
 
@@ -197,10 +202,11 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
         f"# Mine\n\n{begin}\n\n"
         "| test error (%) | MNIST, inverted | *paper* |\n"
         "| --- | --- | --- |\n"
-        "| standard dropout | 5.50 ± 6.35 (1) | *1.32* |\n"
-        "| invariant dropout, beta from 0 | 4.55 ± 6.99 (1) | *0.94* |\n\n"
-        "1. here: 4,000 examples for training, 0 for validation, 1,000 for "
-        "test; 3 epochs; seeds 0, 1; jax backend"
+        "| standard dropout | 5.50 ± 6.35 (2 seeds) <sup>a</sup> | *1.32* |\n"
+        "| invariant dropout, beta from 0 | 4.55 ± 6.99 (2 seeds) <sup>a</sup> "
+        "| *0.94* |\n\n"
+        "<sup>a</sup> here: 4,000 examples for training, 0 for validation, "
+        "1,000 for test; 3 epochs; jax backend"
         f"\n\n{end}\n\nAlso mine\n"
     )
     # Writing the report again gives the same file.
@@ -221,17 +227,57 @@ def test_the_summary_has_the_largest_measurement_of_each_row(result):
     bits = dataclasses.replace(result, row="table5/1/standard", test=0.5)
     table, notes = report.summary([longer, small, calibrated, large, bits])
     assert table.splitlines() == [
-        "| test error (%) | CIFAR-10, width 0.25 | *paper* |",
+        "| test error (%) | CIFAR-10, width 0.25 | *paper, full width* |",
         "| --- | --- | --- |",
-        "| invariant dropout, beta from 0 | 2.00 (1) | *11.70* |",
-        "| invariant dropout, calibrated | 1.00 (2) |  |",
+        "| invariant dropout, beta from 0 | 2.00 (1 seed) <sup>a</sup> | "
+        "*11.70* |",
+        "| invariant dropout, calibrated | 1.00 (1 seed) <sup>b</sup> |  |",
     ]
     first, second = notes.splitlines()
-    assert first.startswith("1. ") and ": 40,000 examples" in first
+    assert first.startswith("<sup>a</sup> ") and ": 40,000 examples" in first
     assert "; 9 epochs" in first
-    assert "beta calibrated" in second
+    assert "; 3 epochs" in second
+    # The line of the table says that beta is calibrated.
+    assert "calibrated" not in second
     # The figures of Table 5 are not errors.
     assert report.summary([bits]) == []
+
+
+def test_the_summary_says_what_was_not_run(result):
+    both = [
+        dataclasses.replace(result, row="table2/inverted/standard"),
+        dataclasses.replace(result, row="table2/original/invariant"),
+    ]
+    table, _ = report.summary(both)
+    assert table.splitlines()[2:] == [
+        "| standard dropout | not run | *1.01* | 5.00 (1 seed) <sup>b</sup> | "
+        "*1.32* |",
+        "| invariant dropout, beta from 0 | 5.00 (1 seed) <sup>a</sup> | "
+        "*0.91* | not run | *0.94* |",
+    ]
+
+
+def test_each_data_set_has_tables_of_its_own(stored, result):
+    """The paper's figures stand only beside measurements on the same data."""
+    for seed in (0, 1):
+        path = stored / f"standard-{seed}.json"
+        larger = dataclasses.replace(read_result(path), training_examples=9000)
+        write_result(stored / f"larger-{seed}.json", larger)
+        digits = dataclasses.replace(read_result(path), dataset="digits")
+        write_result(stored / f"digits-{seed}.json", digits)
+    lines = lines_of(stored)
+    titles = [line for line in lines if line.endswith("training examples**")]
+    assert titles == [
+        "**MNIST, 9,000 training examples**",
+        "**5,000 digits, 4,000 training examples**",
+        "**MNIST, 4,000 training examples**",
+        "**MNIST, 4,000 training examples**",  # the claims
+    ]
+    start = lines.index(titles[0])
+    assert "*1.32*" in lines[start + 4]
+    start = lines.index(titles[1])
+    assert lines[start + 2] == "| row | measured | seeds | on | note |"
+    assert lines[start + 4].startswith("| `table2/inverted/standard` | 5.50 ±")
 
 
 @pytest.mark.parametrize("text", ["", report.MARKS[0], report.MARKS[1]])
@@ -249,6 +295,12 @@ def test_the_readme_is_that_of_the_committed_results(tmp_path):
     shutil.copy(root / "README.md", readme)
     report.write_summary(root / "results", readme)
     assert readme.read_text() == (root / "README.md").read_text()
+
+
+def test_the_report_is_that_of_the_committed_results():
+    committed = Path(__file__).parents[3] / "results"
+    text = report.text(stored_results(committed).values())
+    assert (committed / "report.md").read_text().startswith(text)
 
 
 def test_no_results(tmp_path):
