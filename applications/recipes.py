@@ -432,7 +432,7 @@ MNIST_INVERTED_FROM_ZERO = Recipe(
     hidden_rate=0.4,
 )
 
-# The 5,000 digits of the demonstration, which takes two to five minutes on two
+# The 5,000 digits of the demonstration, which takes two to four minutes on two
 # cores with 30 epochs. The learning rate was selected with 40 epochs, the
 # factor for beta with 30.
 DEMO = Recipe(epochs=30, learning_rate=0.03, beta_factor=10.0)

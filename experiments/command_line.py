@@ -120,7 +120,7 @@ def demo(
     """Train with standard and invariant dropout on two encodings of digits.
 
     Trains the paper's 784-1000-1000-10 ReLU network on 5,000 MNIST digits that
-    come with a package, in two to five minutes on two cores. Invariant dropout
+    come with a package, in two to four minutes on two cores. Invariant dropout
     is trained twice: with beta from 0, as in the paper, and with beta from
     minus the mean activity (calibrated). Writes the trained models (.keras),
     their histories (.csv), the results (.json) and the paper's figures 1 and 2

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from itertools import compress
 from typing import NamedTuple
 
 from rich.console import Console
@@ -133,15 +134,22 @@ class ProgressTable:
         ended = len(self.results) + len(self.failures)
         table = Table(title=f"{ended} of {len(self._expected)} trainings done")
         table.add_column("training")
-        for name in ("epochs", "validation", "time left"):
-            table.add_column(name, justify="right", no_wrap=True)
+        # Without validation examples the table needs no column for them.
+        validated = any(
+            last.validation is not None for _, last in self._epochs.values()
+        )
+        columns = {"epochs": True, "validation": validated, "time left": True}
+        for name, shown in columns.items():
+            if shown:
+                table.add_column(name, justify="right", no_wrap=True)
         open_ = [
             title
             for title in self._expected
             if title not in self.results and title not in self.failures
         ]
         for title in sorted(open_, key=lambda each: each not in self._epochs):
-            table.add_row(title, *self._cells(title))
+            cells = compress(self._cells(title), columns.values())
+            table.add_row(title, *cells)
         return table
 
     def _cells(self, title: str) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from itertools import chain
 from itertools import product
@@ -417,8 +418,8 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}; {_trained(first)}",
-            _histories(paths, found),
+            f"{first.network}, width {first.width:g}\n{_trained(first)}",
+            histories({path: found[path] for path in paths}),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {_data(ROWS[first.row], first)}"
@@ -443,8 +444,8 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
             and (saved := path.with_suffix(".keras")).exists()
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        histories = _histories(paths, found)
-        drawn = figure_1(dataset, histories, model, _trained(first))
+        curves = histories({path: found[path] for path in paths})
+        drawn = figure_1(dataset, curves, model, _trained(first))
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])
@@ -471,16 +472,14 @@ def _method(result: Result) -> tuple[str, bool]:
     return result.dropout, result.recipe["calibrated"]
 
 
-def _histories(
-    paths: Iterable[Path], found: dict[Path, Result]
-) -> dict[str, list[pd.DataFrame]]:
+def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:
     """The histories beside results, by method, in the order of the tables."""
-    histories: dict[str, list[pd.DataFrame]]
-    histories = {label: [] for label in METHOD_LABELS.values()}
-    for path in paths:
+    runs: dict[str, list[pd.DataFrame]]
+    runs = {label: [] for label in METHOD_LABELS.values()}
+    for path, result in found.items():
         history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-        histories[METHOD_LABELS[_method(found[path])]].append(history)
-    return {label: runs for label, runs in histories.items() if runs}
+        runs[METHOD_LABELS[_method(result)]].append(history)
+    return {label: of_method for label, of_method in runs.items() if of_method}
 
 
 def _drawn_together(result: Result) -> str:

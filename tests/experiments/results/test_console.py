@@ -160,7 +160,18 @@ def test_jobs_are_shown_in_one_table(result, clock):
     assert table.failures == {"fourth": "diverged"}
     # The second training exceeds the expected number of epochs.
     table.epoch("second", 12, None)
-    assert cells()[1][0][:3] == ["second", "12/12", ""]
+    assert cells()[1][0] == ["second", "12/12", "0:00:00"]
+
+
+def test_without_validation_the_table_has_no_column_for_it(clock):
+    table = ProgressTable({"first": 10, "second": 10}, {})
+    table.epoch("first", 1, None)
+    clock[0] = 60.0
+    table.epoch("first", 2, None)
+    text = printed(table._table(), width=60)
+    assert "validation" not in text
+    assert "time left" in text
+    assert "0:08:00" in text
 
 
 def test_lines_where_there_is_no_terminal(result, clock, capsys):
