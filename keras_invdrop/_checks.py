@@ -159,10 +159,14 @@ def resolve_axes(shared_axes, input_shape):
     for axis in shared_axes or ():
         resolved = axis + rank if axis < 0 else axis
         if not 1 <= resolved < rank:
+            axes_of_rank = (
+                f"axes between 1 and {rank - 1} (or -1 and {1 - rank})"
+            )
+            if rank == 2:
+                axes_of_rank = "axis 1 (or -1)"
             raise invalid(
                 "shared_axes",
-                f"axes between 1 and {rank - 1} (or -1 and {1 - rank}) for an "
-                f"input of shape {tuple(input_shape)}",
+                f"{axes_of_rank} for an input of shape {tuple(input_shape)}",
                 shared_axes,
             )
         if resolved in axes:

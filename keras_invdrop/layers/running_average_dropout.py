@@ -93,7 +93,7 @@ class RunningAverageDropout(ShiftedDropout):
 
     def set_shift(self, value: Any) -> None:
         self.check_built("set_shift")
-        self.average.assign(-value)
+        self.average.assign(ops.negative(value))
 
     def build(self, input_shape):
         super().build(input_shape)

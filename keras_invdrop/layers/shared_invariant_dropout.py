@@ -77,7 +77,7 @@ class SharedInvariantDropout(InvariantDropout):
         for argument in {"shared_axes", "noise_shape"} & set(kwargs):
             raise ValueError(
                 f"Unrecognized argument `{argument}`: "
-                f"`{type(self).__name__}` chooses it by itself. Take "
+                f"`{type(self).__name__}` sets it itself. Use "
                 "`InvariantDropout` to choose it. "
                 f"Received: {argument}={kwargs[argument]!r}"
             )
@@ -98,10 +98,11 @@ class SharedInvariantDropout(InvariantDropout):
         """The axes of space and time: all but batch and channels."""
         rank = len(input_shape)
         if rank not in (3, 4, 5):
+            flat = " For `(batch, features)` use `InvariantDropout`."
             raise ValueError(
                 f"Invalid input shape received by layer '{self.name}'. "
                 "Expected an input of rank 3, 4 or 5, with one, two or three "
-                "axes of space and time. "
+                "axes of space and time." + flat * (rank == 2) + " "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         channels = channel_axis(self.data_format, rank)

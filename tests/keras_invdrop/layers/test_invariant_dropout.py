@@ -420,7 +420,7 @@ class InvariantDropoutTest(testing.TestCase):
         x = rng.normal(size=(40, 6, 5)).astype("float32")
         layer = layer_type(0.25, seed=1, **options)
         layer.build(x.shape)
-        layer.set_shift(rng.normal(3, 1, size=shape))
+        layer.set_shift(rng.normal(3, 1, size=shape).tolist())
         self.assertIsInstance(layer.level, np.ndarray)
         self.assertEqual(layer.level.shape, shape)
         # In training, the next layer receives the same as at inference on
@@ -487,17 +487,20 @@ class InvariantDropoutTest(testing.TestCase):
             InvariantDropout(0.5, shared_axes=shared_axes)
 
     @parameterized.parameters(
-        ([3], "axes between 1 and 2"),
-        ([-3], "axes between 1 and 2"),
-        ([-4], "axes between 1 and 2"),
-        ([1, -2], "distinct axes"),
+        ([3], "axes between 1 and 2", (None, 4, 5)),
+        ([-3], "axes between 1 and 2", (None, 4, 5)),
+        ([-4], "axes between 1 and 2", (None, 4, 5)),
+        ([2], "axis 1 .or -1. for", (None, 4)),
+        ([1, -2], "distinct axes", (None, 4, 5)),
     )
-    def test_shared_axes_that_the_input_has_not(self, shared_axes, expected):
+    def test_shared_axes_that_the_input_has_not(
+        self, shared_axes, expected, input_shape
+    ):
         layer = InvariantDropout(0.5, shared_axes=shared_axes)
         with self.assertRaisesRegex(
             ValueError, f"`shared_axes`. Expected {expected}"
         ):
-            layer.build((None, 4, 5))
+            layer.build(input_shape)
 
     def test_variable_length_without_sharing(self):
         layer = InvariantDropout(0.5, name="drop")

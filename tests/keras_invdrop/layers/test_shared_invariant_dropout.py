@@ -105,11 +105,11 @@ class SharedInvariantDropoutTest(testing.TestCase):
         again.build((None, 3, 4, 5))
         self.assertEqual(again.beta.shape, (3, 1, 1))
 
-    def test_what_it_chooses_cannot_be_given(self):
+    def test_axes_cannot_be_given(self):
         for argument in ({"noise_shape": (None, 1, 1)}, {"shared_axes": [1]}):
             (name,) = argument
             with self.assertRaisesRegex(
-                ValueError, f"`{name}`: `SharedInvariantDropout` chooses it"
+                ValueError, f"`{name}`: `SharedInvariantDropout` sets it"
             ):
                 SharedInvariantDropout(0.5, **argument)
 
@@ -123,6 +123,8 @@ class SharedInvariantDropoutTest(testing.TestCase):
         for shape in ((4, 3), (1, 1, 1, 1, 1, 3)):
             with self.assertRaisesRegex(ValueError, "rank 3, 4 or 5"):
                 SharedInvariantDropout(0.5)(np.ones(shape))
+        with self.assertRaisesRegex(ValueError, "use `InvariantDropout`"):
+            SharedInvariantDropout(0.5)(np.ones((4, 3)))
         with self.assertRaisesRegex(ValueError, "axis 3 is None"):
             SharedInvariantDropout(0.5, "channels_last").build(
                 (None, 4, 4, None)
