@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -217,11 +218,14 @@ def tune(
 def _best(journal: Path, settings: Sequence[str], number: int) -> list[Any]:
     """The settings of the best trials of a search, best first."""
     name = journal.stem.removeprefix("trials-")
-    if not (journal.is_file() and name.endswith("-".join(["", *settings]))):
+    searched = "-".join(settings)
+    # After the digest the name lists the settings, all of them.
+    ending = rf"-[0-9a-f]{{8}}-{re.escape(searched)}"
+    if not (journal.is_file() and re.search(f"{ending}$", name)):
         raise invalid(
             "--start-from",
             f"the journal of a search for {','.join(settings)}, "
-            f"trials-*-{'-'.join(settings)}.log",
+            f"trials-*-{searched}.log",
             str(journal),
         )
     optuna = _optuna()

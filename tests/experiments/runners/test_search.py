@@ -186,19 +186,23 @@ def test_a_search_starts_from_the_best_of_another(
     assert study.trials[2].params == short.trials[0].params
 
 
-@pytest.mark.parametrize("name", ["absent-learning_rate.log", "trials-a.log"])
-def test_the_other_search_must_be_for_the_same_settings(
-    trainings, tmp_path, name
-):
-    (tmp_path / "trials-a.log").touch()
-    with pytest.raises(ValueError, match=r"`--start-from`.*learning_rate.log"):
-        tuning.tune(
-            trainings,
-            ["learning_rate"],
-            1,
-            tmp_path,
-            start_from=tmp_path / name,
-        )
+def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
+    row = "trials-table2-original-standard-0a1b2c3d"
+    others = [
+        tmp_path / f"{row}-beta_decay.log",
+        # More settings, of which the last are the searched ones.
+        tmp_path / f"{row}-max_norm-learning_rate.log",
+    ]
+    for other in others:
+        other.touch()
+    absent = tmp_path / f"{row}-learning_rate.log"
+    for other in (*others, absent):
+        with pytest.raises(
+            ValueError, match=r"`--start-from`.*\*-learning_rate.log"
+        ):
+            tuning.tune(
+                trainings, ["learning_rate"], 1, tmp_path, start_from=other
+            )
 
 
 def test_a_trial_that_was_stopped_does_not_count(
