@@ -18,7 +18,7 @@ from keras_invdrop.applications.recipes import Recipe
 
 from keras_invdrop._files import replacing
 
-from ..paper.tables import rows
+from ..paper.tables import ROWS
 
 # Version of the file format. Each new setting of `Recipe` raises the version
 # and needs an entry in `BEFORE`.
@@ -186,7 +186,10 @@ def read_result(path: Path) -> Result:
                 f"package, which writes {FORMAT}"
             )
         result = Result(**content)
-        rows(result.row)
+        if result.row not in ROWS:
+            raise ValueError(
+                f"its row, {result.row!r}, is not in the paper's tables"
+            )
         recipe = BEFORE | result.recipe if version == 1 else result.recipe
         Recipe(**recipe)
         unsaid = {each.name for each in fields(Recipe)} - set(recipe)

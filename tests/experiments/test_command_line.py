@@ -568,7 +568,7 @@ def test_report(command, tmp_path, result):
         "Its summary is in README.md",
     ]
     row = (
-        "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | digits, "
+        "| `table2/inverted/invariant` | *0.94* | 5.00 | 1 | mnist, "
         "4,000 examples, 3 epochs, jax | 1 |"
     )
     assert row in (tmp_path / "runs" / "report.md").read_text()
@@ -577,6 +577,12 @@ def test_report(command, tmp_path, result):
     process = command("report", "elsewhere")
     assert process.returncode == 1
     assert "There are no results in elsewhere/" in process.stderr
+    # The beginning of several rows is not a row.
+    several = dataclasses.replace(result, row="table2")
+    write_result(tmp_path / "runs" / "one.json", several)
+    process = command("report", "runs")
+    assert process.returncode == 1
+    assert "one.json is not a result: its row, 'table2'" in process.stderr
 
 
 @pytest.mark.one_backend
