@@ -5,7 +5,9 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers import schedules
 
+from keras_invdrop._checks import StrictConfig
 from keras_invdrop._checks import check_fraction
 from keras_invdrop._checks import check_not_negative
 from keras_invdrop._checks import check_positive_integer
@@ -13,7 +15,7 @@ from keras_invdrop._checks import invalid
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+class WarmUp(StrictConfig, schedules.LearningRateSchedule):
     """A learning rate schedule with a linear warm-up.
 
     At step `t`, counted from 0, the learning rate is
@@ -23,6 +25,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         schedule: The learning rate schedule.
         steps: Positive integer. Number of warm-up steps.
 
+    Raises:
+        ValueError: If an argument is invalid.
+
     Example:
 
     >>> decay = keras.optimizers.schedules.ExponentialDecay(0.1, 100, 1.0)
@@ -31,11 +36,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
     """
 
-    def __init__(
-        self,
-        schedule: keras.optimizers.schedules.LearningRateSchedule,
-        steps: int,
-    ):
+    def __init__(self, schedule: schedules.LearningRateSchedule, steps: int):
+        if not isinstance(schedule, schedules.LearningRateSchedule):
+            raise invalid("schedule", "a learning rate schedule", schedule)
         self.schedule = schedule
         self.steps = check_positive_integer("steps", steps)
 
@@ -45,13 +48,15 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return rate * ops.minimum(done, 1.0)
 
     def get_config(self):
-        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        schedule = schedules.serialize(self.schedule)
         return {"schedule": schedule, "steps": self.steps}
 
     @classmethod
     def from_config(cls, config):
-        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
-        return cls(schedule, config["steps"])
+        if isinstance(config.get("schedule"), dict):
+            schedule = schedules.deserialize(config["schedule"])
+            config = {**config, "schedule": schedule}
+        return super().from_config(config)
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")

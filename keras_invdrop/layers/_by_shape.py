@@ -2,11 +2,13 @@ from collections.abc import Sequence
 
 import keras
 
+from .._checks import StrictConfig
+from .._checks import invalid
 from .invariant_dropout import InvariantDropout
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
-class DropoutByShape(keras.Layer):
+class DropoutByShape(StrictConfig, keras.Layer):
     """Invariant dropout with a beta for each shape of its input.
 
     `invariantize` replaces a dropout layer that is called on different numbers
@@ -19,6 +21,12 @@ class DropoutByShape(keras.Layer):
 
     def __init__(self, parts: Sequence[InvariantDropout | dict], **kwargs):
         super().__init__(**kwargs)
+        kinds = InvariantDropout, dict
+        if not isinstance(parts, (list, tuple)) or not all(
+            isinstance(x, kinds) for x in parts
+        ):
+            expected = "a list of `InvariantDropout`, or of their configs"
+            raise invalid("parts", expected, parts)
         self.parts = [
             x
             if isinstance(x, InvariantDropout)

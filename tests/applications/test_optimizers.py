@@ -163,8 +163,24 @@ def test_the_learning_rate_rises_first():
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.get_config() == optimizer.get_config()
     assert float(again.learning_rate) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="`steps`. Expected a positive"):
-        WarmUp(falling, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "`steps`. Expected a positive integer"),
+        ({"steps": None}, "`WarmUp`: .*missing.*'steps'"),
+        ({"schedule": None}, "`WarmUp`: .*missing.*'schedule'"),
+        ({"schedule": 0.1}, "`schedule`. Expected a learning rate schedule"),
+        ({"surprise": 1}, "`WarmUp`: .*surprise"),
+    ],
+)
+def test_an_altered_config_of_a_warm_up_is_refused(changes, message):
+    falling = keras.optimizers.schedules.PolynomialDecay(0.8, 8, 0.0)
+    config = {**WarmUp(falling, 4).get_config(), **changes}
+    config = {k: value for k, value in config.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        WarmUp.from_config(config)
 
 
 def test_a_factor_for_no_layer():
