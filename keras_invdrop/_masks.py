@@ -1,8 +1,9 @@
-"""Dropout masks and their scale. The only file that may name a backend.
+"""Dropout masks and their scale, computed by a backend's own functions.
 
-`Backend` holds the computations that all backends share. Its subclass for each
-backend draws the random numbers and overrides the computations that run faster
-there in another way. The functions at the end belong to the present backend.
+No other file of the library computes with them. `Backend` holds what all
+backends compute alike. Its subclass for each backend draws the random numbers
+and overrides the computations that run faster there in another way. The
+functions at the end belong to the present backend.
 """
 
 import contextlib

@@ -36,10 +36,10 @@ class ExactResume(Reseed):
     On JAX and PyTorch `model.fit` also takes arrays with `shuffle=True`. On
     TensorFlow Keras shuffles arrays with a generator whose state cannot be
     set: pass `resume.shuffled(x, y, batch_size)` and `shuffle=False` to
-        `model.fit`, as in the example, which works on every backend. The
-        batches of any other data set must not depend on how much of it was read
-        before. Do not pass `steps_per_epoch` with arrays: each epoch would then
-        start where the previous one ended.
+    `model.fit`, as in the example, which works on every backend. The batches of
+    any other data set must not depend on how much of it was read before. Do not
+    pass `steps_per_epoch` with arrays: each epoch would then start where the
+    previous one ended.
 
     Args:
         filepath: Path of the file, `.npz`.
