@@ -10,34 +10,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextlib import suppress
-
-# Called before an interrupted command ends; each may return a message.
-_endings: list[Callable[[], str | None]] = []
-
-
-@contextmanager
-def when_interrupted(ending: Callable[[], str | None]) -> Iterator[None]:
-    """Calls `ending` if the command is interrupted inside the block.
-
-    Args:
-        ending: Function to call in another thread, the most recent one first.
-            It may return text to add to the message for the user.
-    """
-    _endings.append(ending)
-    try:
-        yield
-    finally:
-        _endings.remove(ending)
 
 
 def _end() -> None:
     """Prints that the command was interrupted, and ends the process."""
     said = ["interrupted"]
-    for ending in reversed(_endings):
+    # Absent until the package is imported, which this thread must not do.
+    package = sys.modules.get("keras_invdrop._interruptions")
+    for ending in reversed(getattr(package, "endings", [])):
         with suppress(Exception):  # Errors must not keep the process alive.
             said += filter(None, [ending()])
     text = f"keras-invdrop: {'; '.join(said)}\n"

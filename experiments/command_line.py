@@ -18,7 +18,7 @@ from keras_invdrop.applications.recipes import Recipe
 import keras_invdrop
 from keras_invdrop._checks import check_choice
 from keras_invdrop._checks import invalid
-from keras_invdrop_command import when_interrupted
+from keras_invdrop._interruptions import when_interrupted
 
 from .data.splicing import generate_splicing as generated
 from .data.splicing import save_splicing

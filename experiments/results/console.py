@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from keras_invdrop_command import when_interrupted
+from keras_invdrop._interruptions import when_interrupted
 
 from ..paper.tables import ROWS
 from .measurements import METHOD_NAMES

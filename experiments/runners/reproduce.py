@@ -16,7 +16,7 @@ from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import for_layers
 
 from keras_invdrop._checks import invalid
-from keras_invdrop_command import when_interrupted
+from keras_invdrop._interruptions import when_interrupted
 
 from ..paper.tables import rows
 from ..results.console import ProgressTable
