@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import Any
 from typing import NamedTuple
 
@@ -145,10 +146,9 @@ def dropout_sites(model: keras.Model, x: Any = None) -> list[DropoutSite]:
     for (path, layer, _), calls in _observed(model, x).items():
         site = next((s for s in left.values() if s.layer is layer), None)
         if site is None:
-            is_attention = adds_up(calls[0].values)
-            site = DropoutSite(layer, path, adds_up=is_attention)
+            site = DropoutSite(layer, path)
         left.pop(id(site), None)
-        sites.append(site)
+        sites.append(replace(site, adds_up=adds_up(calls[0].values)))
     return sites
 
 

@@ -13,6 +13,7 @@ from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import invalid
 from .._keras import graph_of
+from .._keras import layers_in
 from ..arguments import Constraint
 from ..arguments import DataFormat
 from ..arguments import Filters
@@ -26,6 +27,7 @@ from ._copies import recompile
 from ._dropout_sites import SPATIAL_DROPOUT
 from ._graph import calls
 from ._graph import check_model
+from ._places import Place
 from ._places import observe
 from ._places import path_filter
 from ._places import places
@@ -91,13 +93,13 @@ def invariantize(
     draws itself (in LSTM, GRU and ConvLSTM, and in a `call` that uses
     `keras.random.dropout`), subclasses of `Dropout` that override `call`,
     `AlphaDropout`, `GaussianDropout` and layers that drop whole paths. The
-    dropout of attention scores inside a layer also remains unless `attention`
-    is true, because scores add up to 1 and shifted scores do not. A layer that
-    is called on different numbers of features gets a beta for each number.
+    dropout of attention scores also remains unless `attention` is true, because
+    scores add up to 1 and shifted scores do not. A layer that is called on
+    different numbers of features gets a beta for each number.
 
-    To find dropout inside layers, the function calls the model in training
-    mode, without changing its variables: once, or, with `shared="none"` and
-    random numbers as its input, for two lengths.
+    To find dropout inside layers, and attention scores, the function calls the
+    model in training mode, without changing its variables: once, or, with
+    `shared="none"` and random numbers as its input, for two lengths.
 
     Args:
         model: A model that has been built, which may contain other models.
@@ -253,21 +255,61 @@ def _copied(model):
 
 
 def _find_shapes(model, chosen, inputs, shared):
-    """Finds the input shape of each place: in the graph, or by a call."""
-    by_id = {id(place.layer): place for place in chosen}
-    if (graph := graph_of(model)) is not None:
-        for layer, tensors in calls(graph):
-            if id(layer) in by_id:
-                by_id[id(layer)].shapes.append(tuple(tensors[0].shape))
+    """Finds the input shapes of each place: in the graph, and by a call."""
+    in_graph, of_layers = _shapes_in_graph(model, chosen)
+    dropping = [x for x in chosen if not x.obstacle and x.rate]
     inside = [
         place
-        for place in chosen
-        if not (place.shapes or place.obstacle) and place.rate
+        for place in dropping
+        if place not in in_graph or id(place.layer) in of_layers
     ]
-    if inside:
-        observe(model, inside, inputs, size=4)
-        if shared == "none" and inputs is None:
-            _find_variable_axes(model, inside)
+    # The graph does not say whether activities are attention scores.
+    sequences = [
+        place
+        for place in dropping
+        if place not in inside and max(map(len, in_graph[place])) > 2
+    ]
+    if inside or sequences:
+        try:
+            observe(model, [*inside, *sequences], inputs, size=4)
+        except ValueError:
+            if inside:
+                raise
+    if inside and shared == "none" and inputs is None:
+        _find_variable_axes(model, inside)
+    for place, shapes in in_graph.items():
+        others = [
+            x for x in place.shapes if not any(_fits(x, y) for y in shapes)
+        ]
+        place.shapes = [*shapes, *others]
+
+
+def _shapes_in_graph(model, chosen):
+    """The input shapes in the graph, and the layers inside layers of it.
+
+    Returns:
+        A dict from places to lists of shapes, and a set of ids.
+    """
+    by_id = {id(place.layer): place for place in chosen}
+    shapes: dict[Place, list] = {}
+    of_layers: set[int] = set()
+    graph = graph_of(model)
+    for layer, tensors in calls(graph) if graph is not None else ():
+        if id(layer) in by_id:
+            place = by_id[id(layer)]
+            shapes.setdefault(place, []).append(tuple(tensors[0].shape))
+        elif isinstance(layer, keras.Layer):
+            inner = layers_in(layer, include_self=False)
+            of_layers |= {id(part) for part in inner}
+    return shapes, of_layers
+
+
+def _fits(shape, symbolic):
+    """Whether a symbolic shape, with None for any size, includes a shape."""
+    return len(shape) == len(symbolic) and all(
+        size in (None, found)
+        for found, size in zip(shape, symbolic, strict=True)
+    )
 
 
 def _find_variable_axes(model, inside):
@@ -307,7 +349,7 @@ def _beta(place, shared_axes, attention):
     if not place.shapes:
         return None, "not called" if place.rate else "its rate is 0"
     if place.adds_up and not attention:
-        return None, "drops attention scores (`attention=True` converts it)"
+        return None, ADDS_UP
     if len(ranks := {len(shape) for shape in place.shapes}) > 1:
         return None, f"called on inputs of ranks {sorted(ranks)}"
     betas = _by_beta(place, shared_axes)
@@ -328,6 +370,10 @@ def _by_beta(place, shared_axes):
 
 
 LEFT_OUT = "left out by `layers` or `filters`"
+ADDS_UP = (
+    "its input adds up to 1, as attention scores do (`attention=True` converts "
+    "it)"
+)
 
 
 def _warn(report):

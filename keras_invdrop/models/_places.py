@@ -302,7 +302,7 @@ def _noting(layer, note):
 def observe(
     model: keras.Model, found: list[Place], inputs: Any, size: int
 ) -> None:
-    """Records the input shapes of places inside layers.
+    """Records the input shapes of places, and which inputs add up to 1.
 
     Calls the model once in training mode, without changing variables.
 

@@ -245,7 +245,8 @@ def test_dropout_inside_layers_is_converted(name, tmp_path):
     assert set(beta_shapes) <= {row.beta for row in done}
     assert len(betas(new)) == len(done) + (name == "twice")
     assert {row.reason for row in report if row.beta is None} <= {
-        "drops attention scores (`attention=True` converts it)"
+        "its input adds up to 1, as attention scores do (`attention=True` "
+        "converts it)"
     }
     # JAX compiles the loop over a cell, which changes the order of the sums and
     # so their rounding. Keras cannot draw masks in such a loop.

@@ -424,6 +424,37 @@ def test_dropout_inside_attention_is_named():
         invariantize(model)
 
 
+def attention(length):
+    """Attention made of layers of the graph, with dropout of its scores."""
+    inputs = keras.Input((length, 6))
+    scores = layers.Dot((2, 2))([inputs, inputs])
+    scores = layers.Dropout(0.5, name="drop")(layers.Softmax()(scores))
+    return keras.Model(inputs, layers.Dot((2, 1))([scores, inputs]))
+
+
+@pytest.mark.parametrize("length", [4, None])
+def test_attention_scores_in_the_graph(length):
+    model = attention(length)
+    with pytest.warns(UserWarning, match="'drop': its input adds up to 1"):
+        assert invariantize(model) is model
+    new = invariantize(model, attention=True)
+    (drop,) = by_class(new, InvariantDropout)
+    assert tuple(drop.beta.shape) == (1, 1)
+    assert_same_predictions(model, new, random(2, 4, 6))
+
+
+def test_a_graph_that_cannot_be_called_on_random_numbers_is_converted():
+    class Picky(layers.Layer):
+        def call(self, x):
+            if x.shape[1] == 4:
+                raise RuntimeError("four timesteps")
+            return x
+
+    model = sequential(Picky(), layers.Dropout(0.5), shape=(None, 6))
+    (drop,) = by_class(invariantize(model), InvariantDropout)
+    assert tuple(drop.beta.shape) == (1, 6)
+
+
 def test_nothing_is_warned_of_where_nothing_is_hidden(recwarn):
     inputs = keras.Input((4, 6))
     x = layers.Dropout(0.5)(inputs)
@@ -467,6 +498,24 @@ def test_a_beta_for_each_number_of_features():
     drops = by_class(new, InvariantDropout)
     assert sorted(tuple(x.beta.shape) for x in drops) == [(3,), (4,)]
     assert_same_predictions(model, new, [random(2, 3), random(2, 4)])
+
+
+class Holder(layers.Layer):
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+        self.dense = layers.Dense(5)
+
+    def call(self, x):
+        return self.drop(self.dense(x))
+
+
+def test_a_layer_in_the_graph_and_inside_another():
+    drop = layers.Dropout(0.5, name="drop")
+    model = sequential(drop, Holder(drop), shape=(None, 3))
+    new, (row,) = invariantize(model, return_report=True)
+    assert row.beta == ((1, 3), (1, 5))
+    assert_same_predictions(model, new, random(2, 4, 3))
 
 
 def test_inputs_that_cannot_share_a_beta():

@@ -458,3 +458,14 @@ def test_other_batch_normalisation_takes_its_moving_statistics(why):
     (row,) = variance_report(model, x)
     expected = 0.2 / 0.8 * ((arrives - mean + 1) ** 2).mean()
     assert row.at_zero == pytest.approx(expected, rel=1e-3)
+
+
+def test_attention_scores_in_the_graph_have_one_mean_per_head():
+    inputs = keras.Input((2, 4, 4))
+    scores = layers.Dropout(0.5)(layers.Softmax()(inputs))
+    model = keras.Model(inputs, scores)
+    x = np.random.default_rng(0).normal(size=(8, 2, 4, 4))
+    (row,) = variance_report(model, x)
+    # The mean of four numbers that add up to 1.
+    y = np.exp(x) / np.exp(x).sum(-1, keepdims=True) - 0.25
+    assert row.at_best == pytest.approx(np.mean(y**2), rel=1e-4)
