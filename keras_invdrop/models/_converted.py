@@ -8,8 +8,10 @@ import keras
 
 from .._keras import become
 from .._keras import build_by_call
+from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import list_again_for_pytorch
+from .._keras import operations
 from ..layers._by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
@@ -24,7 +26,8 @@ class Converted:
     """Mixed into the class of a layer in which dropout was converted.
 
     The original config creates a layer with Keras' own dropout. This config
-    also contains the converted layers inside, by their numbers.
+    also contains the converted layers inside, by their numbers among the
+    dropout layers inside.
     """
 
     original: type
@@ -38,36 +41,39 @@ class Converted:
         finally:
             self.__class__ = converted
         layer.pop("compile_config", None)
+        dropout = _dropout_in(self)
         return {
             "layer": layer,
             "dropout": {
-                number: {
+                str(number): {
                     "class_name": type(part).__name__,
                     "config": part.get_config(),
                     "build_config": part.get_build_config(),
                 }
-                for number, part in _numbered(self).items()
+                for number, part in enumerate(dropout)
                 if type(part) in KINDS
             },
+            "dropout_layers": len(dropout),
         }
 
     @classmethod
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config["layer"])
-        if not set(config["dropout"]) <= set(_numbered(layer)):
+        if len(_dropout_in(layer)) < config["dropout_layers"]:
             # The layer creates some of its inner layers when called.
             build_by_call(layer)
-        parts = _numbered(layer)
+        dropout = dict(enumerate(_dropout_in(layer)))
         new = {}
         for number, made in config["dropout"].items():
-            old = parts.get(number)
+            old = dropout.get(int(number))
             if isinstance(old, KINDS):
                 continue  # created by a config inside this one
-            if not isinstance(old, keras.layers.Dropout):
+            if old is None:
                 raise ValueError(
                     f"Layer '{layer.name}', a `{type(layer).__name__}`, was "
                     "saved with converted dropout inside it. It cannot be "
-                    "loaded, since its class now makes other layers."
+                    "loaded, since its class, or another backend or version, "
+                    "now makes other layers."
                 )
             (kind,) = (x for x in KINDS if x.__name__ == made["class_name"])
             shape = made["build_config"]["input_shape"]
@@ -76,17 +82,25 @@ class Converted:
         return layer
 
 
-def _numbered(layer, number="", around=()):
-    """Dict from numbers, such as "0/2", to the layers inside a layer."""
-    found = {}
-    parts = layers_in(layer, include_self=False, recursive=False)
-    # A Sequential gets its input layer when it is called.
-    parts = [x for x in parts if not isinstance(x, keras.layers.InputLayer)]
-    for i, part in enumerate(parts):
-        if part not in around:
-            found[f"{number}{i}"] = part
-            if not isinstance(part, DropoutByShape):
-                found |= _numbered(part, f"{number}{i}/", (*around, part))
+def _dropout_in(layer, seen=None):
+    """The dropout layers inside a layer, in the same order on all backends.
+
+    On PyTorch, KerasHub does not list attributes that were set before the
+    graph, so the layers of the graph come first.
+    """
+    seen = {id(layer)} if seen is None else seen
+    graph = graph_of(layer)
+    parts = [] if graph is None else operations(graph)
+    parts = [*parts, *layers_in(layer, include_self=False, recursive=False)]
+    found = []
+    for part in parts:
+        if id(part) in seen or not isinstance(part, keras.Layer):
+            continue
+        seen.add(id(part))
+        if isinstance(part, (*KINDS, keras.layers.Dropout)):
+            found.append(part)
+        else:
+            found += _dropout_in(part, seen)
     return found
 
 

@@ -114,8 +114,12 @@ class Subclassed(keras.Model):
 class Backbone(keras.Model):
     """Of a graph, with layers as attributes, as KerasHub writes them."""
 
+    # As in KerasHub: PyTorch lists no layers before the graph is made.
+    lists_early = keras.backend.backend() != "torch"
+
     def __init__(self, units=8, **kwargs):
         block, drop = TransformerBlock(units), layers.Dropout(0.2)
+        self.preprocessor = layers.Rescaling(1.0)  # not in the graph
         self.norm = layers.LayerNormalization()
         self.inside = block.dense
         self.block, self.drop = block, drop
@@ -125,11 +129,10 @@ class Backbone(keras.Model):
         super().__init__(inputs, outputs, **kwargs)
 
     def __setattr__(self, name, value):
-        # As in KerasHub: PyTorch lists no layers before the graph is made.
-        if keras.backend.backend() == "torch" and not hasattr(self, "_layers"):
-            object.__setattr__(self, name, value)
-        else:
+        if self.lists_early or hasattr(self, "_layers"):
             super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     def get_config(self):
         return {"units": self.units, "name": self.name}
@@ -259,6 +262,47 @@ def test_dropout_inside_layers_is_converted(name, tmp_path):
         rtol=1e-6 if compiled else 0.0,
         trains=not compiled,
     )
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("lists_early", [True, False])
+def test_a_file_is_read_where_layers_are_listed_in_another_order(
+    lists_early, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Backbone, "lists_early", lists_early)
+    new = invariantize(Backbone())
+    for i, beta in enumerate(betas(new)):
+        beta.assign(random(*beta.shape, seed=i))
+    new.save(tmp_path / "new.keras")
+    x = random(4, 6, 8)
+    expected = predicted(new, x)
+    monkeypatch.setattr(Backbone, "lists_early", not lists_early)
+    loaded = keras.models.load_model(tmp_path / "new.keras")
+    np.testing.assert_array_equal(predicted(loaded, x), expected)
+
+
+@registered
+class Shrinking(layers.Layer):
+    """Has fewer dropout layers after a change of its class."""
+
+    count = 2
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drops = [layers.Dropout(0.5) for _ in range(self.count)]
+
+    def call(self, x):
+        for drop in self.drops:
+            x = drop(x)
+        return x
+
+
+def test_a_class_that_has_changed_is_named(tmp_path, monkeypatch):
+    new = invariantize(graph(Shrinking(name="it"), shape=(3,)))
+    new.save(tmp_path / "new.keras")
+    monkeypatch.setattr(Shrinking, "count", 1)
+    with pytest.raises(ValueError, match="'it', a.*another backend or version"):
+        keras.models.load_model(tmp_path / "new.keras")
 
 
 def test_a_cell_that_drops_trains_if_it_is_unrolled():
