@@ -94,16 +94,16 @@ def called() -> str:
     return f"KERAS_BACKEND={backend} {arguments}"
 
 
-def seeds_of(text: str) -> list[int]:
-    """The seeds that `"0-2,7"` stands for: 0, 1, 2 and 7."""
-    seeds: list[int] = []
+def numbers_of(argument: str, text: str) -> list[int]:
+    """The numbers that `"0-2,7"` stands for: 0, 1, 2 and 7."""
+    numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (found[1], found[2] or found[1]) if found else (1, 0)
         if int(first) > int(last):
-            raise invalid("--seeds", "seeds such as 0-4 or 0,2,7", text)
-        seeds += range(int(first), int(last) + 1)
-    return list(dict.fromkeys(seeds))
+            raise invalid(argument, "numbers such as 0-4 or 0,2,7", text)
+        numbers += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(numbers))
 
 
 @app.command()
@@ -188,7 +188,7 @@ def reproduce(
     """
     place = taken(Place, given)
     trials = trials_of(
-        row, seeds_of(seeds), calibrate, command=called(), **given
+        row, numbers_of("--seeds", seeds), calibrate, command=called(), **given
     )
     train_rows(trials, out, place)
 
@@ -233,6 +233,14 @@ def tune(
             show_default="none",
         ),
     ] = None,
+    start_trials: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of the trials of --start-from to try in place of its "
+            "best ones, such as 3,0.",
+            show_default="the best",
+        ),
+    ] = "",
     calibrate: Calibrate = False,
     out: Out = Path("runs/tune"),
 ):
@@ -284,6 +292,7 @@ def tune(
             client,
             table.epoch,
             start_from,
+            numbers_of("--start-trials", start_trials) if start_trials else (),
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial finished; the settings diverge")

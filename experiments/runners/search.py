@@ -150,6 +150,7 @@ def tune(
     client: Any = None,
     on_epoch: Tell = lambda title, done, validation: None,
     start_from: Path | None = None,
+    start_trials: Sequence[int] = (),
 ) -> Any:
     """Searches settings for one or several trainings, with Optuna.
 
@@ -175,12 +176,15 @@ def tune(
         start_from: Journal of another search for the same settings, such as one
             of fewer epochs. The search first tries the best of its completed
             trials, best first.
+        start_trials: Numbers of the trials of `start_from` to try first, in
+            place of the best.
 
     Returns:
         The study (`optuna.Study`).
 
     Raises:
-        ValueError: If `start_from` is not the journal of such a search.
+        ValueError: If `start_from` is not the journal of such a search, or
+            has no completed trials with these numbers.
     """
     optuna = _optuna()
     for training in trainings:
@@ -190,7 +194,11 @@ def tune(
     name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
     journal = directory / f"trials-{name}.log"
-    first = _best(start_from, settings, trials) if start_from else []
+    first = []
+    if start_trials and not start_from:
+        raise invalid("--start-trials", "--start-from with it", start_trials)
+    if start_from:
+        first = _first_trials(start_from, settings, start_trials, trials)
     study = optuna.create_study(
         study_name=name,
         storage=_storage(journal),
@@ -215,8 +223,10 @@ def tune(
     return study
 
 
-def _best(journal: Path, settings: Sequence[str], number: int) -> list[Any]:
-    """The settings of the best trials of a search, best first."""
+def _first_trials(
+    journal: Path, settings: Sequence[str], numbers: Sequence[int], most: int
+) -> list[Any]:
+    """The settings of trials of a search: the numbered or the best ones."""
     name = journal.stem.removeprefix("trials-")
     searched = "-".join(settings)
     # After the digest the name lists the settings, all of them.
@@ -235,7 +245,15 @@ def _best(journal: Path, settings: Sequence[str], number: int) -> list[Any]:
         key=lambda trial: trial.value,
         reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE,
     )
-    return [trial.params for trial in best[:number]]
+    params = {trial.number: trial.params for trial in best}
+    if not set(numbers) <= set(params):
+        raise invalid(
+            "--start-trials",
+            "numbers of completed trials, of "
+            + ", ".join(map(str, sorted(params))),
+            ",".join(map(str, numbers)),
+        )
+    return [params[number] for number in (numbers or params)][:most]
 
 
 def _storage(journal: Path) -> Any:

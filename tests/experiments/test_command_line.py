@@ -391,7 +391,7 @@ def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
         (("train", "table5/1", "--data", "file"), "ends in .csv or .npz"),
         (("train", DIGITS, "--workers", "2"), "No such option: --workers"),
         (("reproduce", DIGITS, "--workers", "0"), "'--workers'"),
-        (("reproduce", DIGITS, "--seeds", "0-"), "`--seeds`. Expected seeds"),
+        (("reproduce", DIGITS, "--seeds", "0-"), "`--seeds`. Expected numbers"),
         (("tune", DIGITS, "--out", "file"), "'--out'"),
         (("tune", DIGITS, "--out", "file/in"), "file/in is not writable: "),
         (
@@ -591,14 +591,14 @@ def test_report(command, tmp_path, result):
     [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("2, 0-2", [2, 0, 1])],
 )
 def test_seeds(text, seeds):
-    assert command_line.seeds_of(text) == seeds
+    assert command_line.numbers_of("--seeds", text) == seeds
 
 
 @pytest.mark.one_backend
 @pytest.mark.parametrize("text", ["", "3-1", "a", "1,,2", "-1"])
 def test_what_are_no_seeds(text):
-    with pytest.raises(ValueError, match="`--seeds`. Expected seeds such as"):
-        command_line.seeds_of(text)
+    with pytest.raises(ValueError, match="`--seeds`. Expected numbers such"):
+        command_line.numbers_of("--seeds", text)
 
 
 @pytest.mark.one_backend

@@ -184,6 +184,20 @@ def test_a_search_starts_from_the_best_of_another(
     study = longer(3)
     assert [trial.params for trial in study.trials[:2]] == expected
     assert study.trials[2].params == short.trials[0].params
+    numbered = tuning.tune(
+        trainings[::-1], SETTINGS, 2, tmp_path, start_from=journal,
+        start_trials=[3, 0],
+    )  # fmt: skip
+    expected = [short.trials[number].params for number in (3, 0)]
+    assert [trial.params for trial in numbered.trials] == expected
+    for wrong, options in (
+        ("completed trials, of 0, 1, 2, 3", {"start_from": journal}),
+        ("--start-from with it", {}),
+    ):
+        with pytest.raises(ValueError, match=f"`--start-trials`.*{wrong}"):
+            tuning.tune(
+                trainings, SETTINGS, 2, tmp_path, start_trials=[4], **options
+            )
 
 
 def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
