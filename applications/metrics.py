@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_invdrop._checks import check_boolean
 from keras_invdrop._checks import invalid
+from keras_invdrop._keras import set_direction
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -71,8 +72,7 @@ class CodeQuality(keras.metrics.Sum):
         super().__init__(name=name, dtype=dtype)
         self.naive_guess = _check_naive_guess(naive_guess)
         self.from_logits = check_boolean("from_logits", from_logits)
-        # As in Keras' accuracies: callbacks with mode="auto" read this.
-        self._direction = "up"
+        set_direction(self, "up")
 
     def update_state(
         self, y_true: Any, y_pred: Any, sample_weight: Any = None

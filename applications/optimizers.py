@@ -12,6 +12,7 @@ from keras_invdrop._checks import check_fraction
 from keras_invdrop._checks import check_not_negative
 from keras_invdrop._checks import check_positive_integer
 from keras_invdrop._checks import invalid
+from keras_invdrop._keras import variable_index
 
 
 @keras.saving.register_keras_serializable(package="keras_invdrop")
@@ -155,7 +156,7 @@ class RampedSGD(keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         dtype = variable.dtype
-        index = self._get_variable_index(variable)
+        index = variable_index(self, variable)
         step = ops.cast(gradient, dtype) * ops.cast(learning_rate, dtype)
         step = step * self._factors[index]
         momentum = ops.cast(self.current_momentum(), dtype)

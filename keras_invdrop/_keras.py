@@ -1,9 +1,8 @@
 """Parts of Keras without a stable API that the library uses.
 
 Any release of Keras may change `keras.src` and attributes that begin with an
-underscore. No other file of the library uses them.
-`tests/keras_invdrop/test_keras.py` tests each name here, and its messages say
-what a new release has changed.
+underscore. No other file uses them. `tests/keras_invdrop/test_keras.py` tests
+each name here, and its messages say what a new release has changed.
 """
 
 import keras
@@ -226,6 +225,19 @@ def not_decayed(optimizer, variables):
         [x for x in variables if optimizer._var_key(x) in excluded],
         [pattern.pattern] if pattern else None,
     )
+
+
+def variable_index(optimizer, variable):
+    """The place of a variable in the lists that an optimizer has for them."""
+    return optimizer._get_variable_index(variable)
+
+
+def set_direction(metric, direction):
+    """Says whether a metric is better `"up"` or `"down"`.
+
+    `keras.callbacks.EarlyStopping(mode="auto")`, for example, reads it.
+    """
+    metric._direction = direction
 
 
 def initial_state(old):

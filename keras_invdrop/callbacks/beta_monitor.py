@@ -161,14 +161,10 @@ class BetaMonitor(keras.callbacks.Callback):
         self._writer: Any = None
 
     def __getstate__(self):
-        # `_sites` and `_writer` are created again on demand. On JAX reading the
-        # property `model` updates the weights of a model in training.
-        return {
-            **self.__dict__,
-            "_model": self.model,
-            "_sites": None,
-            "_writer": None,
-        }
+        # On JAX reading `model` updates the weights of a model in training.
+        _ = self.model
+        # These two are created again on demand.
+        return {**self.__dict__, "_sites": None, "_writer": None}
 
     def on_train_begin(self, logs=None):
         self._close()  # the writer of a failed training

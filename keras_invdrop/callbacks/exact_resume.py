@@ -232,7 +232,8 @@ def _state(
     """The attributes of a callback that JSON can represent."""
     state = {}
     for name, value in vars(callback).items():
-        if name not in ("params", "_model"):
+        # Every callback has the model and the parameters of the training.
+        if name not in vars(keras.callbacks.Callback()):
             arrays = list(kept)
             # Functions and data sets are not state.
             with suppress(TypeError):

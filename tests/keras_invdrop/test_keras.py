@@ -19,7 +19,12 @@ from keras import ops
 # Only located, not imported: the import itself may fail.
 PACKAGE = Path(importlib.util.find_spec("keras_invdrop").origin).parent
 ROOM = PACKAGE / "_keras.py"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [
+    path
+    for folder in ("keras_invdrop", "applications", "experiments")
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+    if path != ROOM
+]
 
 
 def imports(path):
@@ -54,26 +59,38 @@ def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize(
-    "path", [x for x in SOURCES if x != ROOM], ids=lambda path: path.stem
-)
+def own_names(tree):
+    """The names of attributes and methods that a file's classes define."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from (getattr(x, "name", None) for x in node.body)
+    set_here, read_here = (
+        {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, context)
+            and ast.unparse(node.value) == "self"
+        }
+        for context in (ast.Store, ast.Load)
+    )
+    # What a class sets and never reads, a class of Keras may read.
+    yield from set_here & read_here
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_nothing_from_inside_keras_is_used_elsewhere(path):
     found = [f"`{module}`" for module, _ in imports(path)]
     tree = ast.parse(path.read_text())
-    attributes = [x for x in ast.walk(tree) if isinstance(x, ast.Attribute)]
-    own = {x.name for x in ast.walk(tree) if isinstance(x, ast.FunctionDef)}
-    own |= {
-        x.attr
-        for x in attributes
-        if isinstance(x.ctx, ast.Store) and ast.unparse(x.value) == "self"
-    }
+    own = {*own_names(tree), "_replace"}  # of a named tuple
     found += [
         f"`{ast.unparse(x)}`"
-        for x in attributes
-        if is_private(x.attr)
-        and x.attr not in {*own, "_replace"}  # of a named tuple
-        # TorchDynamo and similar names belong to PyTorch.
-        and not ast.unparse(x).startswith("torch.")
+        for x in ast.walk(tree)
+        if isinstance(x, ast.Attribute)
+        and is_private(x.attr)
+        and x.attr not in own
+        # TorchDynamo, `os._exit` and similar names are not those of Keras.
+        and not ast.unparse(x).startswith(("torch.", "os."))
     ]
     found += [
         f"`{ast.unparse(x)}`"
@@ -393,6 +410,32 @@ def test_what_an_optimizer_does_not_decay(room, model):
     found, patterns = room.not_decayed(optimizer, [kernel, bias])
     assert found == [bias] and patterns == ["embedding"], (
         "An optimizer does not say what was excluded from its weight decay."
+    )
+
+
+def test_the_place_of_a_variable_in_an_optimizer(room, model):
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    places = [
+        room.variable_index(optimizer, variable)
+        for variable in model.trainable_variables
+    ]
+    assert places == [0, 1], (
+        "An optimizer no longer finds a variable by `_get_variable_index`, "
+        "by which `RampedSGD` finds its momentum."
+    )
+
+
+def test_the_direction_of_a_metric(room, model):
+    metric = keras.metrics.MeanSquaredError("found")
+    room.set_direction(metric, "up")
+    stopping = keras.callbacks.EarlyStopping("found")
+    model.compile(loss="mse", metrics=[metric])
+    x, y = np.ones((2, 3)), np.ones((2, 2))
+    model.fit(x, y, verbose=0, callbacks=[stopping])
+    assert stopping.monitor_op is ops.greater, (
+        "`EarlyStopping` no longer reads from `metric._direction` that more is "
+        "better, as `CodeQuality` says by it."
     )
 
 
