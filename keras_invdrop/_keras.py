@@ -228,7 +228,7 @@ def not_decayed(optimizer, variables):
 
 
 def variable_index(optimizer, variable):
-    """The place of a variable in the lists that an optimizer has for them."""
+    """The index of a variable in the lists of an optimizer."""
     return optimizer._get_variable_index(variable)
 
 

@@ -41,7 +41,7 @@ def imports(path):
 
 
 @pytest.mark.parametrize(("module", "name"), imports(ROOM))
-def test_what_is_imported_is_there(module, name):
+def test_imported_names_exist(module, name):
     try:
         found = importlib.import_module(module)
     except ImportError:
@@ -79,7 +79,7 @@ def own_names(tree):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_from_inside_keras_is_used_elsewhere(path):
+def test_other_files_use_no_private_names_of_keras(path):
     found = [f"`{module}`" for module, _ in imports(path)]
     tree = ast.parse(path.read_text())
     own = {*own_names(tree), "_replace"}  # of a named tuple
@@ -162,7 +162,7 @@ def test_a_layer_without_weights_is_built_when_it_is_made(room):
     )
 
 
-def test_a_model_that_is_being_built_can_be_told(room):
+def test_building_a_model_is_in_a_symbolic_scope(room):
     seen = []
 
     class Probe(keras.Layer):
@@ -182,7 +182,7 @@ def test_a_model_that_is_being_built_can_be_told(room):
 
 def test_the_graph_of_a_model(room, model):
     sequential = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
-    message = "A model does not keep its graph where it was kept."
+    message = "`graph_of` no longer finds the graph of a model."
     assert room.graph_of(model) is model, message
     assert room.graph_of(layers.Dense(2)) is None, message
     assert room.graph_of(keras.Sequential([layers.Dense(2)])) is None, message
@@ -194,13 +194,13 @@ def test_the_graph_of_a_model(room, model):
     )
     calls = list(room.nodes(model))
     assert [call.operation.name for call in calls[:2]] == ["given", "drop"], (
-        "The calls in a graph are not found from the input on."
+        "`nodes` no longer lists the calls in a graph from the input on."
     )
     assert calls[0].is_input and not calls[1].is_input, (
         "A call in a graph does not say whether it is an input."
     )
     assert calls[1].input_tensors == calls[1].arguments.keras_tensors, (
-        "A call in a graph does not list what it takes."
+        "A call in a graph no longer lists its inputs."
     )
     assert calls[1].outputs[0] is calls[2].input_tensors[0], (
         "The calls in a graph do not share tensors."
@@ -210,7 +210,7 @@ def test_the_graph_of_a_model(room, model):
     )
 
 
-def test_a_graph_runs_with_what_is_no_tensor(room, model):
+def test_a_graph_runs_on_objects_other_than_tensors(room, model):
     called = []
 
     def call(operation, *args, **kwargs):
@@ -219,7 +219,7 @@ def test_a_graph_runs_with_what_is_no_tensor(room, model):
 
     found = room.run_through_graph(model, ["one"], lambda x: x, call)
     assert "something" in np.ravel(found) and len(called) == 3, (
-        "A graph does not run with a function in place of its layers."
+        "A graph no longer runs with a function in place of its layers."
     )
 
 
@@ -232,21 +232,21 @@ def test_inputs_are_standardized(room, model):
         room.standardize_inputs(model, np.ones((2, 3, 4, 5)))
 
 
-def test_masks_are_kept_with_tensors(room):
+def test_tensors_carry_masks(room):
     x = layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
     mask = room.get_keras_mask(x)
     assert mask is not None and ops.convert_to_numpy(mask).tolist() == [
         [True, False]
-    ], "The mask of a tensor is not kept with it."
+    ], "A tensor no longer carries its mask."
     assert room.get_keras_mask(keras.Input((2,))) is None, (
-        "A tensor without a mask has one."
+        "`get_keras_mask` returns a mask for a tensor without one."
     )
 
 
 def test_the_layers_inside_a_layer(room):
     nested = layers.TimeDistributed(layers.TimeDistributed(layers.Dense(2)))
     assert room.layers_in(nested, False, recursive=False) == [nested.layer], (
-        "The layers that a layer itself holds are found in another way."
+        "`_flatten_layers` no longer lists the layers directly inside a layer."
     )
     layer = layers.TimeDistributed(layers.Dropout(0.5, seed=1))
     found = room.layers_in(layer)
@@ -263,7 +263,7 @@ def test_the_layers_inside_a_layer(room):
     )
 
 
-def test_masks_come_from_a_generator_that_is_seeded(room):
+def test_a_seeded_generator_determines_masks(room):
     generator = keras.random.SeedGenerator()
     room.seeded(generator)
     masks = []
@@ -290,7 +290,9 @@ def test_masks_come_from_a_generator_that_is_seeded(room):
         ("dropout", lambda x, training: keras.random.dropout(x, 0.5)),
     ],
 )
-def test_where_layers_draw(room, monkeypatch, name, layer):
+def test_layers_draw_by_the_functions_of_the_backend(
+    room, monkeypatch, name, layer
+):
     calls = []
     draw = getattr(room.random_functions, name)
 
@@ -313,10 +315,11 @@ def test_a_layer_becomes_another(room):
     kernel = new.kernel
     room.become(old, new)
     assert type(old) is layers.Dense and old.kernel is kernel, (
-        "The state of a layer is not in its attributes alone."
+        "The attributes of a layer no longer hold its whole state."
     )
     assert model(np.ones((1, 3))).shape == (1, 2), (
-        "A model refers to something else than the object of its layer."
+        "A model no longer calls the object of its layer, which `become` turns "
+        "into another layer."
     )
     assert model.trainable_weights == new.trainable_weights
 
@@ -330,11 +333,11 @@ def test_variables_are_listed_again_for_pytorch(room):
     room.list_again_for_pytorch(outer)
     if keras.backend.backend() == "torch":
         assert len([*outer.parameters()]) == 2, (
-            "PyTorch does not find variables where it did."
+            "`_track_variables` no longer registers variables with PyTorch."
         )
 
 
-def test_a_layer_makes_what_is_inside_it(room):
+def test_a_call_builds_inner_layers(room):
     class Outer(layers.Layer):
         def __init__(self):
             super().__init__()
@@ -352,22 +355,22 @@ def test_a_layer_makes_what_is_inside_it(room):
     )
 
 
-def test_what_can_be_sliced(room):
+def test_arrays_can_be_sliced(room):
     for x in (np.ones((4, 2)), [np.ones(4), np.ones(4)], {"a": np.ones(4)}):
         assert room.can_convert_arrays(x), (
-            "`can_convert_arrays` takes arrays for something else."
+            "`can_convert_arrays` rejects arrays."
         )
     assert not room.can_convert_arrays(iter([1])), (
-        "`can_convert_arrays` takes an iterator for an array."
+        "`can_convert_arrays` accepts an iterator."
     )
     array = room.convert_to_sliceable(np.arange(4.0), target_backend="numpy")
     found = array.convert_to_numpy(array[np.array([2, 0])])
     assert np.asarray(found).tolist() == [2, 0], (
-        "`convert_to_sliceable` does not pick examples by their numbers."
+        "`convert_to_sliceable` no longer selects examples by their indices."
     )
 
 
-def test_a_training_begins_with_another_epoch(room, model):
+def test_fit_begins_at_the_initial_epoch(room, model):
     class From2(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             room.set_initial_epoch(self.model, 2)
@@ -387,33 +390,33 @@ def test_a_training_begins_with_another_epoch(room, model):
     )
 
 
-def test_what_a_model_was_compiled_with(room, model):
+def test_a_model_keeps_its_arguments_of_compile(room, model):
     assert room.compile_config(model) is None, (
-        "A model that was not compiled says how."
+        "`compile_config` returns arguments for an uncompiled model."
     )
     loss = keras.losses.MeanSquaredError()
     model.compile("sgd", loss, metrics=["mae"])
     config = room.compile_config(model)
     assert config is not None and config["loss"] is loss, (
-        "A model does not keep the objects that it was compiled with."
+        "A model no longer keeps the objects that it was compiled with."
     )
     assert {"optimizer", "metrics", "weighted_metrics"} <= set(config), (
-        "A model does not keep the arguments that it was compiled with."
+        "A model no longer keeps the arguments that it was compiled with."
     )
 
 
-def test_what_an_optimizer_does_not_decay(room, model):
+def test_exclusions_from_weight_decay(room, model):
     optimizer = keras.optimizers.AdamW()
     assert room.not_decayed(optimizer, model.variables) == ([], None)
     kernel, bias = model.trainable_variables
     optimizer.exclude_from_weight_decay([bias], ["embedding"])
     found, patterns = room.not_decayed(optimizer, [kernel, bias])
     assert found == [bias] and patterns == ["embedding"], (
-        "An optimizer does not say what was excluded from its weight decay."
+        "`not_decayed` no longer finds what was excluded from weight decay."
     )
 
 
-def test_the_place_of_a_variable_in_an_optimizer(room, model):
+def test_the_index_of_a_variable_in_an_optimizer(room, model):
     optimizer = keras.optimizers.SGD(momentum=0.9)
     optimizer.build(model.trainable_variables)
     places = [
@@ -434,29 +437,29 @@ def test_the_direction_of_a_metric(room, model):
     x, y = np.ones((2, 3)), np.ones((2, 2))
     model.fit(x, y, verbose=0, callbacks=[stopping])
     assert stopping.monitor_op is ops.greater, (
-        "`EarlyStopping` no longer reads from `metric._direction` that more is "
-        "better, as `CodeQuality` says by it."
+        "`EarlyStopping` no longer reads `metric._direction`, by which "
+        "`CodeQuality` says that more is better."
     )
 
 
-def test_what_a_copy_starts_with(room, model):
+def test_the_initial_state_of_a_copy(room, model):
     model.compile("sgd", "mse")
     model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
     state = room.initial_state(model)
     assert all(not state.get(name) for name in room.OF_TRAINING), (
-        "The copy of a model starts with what training has set."
+        "The copy of a model starts with attributes that training has set."
     )
     (dense,) = (x for x in room.layers_in(model) if type(x) is layers.Dense)
     state = room.initial_state(dense)
     lists = [state[x] for x in ("_inbound_nodes", "_outbound_nodes", "_losses")]
     assert dense._inbound_nodes and lists == [[], [], []], (
-        "A layer does not keep its calls and losses where they were kept; a "
-        "copy of it would start with them."
+        "A layer no longer keeps its calls and losses in the attributes of "
+        "`EMPTY`; its copy would start with them."
     )
     assert room.OF_PYTORCH not in state
     if keras.backend.backend() == "torch":
         assert room.OF_PYTORCH in dict(dense.named_children()), (
-            "A layer lists its variables for PyTorch under another name."
+            "`_torch_params` no longer lists a layer's variables for PyTorch."
         )
         assert room.OF_PYTORCH not in state["_modules"]
 
@@ -465,16 +468,16 @@ def test_the_tracker_of_a_layer(room):
     layer = layers.Dense(2)
     layer.build((None, 3))
     tracker = room.tracker_of(layer)
-    assert tracker is not None, "A layer does not keep its tracker."
+    assert tracker is not None, "A layer no longer has a `_tracker`."
     before = tracker.stored_ids
     tracker.stored_ids = {}
     room.renew(tracker)
     assert tracker.stored_ids == before and any(before.values()), (
-        "A tracker does not keep the ids of what it tracks where it did."
+        "A tracker no longer keeps the ids of its elements in `stored_ids`."
     )
 
 
-def test_collections_that_track(room):
+def test_collections_are_tracked(room):
     layer = keras.Layer()
     layer.some, layer.named, layer.several = [1], {"a": 1}, {1}
     kinds = [
@@ -482,37 +485,37 @@ def test_collections_that_track(room):
         for x in (layer.some, layer.named, layer.several)
     ]
     assert kinds == [list, dict, set], (
-        "Lists, dicts and sets of a layer are kept in other classes."
+        "A layer no longer turns lists, dicts and sets into `COLLECTIONS`."
     )
     for value in (layer.some, layer.named, layer.several):
         assert value.tracker is room.tracker_of(layer), (
-            "A collection does not say what it is tracked by."
+            "A collection no longer has its layer's tracker in `tracker`."
         )
 
 
-def test_a_layer_alone_is_frozen(room):
+def test_freezing_a_layer_without_its_inner_layers(room):
     layer = layers.TimeDistributed(layers.Dense(2))
     room.set_own_trainable(layer, False)
     assert not layer.trainable and layer.layer.trainable, (
-        "What is set as `trainable` of a layer is not kept where it was."
+        "`_trainable` no longer holds the layer's own `trainable`."
     )
     assert room.own_trainable(layer) is False
 
 
-def test_classes_that_are_built_like_a_functional_model(room):
+def test_constructors_like_that_of_a_functional_model(room):
     class Named(keras.Model):
         def __init__(self, units):
             super().__init__()
 
     assert room.functional_like_constructor(keras.Model), (
-        "`functional_like_constructor` does not know `keras.Model`."
+        "`functional_like_constructor` rejects `keras.Model`."
     )
     assert not room.functional_like_constructor(Named), (
-        "`functional_like_constructor` takes any constructor for Keras'."
+        "`functional_like_constructor` accepts a constructor unlike Keras'."
     )
 
 
-def test_what_has_a_state_of_its_own(room):
+def test_base_classes_of_objects_with_state(room):
     for value in (
         layers.Dense(2),
         keras.metrics.Mean(),
@@ -520,9 +523,8 @@ def test_what_has_a_state_of_its_own(room):
         keras.losses.MeanSquaredError(),
     ):
         assert isinstance(value, room.KerasSaveable), (
-            f"`{type(value).__name__}` is not derived from the class of what "
-            "Keras saves."
+            f"`{type(value).__name__}` no longer derives from `KerasSaveable`."
         )
     assert isinstance(layers.Rescaling(1.0).backend, room.DynamicBackend), (
-        "Preprocessing layers keep their backend in another class."
+        "A preprocessing layer's `backend` is no longer a `DynamicBackend`."
     )
