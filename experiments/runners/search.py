@@ -25,49 +25,47 @@ from ..train.trial import Trial
 from .pool import Tell
 from .pool import outcomes
 
-# Draws the value of a setting for a trial.
-Draw = Callable[[Any], Any]
+# Draws the value of a setting, by its name, for a trial.
+Draw = Callable[[Any, str], Any]
 
 
-def _one_of(name: str, *values: Any) -> Draw:
-    return lambda trial: trial.suggest_categorical(name, values)
+def _one_of(*values: Any) -> Draw:
+    return lambda trial, name: trial.suggest_categorical(name, values)
 
 
-def _for_layers_one_of(name: str, *texts: str) -> Draw:
-    draw = _one_of(name, *texts)
-    return lambda trial: for_layers(name, draw(trial))
+def _for_layers_one_of(*texts: str) -> Draw:
+    draw = _one_of(*texts)
+    return lambda trial, name: for_layers(name, draw(trial, name))
 
 
-def _between(name: str, low: float, high: float, **options: Any) -> Draw:
-    return lambda trial: trial.suggest_float(name, low, high, **options)
+def _between(low: float, high: float, **options: Any) -> Draw:
+    return lambda trial, name: trial.suggest_float(name, low, high, **options)
 
 
 # Setting -> how a trial draws its value.
 SPACE: dict[str, Draw] = {
-    "learning_rate": _between("learning_rate", 0.001, 0.3, log=True),
-    "beta_decay": _one_of("beta_decay", 0.0, 1e-4, 1e-3, 1e-2, 1e-1),
-    "max_norm": _between("max_norm", 1.0, 4.0, step=0.25),
-    "initial_stddev": _for_layers_one_of(
-        "initial_stddev", "none", "0.003", "0.01", "0.03"
-    ),
-    "input_rate": _between("input_rate", 0.0, 0.5, step=0.05),
-    "hidden_rate": _between("hidden_rate", 0.2, 0.7, step=0.05),
-    "momentum": _one_of("momentum", 0.8, 0.9, 0.95, 0.98, 0.99),
-    "beta_factor": _one_of("beta_factor", 1.0, 3.0, 10.0, 30.0),
-    "warm_up": _one_of("warm_up", 0.0, 0.1, 0.2),
-    "weight_decay": _one_of("weight_decay", 0.0, 1e-6, 1e-5, 1e-4),
-    "ema_momentum": _one_of("ema_momentum", None, 0.99, 0.999, 0.9999),
+    "learning_rate": _between(0.001, 0.3, log=True),
+    "beta_decay": _one_of(0.0, 1e-4, 1e-3, 1e-2, 1e-1),
+    "max_norm": _between(1.0, 4.0, step=0.25),
+    "initial_stddev": _for_layers_one_of("none", "0.003", "0.01", "0.03"),
+    "input_rate": _between(0.0, 0.5, step=0.05),
+    "hidden_rate": _between(0.2, 0.7, step=0.05),
+    "momentum": _one_of(0.8, 0.9, 0.95, 0.98, 0.99),
+    "beta_factor": _one_of(1.0, 3.0, 10.0, 30.0),
+    "warm_up": _one_of(0.0, 0.1, 0.2),
+    "weight_decay": _one_of(0.0, 1e-6, 1e-5, 1e-4),
+    "ema_momentum": _one_of(None, 0.99, 0.999, 0.9999),
 }
 
 
-def _norms_of_table_2(trial: Any) -> Any:
+def _norms_of_table_2(trial: Any, name: str) -> Any:
     # One norm for all layers, or norms published for similar networks.
     norms = trial.suggest_categorical(
         "norms", ("equal", "none,4.5,4.5", "4.4,3,4.6")
     )
     if norms == "equal":
-        return trial.suggest_float("max_norm", 1.0, 4.0, step=0.5)
-    return for_layers("max_norm", norms)
+        return trial.suggest_float(name, 1.0, 4.0, step=0.5)
+    return for_layers(name, norms)
 
 
 # Named sets of settings to search together: settings that the paper does not
@@ -76,46 +74,44 @@ def _norms_of_table_2(trial: Any) -> Any:
 # last, so that the searches of all methods start with the same trials.
 SPACES: dict[str, dict[str, Draw]] = {
     "table2": {
-        "learning_rate": _between("learning_rate", 0.002, 0.1, log=True),
-        "input_rate": _between("input_rate", 0.1, 0.4, step=0.05),
-        "hidden_rate": _between("hidden_rate", 0.4, 0.65, step=0.05),
+        "learning_rate": _between(0.002, 0.1, log=True),
+        "input_rate": _between(0.1, 0.4, step=0.05),
+        "hidden_rate": _between(0.4, 0.65, step=0.05),
         "initial_stddev": _for_layers_one_of(
-            "initial_stddev", "none", "0.01,none,none", "0.01,0.01,0"
+            "none", "0.01,none,none", "0.01,0.01,0"
         ),
-        "warm_up": _one_of("warm_up", 0.0, 0.1),
+        "warm_up": _one_of(0.0, 0.1),
         "max_norm": _norms_of_table_2,
-        "beta_factor": _one_of("beta_factor", 1.0, 10.0),
+        "beta_factor": _one_of(1.0, 10.0),
     },
     # For the ReLU network of Tables 3 and 4, around the rates and the norm of
     # Srivastava et al. (2014, appendix B), who keep 0.9 of the input and 0.75,
     # 0.75, 0.5 and 0.5 of the activities after each layer; others drop only in
     # the dense part.
     "relu_cnn": {
-        "learning_rate": _between("learning_rate", 0.005, 0.05, log=True),
-        "input_rate": _one_of("input_rate", 0.0, 0.1),
+        "learning_rate": _between(0.005, 0.05, log=True),
+        "input_rate": _one_of(0.0, 0.1),
         "hidden_rate": _for_layers_one_of(
-            "hidden_rate",
             "0.25,0.25,0.5,0.5",
             "0.1,0.25,0.25,0.5",
             "0,0,0,0.5",
         ),
-        "max_norm": _for_layers_one_of("max_norm", "none", "4"),
+        "max_norm": _for_layers_one_of("none", "4"),
         # The gradient of a shared beta is a sum over positions.
-        "beta_factor": _one_of("beta_factor", 0.1, 1.0, 10.0),
+        "beta_factor": _one_of(0.1, 1.0, 10.0),
     },
     # For the maxout networks of Table 6, whose norms are published: the same
     # rates, and the 0.2 and 0.5 of the published network.
     "maxout_cnn": {
-        "learning_rate": _between("learning_rate", 0.02, 0.3, log=True),
-        "input_rate": _one_of("input_rate", 0.0, 0.1, 0.2),
+        "learning_rate": _between(0.02, 0.3, log=True),
+        "input_rate": _one_of(0.0, 0.1, 0.2),
         "hidden_rate": _for_layers_one_of(
-            "hidden_rate",
             "0.5",
             "0.25,0.25,0.5,0.5",
             "0.1,0.25,0.25,0.5",
             "0,0,0,0.5",
         ),
-        "beta_factor": _one_of("beta_factor", 0.1, 1.0, 10.0),
+        "beta_factor": _one_of(0.1, 1.0, 10.0),
     },
 }
 
@@ -289,7 +285,7 @@ def _make_trial(
         numbers.append(trial.number)
         trial.set_user_attr("code", str(this_code()))
         space = space_of(settings, trainings)
-        changes = {setting: draw(trial) for setting, draw in space.items()}
+        changes = {name: draw(trial, name) for name, draw in space.items()}
         return _figure(trainings, changes, trial, tell)
 
     study.optimize(objective, n_trials=1)

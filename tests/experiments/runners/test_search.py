@@ -128,7 +128,7 @@ def test_the_spaces_of_the_networks_for_images(name, row):
     rates = set()
     for _ in range(20):
         trial = study.ask()
-        changes = {name: draw(trial) for name, draw in space.items()}
+        changes = {name: draw(trial, name) for name, draw in space.items()}
         recipe = dataclasses.replace(row.recipe, **changes)
         Trial(dataclasses.replace(row, recipe=recipe), 0, 0.02).network()
         rates.add(recipe.hidden_rate)
@@ -143,7 +143,7 @@ def test_each_setting_is_one_of_a_recipe(trainings, name):
 
     (draw,) = tuning.space_of([name], trainings).values()
     trial = optuna.trial.FixedTrial({name: PROBES.get(name, 0.2)})
-    drawn = draw(trial)
+    drawn = draw(trial, name)
     text = isinstance(PROBES.get(name), str)
     assert drawn == (float(PROBES[name]) if text else PROBES.get(name, 0.2))
     recipe = dataclasses.replace(trainings[0].row.recipe, **{name: drawn})
@@ -222,7 +222,7 @@ def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
 def test_a_trial_that_was_stopped_does_not_count(
     trainings, tmp_path, monkeypatch
 ):
-    def stop(trial):
+    def stop(trial, name):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -235,10 +235,10 @@ def test_a_trial_that_was_stopped_does_not_count(
 
 def test_what_diverges_is_given_up(trainings, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        tuning.SPACE, "learning_rate", lambda trial: 1e38 + trial.number
+        tuning.SPACE, "learning_rate", lambda trial, name: 1e38 + trial.number
     )
     monkeypatch.setitem(
-        tuning.SPACE, "max_norm", lambda trial: 1e30 + trial.number
+        tuning.SPACE, "max_norm", lambda trial, name: 1e30 + trial.number
     )
     study = tuning.tune(trainings, ["learning_rate", "max_norm"], 2, tmp_path)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
@@ -249,7 +249,7 @@ def test_nothing_is_given_up_before_half_of_its_epochs(
 ):
     rates = [0.1] * 5 + [0.01] * 2
     monkeypatch.setitem(
-        tuning.SPACE, "learning_rate", lambda trial: rates[trial.number]
+        tuning.SPACE, "learning_rate", lambda trial, name: rates[trial.number]
     )
     # The last two trials are worse from the start.
     monkeypatch.setattr(
@@ -304,7 +304,7 @@ def test_selected_recipes_are_the_best_of_their_search(
     own = {name: getattr(recipe, name) for name in space}
     best = [
         {
-            name: draw(optuna.trial.FixedTrial(study.best_params))
+            name: draw(optuna.trial.FixedTrial(study.best_params), name)
             for name, draw in space.items()
         }
         for study in searches(row, selection.settings, tmp_path)
