@@ -144,15 +144,7 @@ def demo(
 @app.command()
 @takes(Recipe, Trial, Place, without=("workers", "scheduler"))
 def train(
-    row: Annotated[
-        str,
-        typer.Argument(
-            metavar="ROW",
-            help="A row of the paper's tables, such as table3/relu/invariant, "
-            "or the beginning that several rows share: table5, table5/1. "
-            "`keras-invdrop tables` lists them.",
-        ),
-    ],
+    row: RowArguments,
     given: Given,
     calibrate: Calibrate = False,
     out: Out = Path("runs"),
@@ -163,7 +155,7 @@ def train(
     the files that both write.
     """
     seeds, place = [given.pop("seed")], taken(Place, given)
-    trials = trials_of([row], seeds, calibrate, command=called(), **given)
+    trials = trials_of(row, seeds, calibrate, command=called(), **given)
     train_rows(trials, out, place)
 
 
@@ -288,11 +280,13 @@ def tune(
             names,
             trials,
             out.absolute(),
-            say_trial,
-            client,
-            table.epoch,
-            start_from,
-            numbers_of("--start-trials", start_trials) if start_trials else (),
+            on_trial=say_trial,
+            client=client,
+            on_epoch=table.epoch,
+            start_from=start_from,
+            start_trials=numbers_of("--start-trials", start_trials)
+            if start_trials
+            else (),
         )
     if not any(map(completed, study.trials)):
         raise ValueError("No trial finished; the settings diverge")

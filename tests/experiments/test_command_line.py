@@ -249,8 +249,9 @@ def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "partitions"),
     [
-        ("table5/6", [6]),
-        pytest.param("table5", range(1, 7), marks=pytest.mark.thorough),
+        # A row that is named twice is trained once.
+        (["table5/6", "table5/6/none"], [6]),
+        pytest.param(["table5"], range(1, 7), marks=pytest.mark.thorough),
     ],
 )
 def test_splicing_from_generated_data(command, tmp_path, rows, partitions):
@@ -258,7 +259,7 @@ def test_splicing_from_generated_data(command, tmp_path, rows, partitions):
     assert process.returncode == 0, process.stderr
     process = command(
         "train",
-        rows,
+        *rows,
         "--data=exons.npz",
         "--epochs=1",
         "--width=0.01",
