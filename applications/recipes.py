@@ -70,12 +70,8 @@ def fraction(default: float | None, help: str) -> Any:
     return setting(default, help, min=0, max=1)
 
 
-# Settings that may differ by layer ...
+# Settings that may differ by layer.
 FOR_LAYERS = "max_norm", "initial_stddev", "hidden_rate"
-# ... and the format of their options.
-RATES, NORMS, DEVIATIONS = (
-    {"metavar": f"{one}[,{one}...]"} for one in ("RATE", "NORM", "SD")
-)
 
 
 @dataclass(frozen=True)
@@ -169,14 +165,14 @@ class Recipe:
         None,
         "Standard deviation of the initial weights, or none for the network's "
         "default; for all layers, or for each: 0.01,0.01,0.",
-        **DEVIATIONS,
+        metavar="SD[,SD...]",
     )
     # Choice: largest norm of a unit's incoming weights; 1.9365 is published.
     max_norm: ForSome = setting(
         2.0,
         "Largest norm of the incoming weights of a unit, or none; for all "
         "layers, or for each: none,4.5,4.5.",
-        **NORMS,
+        metavar="NORM[,NORM...]",
     )
     # Published: keep 0.8 of the input and half of the hidden units.
     input_rate: float = fraction(0.2, "Fraction of the input to drop.")
@@ -184,7 +180,7 @@ class Recipe:
         0.5,
         "Fraction of the hidden activities to drop; of all hidden layers, or "
         "of each: 0.4,0.6.",
-        **RATES,
+        metavar="RATE[,RATE...]",
     )
     # Choice, not in the paper: a prior in the loss adds
     # `weight_decay * kernel` to the gradient of the mean loss.
@@ -245,10 +241,10 @@ class Recipe:
         settings = {
             "input_rate": self.input_rate,
             "hidden_rate": self.hidden_rate,
-            "beta_regularizer": self.beta_regularizer(),
+            "beta_regularizer": _prior("beta_decay", self.beta_decay),
             "max_norm": self.max_norm,
             "initial_stddev": self.initial_stddev,
-            "kernel_regularizer": self.kernel_regularizer(),
+            "kernel_regularizer": _prior("weight_decay", self.weight_decay),
         }
         with _dtype_policy(self.dtype_policy):
             return build(**(settings | options))
@@ -300,12 +296,6 @@ class Recipe:
             "metrics": metrics,
         }
         model.compile(**(defaults | options))
-
-    def beta_regularizer(self) -> keras.regularizers.Regularizer | None:
-        return _prior("beta_decay", self.beta_decay)
-
-    def kernel_regularizer(self) -> keras.regularizers.Regularizer | None:
-        return _prior("weight_decay", self.weight_decay)
 
     def optimizer(
         self, steps_per_epoch: int, with_beta: bool = False

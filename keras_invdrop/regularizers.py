@@ -1,14 +1,12 @@
 """Priors on beta."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from ._checks import StrictConfig
-from ._checks import invalid
-from ._checks import is_number
+from ._checks import check_not_negative
 from ._precision import dtype_of_sums
 
 __all__ = ["Variance"]
@@ -46,9 +44,7 @@ class Variance(StrictConfig, keras.regularizers.Regularizer):
     """
 
     def __init__(self, factor: float = 0.01):
-        if not is_number(factor) or not math.isfinite(factor) or factor < 0:
-            raise invalid("factor", "a finite float of at least 0", factor)
-        self.factor = float(factor)
+        self.factor = check_not_negative("factor", factor)
 
     def __call__(self, x: Any) -> Any:
         # In float16 the square of a deviation of 256 is infinite.

@@ -7,9 +7,8 @@ from keras import ops
 
 from .._batches import batches
 from .._checks import StrictConfig
+from .._checks import check_not_negative
 from .._checks import config_of
-from .._checks import invalid
-from .._checks import is_number
 from .._keras import DataLayer
 from .._keras import in_symbolic_scope
 from .._precision import dtype_of_sums
@@ -73,9 +72,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
 
     def __init__(self, epsilon: float = 0.1, **kwargs: Any):
         super().__init__(**kwargs)
-        if not is_number(epsilon) or not 0 <= epsilon < math.inf:
-            raise invalid("epsilon", "a finite float of at least 0", epsilon)
-        self.epsilon = float(epsilon)
+        self.epsilon = check_not_negative("epsilon", epsilon)
         self._adapted = False  # False also if unknown
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 

@@ -70,12 +70,21 @@ def test_momentum_rises_over_a_part_of_the_training():
     assert recipe.optimizer(steps_per_epoch=5).ramp_steps == 10
 
 
-def test_decay_of_beta_is_the_gradient_of_the_prior():
-    recipe = Recipe(beta_decay=0.1)
-    # d/dbeta of c beta^2 is 0.1 beta for c = 0.05.
-    beta = keras.ops.convert_to_tensor([2.0])
-    assert float(recipe.beta_regularizer()(beta)) == pytest.approx(0.05 * 4)
-    assert Recipe(beta_decay=0).beta_regularizer() is None
+@pytest.mark.parametrize(
+    ("decay", "regularizer"),
+    [
+        ("beta_decay", "beta_regularizer"),
+        ("weight_decay", "kernel_regularizer"),
+    ],
+)
+def test_decay_is_the_gradient_of_the_prior(decay, regularizer):
+    def prior(value):
+        return Recipe(**{decay: value}).network(dict)[regularizer]
+
+    # d/dw of c w^2 is 0.1 w for c = 0.05.
+    weight = keras.ops.convert_to_tensor([2.0])
+    assert float(prior(0.1)(weight)) == pytest.approx(0.05 * 4)
+    assert prior(0) is None
 
 
 def test_learning_rate_rises_over_a_part_of_the_steps():
@@ -96,14 +105,6 @@ def test_beta_has_a_learning_rate_of_its_own_where_there_is_beta():
     assert Recipe().optimizer(5, with_beta=True).learning_rate_factors == {}
 
 
-def test_decay_of_the_weights_is_the_gradient_of_the_prior():
-    # d/dw of c w^2 is 1e-4 w for c = 5e-5.
-    weight = keras.ops.convert_to_tensor([3.0])
-    prior = Recipe(weight_decay=1e-4).kernel_regularizer()
-    assert float(prior(weight)) == pytest.approx(5e-5 * 9)
-    assert Recipe().kernel_regularizer() is None
-
-
 def test_average_of_the_weights():
     optimizer = Recipe(ema_momentum=0.9).optimizer(5)
     assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
@@ -122,7 +123,7 @@ def test_average_of_the_weights():
 def test_a_bad_setting_is_named(setting, value):
     recipe = Recipe(**{setting: value})
     with pytest.raises(ValueError, match=f"`{setting}`"):
-        recipe.kernel_regularizer()
+        recipe.network(dict)
         recipe.optimizer(5)
 
 
