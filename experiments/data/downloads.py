@@ -107,9 +107,23 @@ class Download:
         Boolean array `which` selects the examples, by default all.
         """
         # `concatenate` needs an array even if no example is selected.
-        none = np.empty((0, *self.image_shape), "uint8"), np.empty(0, "int32")
-        images, labels = zip(none, *self._batches(split, which), strict=True)
-        return np.concatenate(images), np.concatenate(labels)
+        found = [np.empty((0, *self.image_shape), "uint8")]
+        classes = [np.empty(0, "int32")]
+        examples = 0
+        data = self.examples(split, which).batch(1000)
+        with self.reading():
+            for images, labels in data.as_numpy_iterator():
+                if images.shape[1:] != self.image_shape:
+                    raise ValueError(
+                        f"Expected images of shape {self.image_shape} in "
+                        f"'{split}' of {self.builder.data_dir}. "
+                        f"Received: {images.shape[1:]}"
+                    )
+                self._check_labels(labels, split, examples)
+                found.append(images)
+                classes.append(labels.astype("int32"))
+                examples += len(labels)
+        return np.concatenate(found), np.concatenate(classes)
 
     def labels(self, split: str) -> np.ndarray:
         """The labels of a split, without decoding its images."""
@@ -156,23 +170,6 @@ class Download:
         chosen = tf.constant(which)
         data = data.enumerate().filter(lambda i, _: chosen[i])
         return data.map(lambda _, example: example)
-
-    def _batches(
-        self, split: str, which: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        data = self.examples(split, which).batch(1000)
-        first = 0
-        with self.reading():
-            for images, labels in data.as_numpy_iterator():
-                if images.shape[1:] != self.image_shape:
-                    raise ValueError(
-                        f"Expected images of shape {self.image_shape} in "
-                        f"'{split}' of {self.builder.data_dir}. "
-                        f"Received: {images.shape[1:]}"
-                    )
-                self._check_labels(labels, split, first)
-                yield images, labels.astype("int32")
-                first += len(labels)
 
     def _check_labels(
         self, labels: np.ndarray, split: str, first: int = 0
