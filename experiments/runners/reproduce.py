@@ -27,7 +27,6 @@ from ..train.devices import Devices
 from ..train.devices import check_backend
 from ..train.devices import is_first
 from ..train.devices import joined
-from ..train.trainer import has_shift
 from ..train.trial import Trial
 from .pool import Place
 from .pool import cluster
@@ -48,6 +47,9 @@ def trials_of(
         calibrate: Whether to calibrate each shift before training.
         **given: Settings of the `Recipe`, in the command line's format, where
             None keeps the row's setting; and settings of the `Trial`.
+
+    Raises:
+        ValueError: If a row cannot be calibrated.
     """
     changes: dict[str, Any] = {"calibrated": True} if calibrate else {}
     for setting in {field.name for field in fields(Recipe)} & set(given):
@@ -76,9 +78,8 @@ def check(trials: Sequence[Trial]) -> None:
     """Checks all trainings before any data are loaded.
 
     Raises:
-        ValueError: If a row cannot be calibrated, the data do not suit a row,
-            a network cannot be built, or the backend does not support several
-            steps per execution.
+        ValueError: If the data do not suit a row, a network cannot be built,
+            or the backend does not support several steps per execution.
     """
     if keras.backend.backend() == "torch" and trials[0].steps_per_execution > 1:
         raise invalid(
@@ -87,12 +88,6 @@ def check(trials: Sequence[Trial]) -> None:
             trials[0].steps_per_execution,
         )
     for trial in trials:
-        if trial.row.recipe.calibrated and not has_shift(trial.row.method):
-            raise invalid(
-                "row",
-                "one whose dropout has a shift that `--calibrate` can set",
-                trial.row.id,
-            )
         trial.check_data()
     for trial in {trial.row.network: trial for trial in trials}.values():
         trial.network()

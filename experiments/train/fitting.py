@@ -1,21 +1,15 @@
-"""Fits a model by one `model.fit` that resumes after an interruption."""
+"""Callbacks of a training: evaluation, selection and exact resume."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_invdrop._averages import averaged
 from keras_invdrop.callbacks import BestEpoch
 from keras_invdrop.callbacks import ExactResume
-from keras_invdrop.callbacks import Reseed
 
 from ..data.datasets import Split
-from ..data.datasets import Stream
-from ..results.records import this_code
 from .devices import Devices
 from .devices import from_first
 from .devices import is_first
@@ -118,7 +112,7 @@ def _diverged(epoch: int, loss: float) -> Diverged:
     )
 
 
-class _SharedResume(ExactResume):
+class SharedResume(ExactResume):
     """`ExactResume` in which only the first process accesses the file."""
 
     def read(self) -> bytes | None:
@@ -130,73 +124,3 @@ class _SharedResume(ExactResume):
     def write(self, arrays: dict[str, Any]) -> None:
         if is_first():
             super().write(arrays)
-
-
-def fit(
-    model: keras.Model,
-    examples: Split | Stream,
-    batch_size: int,
-    epochs: int,
-    seed: int,
-    metric: str,
-    evaluated: dict[str, Split],
-    backup: Path | None = None,
-    on_epoch: Callable[[Fitted], None] = lambda fitted: None,
-    devices: Devices | None = None,
-) -> Fitted:
-    """Fits a compiled model and selects an epoch.
-
-    Args:
-        model: The model. It ends with the weights of the last epoch, or with
-            their averages if the optimizer averages weights.
-        examples: The training examples.
-        batch_size: Number of examples in a batch.
-        epochs: Number of epochs.
-        seed: Seed of the order of the examples and of the masks.
-        metric: Name of the metric that selects the epoch; higher is better.
-        evaluated: Name -> examples on which to evaluate the model after each
-            epoch. The examples `"val"` select the epoch.
-        backup: File that stores the state of the fit after each epoch. If the
-            file exists, the fit resumes from it. The caller deletes the file.
-        on_epoch: Function to call after each epoch.
-        devices: Devices that hold the model and share each batch; None for
-            one. Only the first process reads and writes `backup`.
-
-    Returns:
-        A `Fitted`.
-
-    Raises:
-        Diverged: If the loss is no longer finite.
-        ValueError: If `backup` belongs to another fit.
-        OSError: If `backup` cannot be written; the old file then remains.
-    """
-    fitted = Fitted(metric, evaluated, devices)
-    reseed = Reseed(seed)
-    if backup is not None:
-        resume = ExactResume if devices is None else _SharedResume
-        reseed = resume(
-            backup,
-            seed,
-            callbacks=[fitted],
-            identity=str(this_code()),
-            delete_checkpoint=False,
-        )
-    told = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_epoch(fitted)
-    )
-    callbacks = [fitted, reseed, told]
-    batches = examples.shuffled(batch_size, reseed)
-    with examples.reading():
-        if devices is None:
-            model.fit(
-                batches,
-                epochs=epochs,
-                shuffle=False,
-                verbose=0,
-                callbacks=callbacks,
-            )
-        else:
-            devices.fit(
-                model, batches, len(examples), batch_size, epochs, callbacks
-            )
-    return fitted

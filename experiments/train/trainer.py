@@ -8,31 +8,23 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras_invdrop.applications import METHODS
 from keras_invdrop.applications.metrics import CodeQuality
 
 from keras_invdrop import calibrate
-from keras_invdrop._checks import invalid
-from keras_invdrop.layers._shifted_dropout import ShiftedDropout
+from keras_invdrop.callbacks import ExactResume
+from keras_invdrop.callbacks import Reseed
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split
 from ..data.datasets import Stream
 from ..data.datasets import in_memory
 from ..paper.tables import Row
+from ..results.records import this_code
 from .devices import Devices
 from .fitting import Fitted
+from .fitting import SharedResume
 from .fitting import evaluation_batch
-from .fitting import fit
 from .trial import Trial
-
-
-def has_shift(method: str) -> bool:
-    """Whether a dropout layer of the method has a shift to calibrate."""
-    return any(
-        layer is not None and issubclass(layer, ShiftedDropout)
-        for layer in METHODS[method]
-    )
 
 
 @dataclass(frozen=True)
@@ -51,11 +43,6 @@ class Trainer:
     def row(self) -> Row:
         """The row, with the network, the method and the recipe."""
         return self.trial.row
-
-    @property
-    def measure(self) -> str:
-        """The measure, for headings: `"error"` or `"bits"`."""
-        return "bits" if self.row.unit == "bits" else "error"
 
     def network(
         self, classifier_activation: str | None, method: str | None = None
@@ -82,24 +69,13 @@ class Trainer:
         therefore all methods copy the initial weights of one network. If the
         recipe is calibrated, this method calibrates the shifts on the training
         examples.
-
-        Raises:
-            ValueError: If the recipe is calibrated and the method has no
-                shift.
         """
-        calibrated = self.row.recipe.calibrated
-        if calibrated and not has_shift(self.row.method):
-            raise invalid(
-                "calibrated",
-                f"False for '{self.row.method}' dropout, which has no shift",
-                calibrated,
-            )
         initial = _drawn_from(self.trial.seed, self.network(None, "standard"))
         model = self.network(None)
         for layer in initial.layers:
             if layer.weights:
                 model.get_layer(layer.name).set_weights(layer.get_weights())
-        return self._calibrated(model) if calibrated else model
+        return self._calibrated(model) if self.row.recipe.calibrated else model
 
     def _calibrated(self, model: keras.Model) -> keras.Model:
         examples, batch_size = self.dataset.train, self.row.recipe.batch_size
@@ -125,47 +101,88 @@ class Trainer:
         backup: Path | None = None,
         on_epoch: Callable[[Fitted], None] = lambda fitted: None,
     ) -> Fitted:
-        """Compiles and fits `model` by the recipe; see `fitting.fit`.
+        """Compiles and fits a model by the recipe, and selects an epoch.
 
-        With several devices, this method fits a copy of `model` that is on
-        all devices.
+        Args:
+            model: The model. On one device it ends with the weights of the
+                last epoch, or with their averages if the recipe averages
+                weights. With several devices, this method fits a copy that is
+                on all devices.
+            examples: The training examples.
+            epochs: Number of epochs.
+            evaluated: Name -> examples on which to evaluate the model after
+                each epoch. The examples `"val"` select the epoch.
+            backup: File that stores the state of the fit after each epoch. If
+                the file exists, the fit resumes from it. The caller deletes
+                the file. Of several processes, the first one reads and writes
+                it.
+            on_epoch: Function to call after each epoch.
+
+        Raises:
+            Diverged: If the loss is no longer finite.
+            ValueError: If `backup` belongs to another fit.
+            OSError: If `backup` cannot be written; the old file then remains.
         """
-        recipe = self.row.recipe
-        devices = (
-            Devices(recipe.batch_size) if self.trial.data_parallel else None
-        )
+        size, seed = self.row.recipe.batch_size, self.trial.seed
+        devices = Devices(size) if self.trial.data_parallel else None
         with nullcontext() if devices is None else devices.scope():
             metric = self.metric(from_logits=True)
             if devices is not None:
                 # The devices must agree on the weights, which every process
                 # would draw differently.
-                keras.utils.set_random_seed(self.trial.seed)
+                keras.utils.set_random_seed(seed)
                 weights = model.get_weights()
                 model = type(model).from_config(model.get_config())
                 model.set_weights(weights)
-            recipe.compile(
-                model,
-                steps_per_epoch=-(-len(examples) // recipe.batch_size),
-                metrics=[metric],
-                steps_per_execution=self.trial.steps_per_execution,
+            self._compile(model, metric, -(-len(examples) // size))
+            evaluated = {k: x for k, x in (evaluated or {}).items() if len(x)}
+            fitted = Fitted(metric.name, evaluated, devices)
+            reseed = self._reseed(fitted, backup)
+            told = keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: on_epoch(fitted)
             )
-            scans = self.trial.steps_per_execution > 1 and devices is None
-            if scans and keras.backend.backend() == "jax":
-                from .scanning import scan_steps
+            callbacks = [fitted, reseed, told]
+            batches = examples.shuffled(size, reseed)
+            with examples.reading():
+                if devices is None:
+                    model.fit(
+                        batches,
+                        epochs=epochs,
+                        shuffle=False,
+                        verbose=0,
+                        callbacks=callbacks,
+                    )
+                else:
+                    devices.fit(
+                        model, batches, len(examples), size, epochs, callbacks
+                    )
+        return fitted
 
-                scan_steps(model)
-            return fit(
-                model,
-                examples,
-                recipe.batch_size,
-                epochs,
-                self.trial.seed,
-                metric.name,
-                {k: each for k, each in (evaluated or {}).items() if len(each)},
-                backup,
-                on_epoch,
-                devices,
-            )
+    def _compile(
+        self, model: keras.Model, metric: keras.Metric, steps_per_epoch: int
+    ) -> None:
+        steps = self.trial.steps_per_execution
+        self.row.recipe.compile(
+            model, steps_per_epoch, metrics=[metric], steps_per_execution=steps
+        )
+        scans = steps > 1 and not self.trial.data_parallel
+        if scans and keras.backend.backend() == "jax":
+            from .scanning import scan_steps
+
+            scan_steps(model)
+
+    def _reseed(self, fitted: Fitted, backup: Path | None) -> Reseed:
+        """The callback that seeds each epoch, and resumes from `backup`."""
+        if backup is None:
+            return Reseed(self.trial.seed)
+        resume = ExactResume if fitted.devices is None else SharedResume
+        return resume(
+            backup,
+            self.trial.seed,
+            callbacks=[fitted],
+            identity=str(this_code()),
+            delete_checkpoint=False,
+        )
 
     def figures(self, values: list[float]) -> np.ndarray:
         """Converts the values of a metric to the unit of the row."""

@@ -175,6 +175,7 @@ def train(
 def _history(trainer: Trainer, fitted: Fitted) -> pd.DataFrame:
     """The losses and figures of each epoch."""
     metric, logs = fitted.metric, fitted.logs
+    measure = "bits" if trainer.row.unit == "bits" else "error"
     history = pd.DataFrame({"training_loss": logs["loss"]})
     for prefix, name in {
         "": "training",
@@ -182,9 +183,8 @@ def _history(trainer: Trainer, fitted: Fitted) -> pd.DataFrame:
         "test_": "test",
     }.items():
         if prefix + metric in logs:
-            history[f"{name}_{trainer.measure}"] = trainer.figures(
-                logs[prefix + metric]
-            )
+            values = logs[prefix + metric]
+            history[f"{name}_{measure}"] = trainer.figures(values)
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
 

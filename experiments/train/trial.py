@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras_invdrop.applications import METHODS
 from keras_invdrop.applications.recipes import setting
 
 from keras_invdrop._checks import invalid
 from keras_invdrop._files import sha256
+from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 
 from ..data.datasets import Dataset
 from ..data.datasets import load
@@ -48,6 +50,9 @@ class Trial:
         row: The row, with its recipe.
         command: The command line, recorded in the result.
         backend: Keras' backend.
+
+    Raises:
+        ValueError: If the recipe is calibrated and the dropout has no shift.
     """
 
     row: Row
@@ -105,6 +110,17 @@ class Trial:
     )
     command: str = ""
     backend: str = field(default_factory=keras.backend.backend)
+
+    def __post_init__(self) -> None:
+        if self.row.recipe.calibrated and not any(
+            issubclass(layer, ShiftedDropout)
+            for layer in filter(None, METHODS[self.row.method])
+        ):
+            raise invalid(
+                "row",
+                "one whose dropout has a shift that `--calibrate` can set",
+                self.row.id,
+            )
 
     @property
     def title(self) -> str:

@@ -347,22 +347,6 @@ def test_demo(command, tmp_path, monkeypatch, thorough):
 
 
 @pytest.mark.one_backend
-def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "_load", None)  # no data are loaded
-    for row, named in {
-        "table2/original/standard": "table2/original/standard",
-        "table2/inverted": "table2/inverted/standard",
-        "table5/1": "table5/1/none",
-    }.items():
-        process = command("train", row, "--data=digits", "--calibrate")
-        assert process.returncode == 1
-        (line,) = process.stderr.splitlines()
-        assert "`--calibrate`" in line
-        assert f"Received: row='{named}'" in line
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -391,6 +375,10 @@ def test_what_has_no_shift_is_not_calibrated(command, tmp_path, monkeypatch):
         (("train", "table5/1", "--data", "."), "ends in .csv or .npz"),
         (("train", "table5/1", "--data", "file"), "ends in .csv or .npz"),
         (("train", DIGITS, "--workers", "2"), "No such option: --workers"),
+        (
+            ("train", "table2/inverted", "--data=digits", "--calibrate"),
+            "`--calibrate` can set. Received: row='table2/inverted/standard'",
+        ),
         (("reproduce", DIGITS, "--workers", "0"), "'--workers'"),
         (("reproduce", DIGITS, "--seeds", "0-"), "`--seeds`. Expected numbers"),
         (("tune", DIGITS, "--out", "file"), "'--out'"),

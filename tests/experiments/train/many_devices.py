@@ -24,7 +24,7 @@ from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.train import devices as data_parallel
 from keras_invdrop.experiments.train.devices import Devices
-from keras_invdrop.experiments.train.fitting import fit
+from keras_invdrop.experiments.train.fitting import Fitted
 
 from keras_invdrop.callbacks import Reseed
 
@@ -79,10 +79,19 @@ def seen(port, processes, process_id):
                     )
                     model.compile("sgd", "mae", metrics=["mse"])
                     model.optimizer.learning_rate = 0.0
-                    fitted = fit(
-                        model, examples, batch_size, 2, 0, "mse",
-                        {"val": split}, devices=devices,
-                    )  # fmt: skip
+                    fitted, reseed = (
+                        Fitted("mse", {"val": split}, devices),
+                        Reseed(),
+                    )
+                    batches = examples.shuffled(batch_size, reseed)
+                    devices.fit(
+                        model,
+                        batches,
+                        EXAMPLES,
+                        batch_size,
+                        2,
+                        [fitted, reseed],
+                    )
                 seen = sorted(set(counts.seen.numpy().tolist()))
                 logs = {name: each[-1] for name, each in fitted.logs.items()}
                 print([batch_size, devices.number, seen, logs], flush=True)

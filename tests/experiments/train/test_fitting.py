@@ -14,7 +14,7 @@ from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import records as results
-from keras_invdrop.experiments.train import fitting
+from keras_invdrop.experiments.train import trainer as trainers
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
 
@@ -244,7 +244,7 @@ def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         fitted(trainer, backup, 1)
     other = results.Code("0.1.0", "abc")
-    monkeypatch.setattr(fitting, "this_code", lambda: other)
+    monkeypatch.setattr(trainers, "this_code", lambda: other)
     with pytest.raises(
         ValueError,
         match="backup.npz is not the backup of this training: the file has "

@@ -17,7 +17,6 @@ from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.trainer import Trainer
-from keras_invdrop.experiments.train.trainer import has_shift
 from keras_invdrop.experiments.train.trial import Trial
 
 from keras_invdrop import Reseed
@@ -185,18 +184,6 @@ def test_a_stream_calibrates_like_an_array(blobs):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_what_has_no_shift_is_not_calibrated(blobs):
-    without = [method for method in METHODS if not has_shift(method)]
-    assert without == ["none", "standard"]
-    for method in without:
-        with pytest.raises(
-            ValueError,
-            match=f"Expected False for '{method}' dropout, which has no shift"
-            ". Received: calibrated=True",
-        ):
-            list(models("table2/original/invariant", blobs, method))
-
-
 def test_the_network_fits_the_data(blobs, exons):
     model = Trainer(Trial(ROWS[IMAGES], 0, 0.03), blobs).network("softmax")
     assert model.input_shape == (None, 784)
@@ -225,11 +212,9 @@ def test_build_takes_rates_norms_and_priors_from_the_recipe():
 
 def test_figures_are_in_the_unit_of_the_row(blobs, exons):
     trainer = Trainer(Trial(ROWS[IMAGES], 0), blobs)
-    assert trainer.measure == "error"
     accuracy = np.float32(0.982)
     assert trainer.figures([accuracy, 1.0]).tolist() == [1.8, 0.0]
     trainer = Trainer(Trial(ROWS[EXONS], 0), exons)
-    assert trainer.measure == "bits"
     assert trainer.figures([-3.25]).tolist() == [-3.25]
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+from keras_invdrop.applications import METHODS
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.trial import Trial
 
@@ -33,3 +35,14 @@ def test_how_a_training_runs_is_not():
         {"command": "keras-invdrop train"},
     ):
         assert replace(TRIAL, **change).name == TRIAL.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_without_a_shift_is_not_calibrated(method):
+    recipe = replace(TRIAL.row.recipe, calibrated=True)
+    row = replace(TRIAL.row, method=method, recipe=recipe)
+    if method in ("none", "standard"):
+        with pytest.raises(ValueError, match="`row`.* `--calibrate` can set"):
+            Trial(row)
+    else:
+        assert Trial(row).row.recipe.calibrated
