@@ -28,6 +28,7 @@ from ._dropout_sites import SPATIAL_DROPOUT
 from ._graph import calls
 from ._graph import check_model
 from ._places import Place
+from ._places import has_own_code
 from ._places import observe
 from ._places import path_filter
 from ._places import places
@@ -41,7 +42,7 @@ class Conversion:
         path: The names of the layers around the layer and its own name, joined
             by `/`.
         layer: The name of the original class.
-        rate: The fraction of activities that the layer drops.
+        rate: The fraction of activities that the layer drops; None if unknown.
         beta: The shape of the beta; None if the layer was not converted. A
             tuple of shapes if the layer is called on different numbers of
             features.
@@ -50,7 +51,7 @@ class Conversion:
 
     path: str
     layer: str
-    rate: float
+    rate: float | None
     beta: tuple | None
     reason: str | None
 
@@ -60,7 +61,8 @@ class Conversion:
             if self.beta is None
             else f"beta of shape {self.beta}"
         )
-        return f"{self.path} ({self.layer}, rate {self.rate:g}): {became}"
+        rate = "unknown" if self.rate is None else f"{self.rate:g}"
+        return f"{self.path} ({self.layer}, rate {rate}): {became}"
 
 
 def invariantize(
@@ -93,9 +95,11 @@ def invariantize(
     draws itself (in LSTM, GRU and ConvLSTM, and in a `call` that uses
     `keras.random.dropout`), subclasses of `Dropout` that override `call`,
     `AlphaDropout`, `GaussianDropout` and layers that drop whole paths. The
-    dropout of attention scores also remains unless `attention` is true, because
-    scores add up to 1 and shifted scores do not. A layer that is called on
-    different numbers of features gets a beta for each number.
+    function cannot recognise a layer that makes masks of its own from
+    `keras.random.uniform`. The dropout of attention scores also remains unless
+    `attention` is true, because scores add up to 1 and shifted scores do not. A
+    layer that is called on different numbers of features gets a beta for each
+    number.
 
     To find dropout inside layers, and attention scores, the function calls the
     model in training mode, without changing its variables: once, or, with
@@ -173,19 +177,21 @@ def invariantize(
     _build(model, inputs)
     _check_names(places(model), layers)
     result = model if inplace else _copied(model)
-    found = places(result)
-    chosen = [
-        place
-        for place in found
-        if is_on_path(place.path)
-        and (layers is None or place.layer.name in layers)
-    ]
-    _find_shapes(result, chosen, inputs, shared)
+    found = {place.layer: place for place in places(result)}
+
+    def is_chosen(place):
+        return is_on_path(place.path) and (
+            layers is None or place.layer.name in layers
+        )
+
+    chosen = [*filter(is_chosen, found.values())]
+    drawing = _find_shapes(result, chosen, inputs, shared)
     new, report = {}, []
-    for place in found:
+    for place in places(result, drawing):
+        place = found.get(place.layer, place)
         axes = _shared_axes(place, shared, data_format)
         beta, reason = _beta(place, axes, attention)
-        if place not in chosen:
+        if not is_chosen(place):
             beta, reason = None, LEFT_OUT
         if beta is not None:
             new[id(place.layer)] = _invariant(
@@ -255,7 +261,11 @@ def _copied(model):
 
 
 def _find_shapes(model, chosen, inputs, shared):
-    """Finds the input shapes of each place: in the graph, and by a call."""
+    """Finds the input shapes of each place: in the graph, and by a call.
+
+    Returns:
+        The layers that called `keras.random.dropout`.
+    """
     in_graph, of_layers = _shapes_in_graph(model, chosen)
     dropping = [x for x in chosen if not x.obstacle and x.rate]
     inside = [
@@ -269,9 +279,10 @@ def _find_shapes(model, chosen, inputs, shared):
         for place in dropping
         if place not in inside and max(map(len, in_graph[place])) > 2
     ]
-    if inside or sequences:
+    drawing = set()
+    if inside or sequences or has_own_code(model):
         try:
-            observe(model, [*inside, *sequences], inputs, size=4)
+            drawing = observe(model, [*inside, *sequences], inputs, size=4)
         except ValueError:
             if inside:
                 raise
@@ -282,6 +293,7 @@ def _find_shapes(model, chosen, inputs, shared):
             x for x in place.shapes if not any(_fits(x, y) for y in shapes)
         ]
         place.shapes = [*shapes, *others]
+    return drawing
 
 
 def _shapes_in_graph(model, chosen):
@@ -380,7 +392,7 @@ def _warn(report):
     """Warns of the layers that drop and were not converted."""
     paths: dict[str, list[str]] = {}
     for row in report:
-        if row.beta is None and row.rate and row.reason != LEFT_OUT:
+        if row.beta is None and row.rate != 0 and row.reason != LEFT_OUT:
             paths.setdefault(row.reason, []).append(f"'{row.path}'")
     if paths:
         named = "; ".join(f"{', '.join(x)}: {why}" for why, x in paths.items())

@@ -46,10 +46,11 @@ class MonteCarlo:
     `AlphaDropout` and `GaussianDropout` of Keras and the dropout layers of
     this library, recurrent layers and attention with a dropout rate, layers
     that drop whole paths, and layers whose `call` uses
-    `keras.random.dropout`. Every other layer runs in inference mode: batch
-    normalization uses its moving statistics and does not update them, and
-    `RunningAverageDropout` does the same with its average. Calling the model
-    with `training=True` would update both.
+    `keras.random.dropout`. A layer that makes masks of its own from
+    `keras.random.uniform` is not recognised and draws none. Every other layer
+    runs in inference mode: batch normalization uses its moving statistics and
+    does not update them, and `RunningAverageDropout` does the same with its
+    average. Calling the model with `training=True` would update both.
 
     Each sample of each example has its own mask, even if the `noise_shape` of
     a layer shares one mask over the batch. With `consistent_masks=True` all

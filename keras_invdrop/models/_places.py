@@ -3,10 +3,11 @@
 import contextlib
 import dis
 import inspect
-import itertools
 import re
+import sys
 import types
 import warnings
+from collections import ChainMap
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from .._checks import is_number
 from .._keras import get_keras_mask
 from .._keras import graph_of
 from .._keras import layers_in
+from .._keras import random_functions
 from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 
@@ -35,8 +37,13 @@ OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
 # Parts of the class names of layers that drop whole paths, in KerasHub and
 # elsewhere.
 PATH_DROPOUT = ("DropPath", "StochasticDepth")
-# The attributes in which recurrent and attention layers keep their rates.
+# The attributes in which recurrent and attention layers keep their rates, and
+# those in which others do.
 RATES = ("dropout", "recurrent_dropout")
+OTHER_RATES = ("rate", "drop_prob", "drop_rate")
+# Packages whose functions do not call a user's layer's `keras.random.dropout`.
+FRAMEWORKS = {"jax", "keras", "numpy", "tensorflow", "torch"}
+DRAWS = "calls `keras.random.dropout` itself"
 
 
 @dataclass(eq=False)
@@ -60,11 +67,14 @@ class Place:
     adds_up: bool = False
 
     @property
-    def rate(self) -> float:
-        rates: list[Any] = [
-            getattr(self.layer, x, None) for x in ("rate", *RATES)
-        ]
-        return next((x for x in rates if is_number(x) and x > 0), 0.0)
+    def rate(self) -> float | None:
+        """The fraction of activities that the layer drops; None if unknown."""
+        return _rate(self.layer)
+
+
+def _rate(layer):
+    rates = [getattr(layer, x, None) for x in (*OTHER_RATES, *RATES)]
+    return max((x for x in rates if is_number(x)), default=None)
 
 
 def paths_of(
@@ -80,11 +90,29 @@ def paths_of(
             yield from paths_of(part, f"{path}/", seen)
 
 
-def places(model: keras.Layer) -> list[Place]:
-    """The layers of a model that drop, except those of this library."""
-    found = [Place(path, layer) for path, layer in paths_of(model)]
+def paths_with_model(
+    model: keras.Model,
+) -> Iterator[tuple[str, keras.Layer]]:
+    """The `paths_of` a model; before them a subclass, whose `call` may drop."""
+    if graph_of(model) is None:
+        yield model.name, model
+    yield from paths_of(model)
+
+
+def places(
+    model: keras.Model, drawing: Collection[keras.Layer] = ()
+) -> list[Place]:
+    """The layers of a model that drop, except those of this library.
+
+    Args:
+        model: A model.
+        drawing: Layers that are known to call `keras.random.dropout`.
+    """
+    found = [Place(path, layer) for path, layer in paths_with_model(model)]
     for place in found:
         place.obstacle = _obstacle(place.layer)
+        if place.layer in drawing and not drops(place.layer):
+            place.obstacle = DRAWS
     return [x for x in found if x.obstacle or is_dropout(x.layer)]
 
 
@@ -112,12 +140,10 @@ def _obstacle(layer):
     if isinstance(layer, OTHER_DROPOUT):
         return "does not replace activities by zero"
     if any(name in kind.__name__ for name in PATH_DROPOUT):
-        return "drops whole paths" if getattr(layer, "rate", 1) else None
+        return None if _rate(layer) == 0 else "drops whole paths"
     if rates := _own_rates(layer):
         return f"draws its masks itself ({', '.join(rates)})"
-    if any(map(_calls_dropout, _own_functions(kind))):
-        return "calls `keras.random.dropout` itself"
-    return None
+    return DRAWS if _calls_dropout(_own_functions(layer)) else None
 
 
 def _own_rates(layer):
@@ -136,23 +162,65 @@ def _own_rates(layer):
     return rates
 
 
-def _own_functions(kind):
-    """The methods of a class that Keras does not define."""
-    for base in inspect.getmro(kind):
-        if base is keras.Layer:
-            return
+def _own_functions(layer):
+    """The methods and other functions of a layer that Keras does not define."""
+    kinds = inspect.getmro(type(layer))
+    for base in kinds[: kinds.index(keras.Layer)]:
         if not base.__module__.startswith("keras.src."):
-            for value in vars(base).values():
-                if isinstance(value, types.FunctionType):
-                    yield value
+            yield from vars(base).values()
+    if isinstance(layer, layers.Lambda):
+        yield layer.function
 
 
-def _calls_dropout(function):
-    names = [x.argval for x in dis.get_instructions(function)]
-    return ("random", "dropout") in itertools.pairwise(names) or any(
-        function.__globals__.get(name) is keras.random.dropout
-        for name in function.__code__.co_names
+def has_own_code(model: keras.Layer) -> bool:
+    """Whether a model contains code that is not of Keras or this library."""
+    return any(
+        _is_followed(x)
+        for layer in layers_in(model)
+        for x in _own_functions(layer)
+        if not isinstance(layer, ShiftedDropout)
     )
+
+
+def _is_followed(value):
+    """Whether a value is a function that is not of a framework."""
+    if not isinstance(value, types.FunctionType):
+        return False
+    return (value.__module__ or "").partition(".")[0] not in FRAMEWORKS
+
+
+def _calls_dropout(values):
+    """Whether functions, or those they use, use `keras.random.dropout`."""
+    left, seen = list(values), set()
+    while left:
+        value = left.pop()
+        if value is keras.random.dropout:
+            return True
+        if _is_followed(value) and value not in seen:
+            seen.add(value)
+            variables = inspect.getclosurevars(value).nonlocals
+            scope = ChainMap({}, dict(variables), value.__globals__)
+            left += _loaded(value.__code__, scope)
+    return False
+
+
+def _loaded(code, scope):
+    """The objects that code and the functions defined in it load by name."""
+    value = None
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
+        if isinstance(name, types.CodeType):
+            yield from _loaded(name, scope)
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            is_module = isinstance(value, types.ModuleType)
+            value = getattr(value, name, None) if is_module else None
+        elif instruction.opname == "IMPORT_NAME":
+            value = sys.modules.get(name)
+        elif instruction.opname.startswith("STORE_") and value is not None:
+            scope[name] = value
+        else:
+            value = scope.get(name) if isinstance(name, str) else None
+        yield value
 
 
 def path_filter(filters: Filters | None) -> Callable[[str], bool]:
@@ -301,7 +369,7 @@ def _noting(layer, note):
 
 def observe(
     model: keras.Model, found: list[Place], inputs: Any, size: int
-) -> None:
+) -> set[keras.Layer]:
     """Records the input shapes of places, and which inputs add up to 1.
 
     Calls the model once in training mode, without changing variables.
@@ -311,6 +379,9 @@ def observe(
         found: Places of the model, to which the shapes are added.
         inputs: An example of the input of the model; random numbers if None.
         size: The size of the random numbers along axes of variable length.
+
+    Returns:
+        The layers that called `keras.random.dropout`.
 
     Raises:
         ValueError: If the model cannot be called.
@@ -326,6 +397,7 @@ def observe(
 
     with (
         watched(model, [place.layer for place in found], note),
+        _noting_masks(model) as drawing,
         warnings.catch_warnings(action="ignore"),
     ):
         try:
@@ -342,6 +414,43 @@ def observe(
                 "its input as the argument `inputs`. "
                 f"{type(error).__name__}: {error}"
             ) from error
+    return drawing
+
+
+def observed_to_draw(model: keras.Model) -> set[keras.Layer]:
+    """The layers that call `keras.random.dropout` for random inputs.
+
+    None if the model has no graph, which gives the shapes of the inputs, or
+    cannot be called on random numbers.
+    """
+    if graph_of(model) is None or not has_own_code(model):
+        return set()
+    try:
+        return observe(model, [], None, size=4)
+    except ValueError:
+        return set()
+
+
+@contextlib.contextmanager
+def _noting_masks(model):
+    """Yields the set of the layers that use Keras' `dropout` in the block."""
+    dropout = random_functions.dropout
+    known = {id(layer) for layer in layers_in(model)}
+    found = set()
+
+    def noting(*args, **kwargs):
+        # The innermost layer is that of the first such method on the stack.
+        frame = inspect.currentframe()
+        while id(frame.f_locals.get("self")) not in known:
+            frame = frame.f_back
+        found.add(frame.f_locals["self"])
+        return dropout(*args, **kwargs)
+
+    random_functions.dropout = noting
+    try:
+        yield found
+    finally:
+        random_functions.dropout = dropout
 
 
 def adds_up(x):

@@ -18,7 +18,8 @@ from ._copies import copied
 from ._dropout_sites import DROPOUT
 from ._places import OTHER_DROPOUT
 from ._places import drops
-from ._places import paths_of
+from ._places import observed_to_draw
+from ._places import paths_with_model
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
 # Attributes of these layers that `Sampler` changes.
@@ -31,10 +32,11 @@ class Sampler(keras.Model):
     def __init__(self, model, is_chosen):
         super().__init__(name="monte_carlo", autocast=False)
         self.model = copied(model, compiled=False)
+        drawing = observed_to_draw(self.model)
         dropping = {
             id(layer)
-            for path, layer in paths_of(self.model)
-            if drops(layer) and is_chosen(path)
+            for path, layer in paths_with_model(self.model)
+            if (drops(layer) or layer in drawing) and is_chosen(path)
         }
         if not dropping:
             raise invalid(

@@ -304,7 +304,7 @@ def converted(model, x):
     new, report = invariantize(
         model, attention=True, inputs=x, return_report=True
     )
-    places = [row for row in report if row.rate]
+    places = [row for row in report if row.rate != 0]
     done = [row for row in places if row.beta is not None]
     reasons = sorted({row.reason for row in places if row.beta is None})
     assert all(reasons)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from keras import random as kr
 from keras import tree
 
 from keras_invdrop import BetaMonitor
@@ -17,6 +18,7 @@ from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
 from keras_invdrop import variance_report
+from keras_invdrop.models._places import DRAWS
 from keras_invdrop.models._places import paths_of
 
 HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
@@ -378,24 +380,26 @@ class Drawing(layers.Layer):
 
 
 class DropPath(layers.Layer):
-    def __init__(self, **kwargs):
+    def __init__(self, rate=0.25, attribute="rate", **kwargs):
         super().__init__(**kwargs)
-        self.rate = 0.25
+        setattr(self, attribute, rate)
+        self.keep = 1 - rate
         self.generator = keras.random.SeedGenerator(0)
 
     def call(self, x, training=False):
         if not training:
             return x
         shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
-        keep = keras.random.uniform(shape, seed=self.generator) > self.rate
+        keep = keras.random.uniform(shape, seed=self.generator) < self.keep
         return x * ops.cast(keep, x.dtype)
 
 
 @pytest.mark.parametrize(
     ("layer", "path", "reason"),
     [
-        (Drawing(name="it"), "it", "calls `keras.random.dropout` itself"),
+        (Drawing(name="it"), "it", DRAWS),
         (DropPath(name="it"), "it", "drops whole paths"),
+        (DropPath(attribute="drop_prob", name="it"), "it", "drops whole paths"),
         (
             layers.ConvLSTM1D(2, 1, dropout=0.25, name="it"),
             "it/conv_lstm_cell",
@@ -406,11 +410,122 @@ class DropPath(layers.Layer):
 )
 def test_what_cannot_be_converted_is_reported(layer, path, reason):
     model = keras.Sequential([keras.Input((4, 5, 3)), layer])
-    with pytest.warns(UserWarning, match="no `Dropout`"):
+    with (
+        pytest.warns(UserWarning, match="no `Dropout`"),
+        pytest.warns(UserWarning, match=f"stays as it is: '{path}"),
+    ):
         new, (row,) = invariantize(model, return_report=True)
     assert new is model
     assert row.path.startswith(path) and row.beta is None
     assert row.reason == reason
+    assert row.rate == (None if reason == DRAWS else 0.25)
+
+
+def test_a_path_that_is_never_dropped_is_no_place(recwarn):
+    model = graph(DropPath(0.0, "drop_rate"), layers.Dropout(0.5), shape=(3,))
+    _, report = invariantize(model, return_report=True)
+    assert len(report) == 1 and not recwarn
+
+
+def half_of(x, seed):
+    return kr.dropout(x, 0.5, seed=seed)
+
+
+class Halving:
+    def __call__(self, x, seed):
+        return half_of(x, seed)
+
+
+class ByModule(Drawing):
+    def call(self, x, training=False):
+        return kr.dropout(x, 0.5, seed=self.seed_generator) if training else x
+
+
+class ByFunction(Drawing):
+    def call(self, x, training=False):
+        return half_of(x, self.seed_generator) if training else x
+
+
+class ByInnerFunction(Drawing):
+    def call(self, x, training=False):
+        from keras import random
+
+        def half(x):
+            return random.dropout(x, 0.5, seed=self.seed_generator)
+
+        return half(x) if training else x
+
+
+class ByObject(Drawing):
+    """Only a call shows that it drops."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.half = Halving()
+
+    def call(self, x, training=False):
+        return self.half(x, self.seed_generator) if training else x
+
+
+def by_lambda(name):
+    seed = keras.random.SeedGenerator(0)
+    return layers.Lambda(
+        lambda x, training=False: half_of(x, seed) if training else x, name=name
+    )
+
+
+class ByModel(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+        self.dense = layers.Dense(2)
+
+    def call(self, x, training=False):
+        x = self.dense(x)
+        return half_of(x, self.seed_generator) if training else x
+
+
+def by_model(name):
+    model = ByModel(name=name)
+    model(np.zeros((1, 3)))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [ByModule, ByFunction, ByInnerFunction, ByObject, by_lambda]
+)
+def test_layers_that_draw_masks_in_some_other_way(make):
+    drawing = make(name="it")
+    model = graph(drawing, layers.Dropout(0.5), shape=(3,))
+    with pytest.warns(UserWarning, match="as it is: 'it': calls `keras.random"):
+        _, report = invariantize(model, return_report=True)
+    (row,) = [row for row in report if row.beta is None]
+    assert row.path == "it" and row.reason == DRAWS
+    name = type(drawing).__name__
+    assert str(row) == f"it ({name}, rate unknown): not converted: {DRAWS}"
+    assert_the_spread_of_training(model, random(2, 3))
+
+
+def test_a_model_whose_call_draws_masks():
+    model = by_model("it")
+    x = random(2, 3)
+    with pytest.warns(UserWarning, match="as it is: 'it': calls `keras.random"):
+        _, report = invariantize(model, inputs=x, return_report=True)
+    assert [row.path for row in report] == ["it"]
+    assert_the_spread_of_training(model, x)
+
+
+def test_a_dropout_attribute_is_not_a_function_of_keras():
+    class Uniform(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dropout = layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.dropout(x + keras.random.uniform((1, 3), seed=1))
+
+    _, report = invariantize(graph(Uniform(), shape=(3,)), return_report=True)
+    assert [row.reason for row in report] == [None]
 
 
 def test_a_model_that_cannot_be_called_on_random_numbers():
@@ -495,7 +610,10 @@ class Attending(layers.Layer):
 @pytest.mark.parametrize("name", DRAWING)
 def test_monte_carlo_draws_the_masks_of_training(name):
     make, shape = DRAWING[name]
-    model, x = make(), random(*shape)[:2]
+    assert_the_spread_of_training(make(), random(*shape)[:2])
+
+
+def assert_the_spread_of_training(model, x):
     found = MonteCarlo(model, 2000, seed=0).predict(x, batch_size=4000)
     y = model(np.repeat(x, 2000, axis=0), training=True)
     y = ops.convert_to_numpy(y).reshape((2, 2000, *found.mean.shape[1:]))
