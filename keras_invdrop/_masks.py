@@ -79,6 +79,8 @@ class Backend:
     widths: tuple[int, ...] = (1, 8, 16)
     # Whether operations of the traced graph draw, as in `drawn_by_graph`.
     in_graph = False
+    # Whether layers can draw in a loop over time that the backend compiles.
+    draws_in_loops = True
 
     def dropout_mask(
         self,
@@ -246,6 +248,8 @@ if keras.backend.backend() == "jax":
     import jax
 
     class JAX(Backend):
+        draws_in_loops = False
+
         def _bits(self, shape, key):
             words = jax.random.bits(key, shape, "uint32")
             shifted = words[..., None] >> jax.numpy.arange(
@@ -425,6 +429,7 @@ elif keras.backend.backend() == "torch":
 
 check_first_pass = BACKEND.check_first_pass
 drawn_by_graph = BACKEND.drawn_by_graph
+draws_in_loops = BACKEND.draws_in_loops
 dropout_mask = BACKEND.dropout_mask
 scaled_sum = BACKEND.scaled_sum
 selected = BACKEND.selected

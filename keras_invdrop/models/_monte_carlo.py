@@ -60,9 +60,6 @@ class MonteCarlo:
     (Kirsch et al., 2019); `predict(x, return_samples=True)` returns the
     samples.
 
-    On JAX, Keras draws no masks in the loop over a recurrent cell: a custom
-    cell that holds a dropout layer fails there.
-
     Args:
         model: A built model, which may contain other models. `MonteCarlo`
             copies the model, and later training of the original has no effect

@@ -73,7 +73,9 @@ class Place:
 
 
 def _rate(layer):
-    rates = [getattr(layer, x, None) for x in (*OTHER_RATES, *RATES)]
+    rates: list[Any] = [
+        getattr(layer, name, None) for name in (*OTHER_RATES, *RATES)
+    ]
     return max((x for x in rates if is_number(x)), default=None)
 
 
@@ -141,12 +143,12 @@ def _obstacle(layer):
         return "does not replace activities by zero"
     if any(name in kind.__name__ for name in PATH_DROPOUT):
         return None if _rate(layer) == 0 else "drops whole paths"
-    if rates := _own_rates(layer):
+    if rates := own_rates(layer):
         return f"draws its masks itself ({', '.join(rates)})"
     return DRAWS if _calls_dropout(_own_functions(layer)) else None
 
 
-def _own_rates(layer):
+def own_rates(layer):
     """The rates of a layer, unless layers inside it drop at these rates."""
     rates = [
         f"{name}={getattr(layer, name):g}"
@@ -155,7 +157,7 @@ def _own_rates(layer):
     ]
     inner = layers_in(layer, include_self=False)
     if rates and any(
-        isinstance(x, layers.Dropout | ShiftedDropout) or _own_rates(x)
+        isinstance(x, layers.Dropout | ShiftedDropout) or own_rates(x)
         for x in inner
     ):
         return []
@@ -440,7 +442,7 @@ def _noting_masks(model):
 
     def noting(*args, **kwargs):
         # The innermost layer is that of the first such method on the stack.
-        frame = inspect.currentframe()
+        frame: Any = inspect.currentframe()
         while id(frame.f_locals.get("self")) not in known:
             frame = frame.f_back
         found.add(frame.f_locals["self"])

@@ -13,17 +13,19 @@ from .._keras import own_trainable
 from .._keras import seed_generators
 from .._keras import seeded
 from .._keras import set_own_trainable
+from .._masks import draws_in_loops
 from ._copies import Copies
 from ._copies import copied
 from ._dropout_sites import DROPOUT
 from ._places import OTHER_DROPOUT
 from ._places import drops
 from ._places import observed_to_draw
+from ._places import own_rates
 from ._places import paths_with_model
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
-# Attributes of these layers that `Sampler` changes.
-CHANGED = ("seed", "noise_shape")
+# Attributes that `Sampler` changes of these layers and of recurrent layers.
+CHANGED = ("seed", "noise_shape", "unroll")
 
 
 class Sampler(keras.Model):
@@ -32,11 +34,11 @@ class Sampler(keras.Model):
     def __init__(self, model, is_chosen):
         super().__init__(name="monte_carlo", autocast=False)
         self.model = copied(model, compiled=False)
-        drawing = observed_to_draw(self.model)
+        observed = observed_to_draw(self.model)
         dropping = {
             id(layer)
             for path, layer in paths_with_model(self.model)
-            if (drops(layer) or layer in drawing) and is_chosen(path)
+            if (drops(layer) or layer in observed) and is_chosen(path)
         }
         if not dropping:
             raise invalid(
@@ -51,16 +53,22 @@ class Sampler(keras.Model):
         for layer in layers_in(self.model):
             self.before.append({})
             self.trainable_before.append(own_trainable(layer))
-            if isinstance(layer, SAMPLED):
+            is_recurrent = isinstance(layer, keras.layers.RNN)
+            if is_recurrent or isinstance(layer, SAMPLED):
                 known = [x for x in CHANGED if hasattr(layer, x)]
                 self.before[-1] |= {x: getattr(layer, x) for x in known}
+            if isinstance(layer, SAMPLED):
                 layer.seed = 0  # see `seeded`
             for generator in seed_generators(layer):
                 seeded(generator)
             # A recurrent layer draws masks when one of its cells does.
-            is_recurrent = isinstance(layer, keras.layers.RNN)
-            drawing = layers_in(layer) if is_recurrent else [layer]
-            _in_mode(layer, any(id(x) in dropping for x in drawing))
+            parts = layers_in(layer) if is_recurrent else [layer]
+            drawing = [x for x in parts if id(x) in dropping]
+            # Keras' own cells draw their masks before the loop over time.
+            in_loop = is_recurrent and not all(map(own_rates, drawing))
+            if in_loop and not draws_in_loops:
+                layer.unroll = True
+            _in_mode(layer, bool(drawing))
         # Keeps moving averages unchanged.
         self.model.trainable = False
         self.repeats = 1

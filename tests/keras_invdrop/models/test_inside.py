@@ -575,7 +575,15 @@ def test_a_folded_network_keeps_what_is_inside_its_layers(tmp_path):
 
 
 DRAWING = {
-    **{name: MODELS[name][:2] for name in MODELS if name != "cell"},
+    **{name: MODELS[name][:2] for name in MODELS},
+    "cell in both directions": (
+        lambda: graph(layers.Bidirectional(layers.RNN(Cell())), shape=(4, 3)),
+        (4, 4, 3),
+    ),
+    "cell that calls a function": (
+        lambda: graph(layers.RNN(DrawingCell()), shape=(4, 3)),
+        (4, 4, 3),
+    ),
     "recurrent": (
         lambda: graph(
             layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2),
@@ -598,6 +606,12 @@ DRAWING = {
 }
 
 
+class DrawingCell(Cell):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = Drawing()
+
+
 class Attending(layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -615,6 +629,9 @@ def test_monte_carlo_draws_the_masks_of_training(name):
 
 def assert_the_spread_of_training(model, x):
     found = MonteCarlo(model, 2000, seed=0).predict(x, batch_size=4000)
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.RNN):
+            layer.unroll = True  # as JAX needs to draw masks
     y = model(np.repeat(x, 2000, axis=0), training=True)
     y = ops.convert_to_numpy(y).reshape((2, 2000, *found.mean.shape[1:]))
     # The standard error of a standard deviation is 2 %, more if few masks are
