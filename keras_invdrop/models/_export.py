@@ -6,13 +6,18 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import Literal
 
 import keras
 import numpy as np
+from keras import ops
 from keras import tree
 
+from .._batches import BATCH
+from .._batches import Examples
 from .._batches import random_inputs
+from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_positive_number
@@ -83,22 +88,22 @@ def export(
     format: Format,
     tolerance: float = 1e-4,
     stochastic: bool = False,
+    inputs: Any = None,
 ) -> Exported:
     """Writes a model, by default without its dropout, for another engine.
 
     The model is folded, which puts Keras' own layers in the place of
     dropout, and exported with Keras' `model.export`. Then the engine runs
-    the file on random inputs, in batches of 3. The file is moved to `path`
-    only if the engine's outputs agree with `model.predict`; otherwise
-    nothing at `path` changes. If the present backend cannot export the
-    network, a separate process on the TensorFlow backend loads a saved copy
-    and exports that.
+    the file on 3 examples. The file is moved to `path` only if the engine's
+    outputs agree with `model.predict`; otherwise nothing at `path` changes. If
+    the present backend cannot export the network, a separate process on the
+    TensorFlow backend loads a saved copy and exports that.
 
     With `stochastic=True` the model is not folded: every run of the file draws
     new masks, another for each row of a batch, in the layers that `MonteCarlo`
     lists. Everything else is in inference mode. To sample one input, repeat it
     in a batch. Such a file is compared with `MonteCarlo`: 256 samples each, of
-    3 random inputs, may differ in mean and spread by no more than chance
+    the 3 examples, may differ in mean and spread by no more than chance
     explains. A correct file fails with a probability of at most one in a
     million.
 
@@ -107,7 +112,7 @@ def export(
     Args:
         model: A functional or sequential model that has been built. It is
             not changed. Another process can load only layers of Keras and
-            of this library. Integer inputs are tested with zeros and ones.
+            of this library.
         path: Where to write. An existing file or SavedModel is replaced.
             OpenVINO writes a `.bin` file beside the `.xml` file.
         format: One of
@@ -126,6 +131,10 @@ def export(
             in `MonteCarlo`. Not for `"openvino"`. Integer seeds of layers have
             no effect. Nothing else in the process may draw with Keras
             meanwhile.
+        inputs: Examples of the input, as `model.predict` takes them, on which
+            to run the file; the first 3 are used. Defaults to random numbers,
+            which are zeros and ones for integer inputs, in sequences of length
+            32 if the model takes any length.
 
     Returns:
         An `Exported`: the `path`, the `format`, the `backend` from which
@@ -137,9 +146,10 @@ def export(
         RuntimeError: If the engine's outputs differ from those of `predict`
             or `MonteCarlo`, or an exporter or the engine fails.
         ValueError: If `fold` does not take `model`, or `model` has no dropout
-            layer and `stochastic` is true; if another argument is not of the
-            kind described; or if `path` lacks the suffix of the format, its
-            parent folder does not exist, or it is a folder that is not a
+            layer and `stochastic` is true; if the model cannot be called on
+            random numbers and `inputs` is not given; if another argument is not
+            of the kind described; or if `path` lacks the suffix of the format,
+            its parent folder does not exist, or it is a folder that is not a
             SavedModel.
 
     Example:
@@ -176,11 +186,13 @@ def export(
     if stochastic:
         network = graph_of(copied(check_model(model), compiled=False))
         reference = "MonteCarlo"
-        compare = _with_samples(MonteCarlo(model, MASKS), network)
+        examples = _examples(network, inputs)
+        compare = _with_samples(MonteCarlo(model, MASKS), network, examples)
     else:
         network = copied(fold(model), _as_constants, compiled=False)
         reference = "predict"
-        compare = _with_predictions(model, network)
+        examples = _examples(network, inputs)
+        compare = _with_predictions(model, network, examples)
     failures = []
     for backend in _backends(network, format, stochastic):
         _check_packages(backend, format)
@@ -368,16 +380,33 @@ def _convert_on(backend, network, path, format, stochastic):
         raise RuntimeError(process.stderr[-2000:])
 
 
-def _with_predictions(model, network):
+def _examples(network, inputs):
+    """Examples on which to run an engine, one array for each input."""
+    if inputs is not None:
+        given = Examples("inputs", inputs)
+        batch = given[np.arange(BATCH) % len(given)]
+        found = tree.flatten(standardized(network, batch, "inputs"))
+        return [ops.convert_to_numpy(x) for x in found]
+    found = random_inputs(network.inputs, size=32)
+    try:
+        network(packed(network, found), training=False)
+    except Exception as error:  # a model may raise anything
+        raise ValueError(
+            f"Calling model '{network.name}' on random numbers failed. Give an "
+            "example of its input as the argument `inputs`. "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return found
+
+
+def _with_predictions(model, network, inputs):
     """A function that compares what an engine runs with `predict`."""
-    inputs = random_inputs(network.inputs, size=32)
     expected = model.predict(packed(network, inputs), verbose=0)
     return lambda run: _difference(run(inputs), tree.flatten(expected))
 
 
-def _with_samples(monte_carlo, network):
+def _with_samples(monte_carlo, network, inputs):
     """A function that compares what an engine draws with `MonteCarlo`."""
-    inputs = random_inputs(network.inputs, size=32)
     repeated = [np.repeat(x[None], MASKS, axis=0) for x in inputs]
 
     def samples(seed):

@@ -38,6 +38,7 @@ PAGE = (ROOT / "docs" / "export.md").read_text()
 OF_THE_PAGE = f"`keras=={keras.__version__}`" in PAGE
 # A format that needs no other process.
 DIRECT = _export.DIRECT[BACKEND][0]
+LOAD = dict(_export.LOAD)
 
 
 def check_keras(format):
@@ -425,3 +426,39 @@ def test_int8_after_fold(make):
 def test_what_cannot_be_folded(tmp_path):
     with pytest.raises(ValueError, match="`model`"):
         export("network", tmp_path / "a.onnx", "onnx")
+
+
+@keras.saving.register_keras_serializable("test_export")
+class OfFourSteps(layers.Layer):
+    """Adds an embedding of the position, as a transformer does."""
+
+    def build(self, input_shape):
+        self.positions = self.add_weight(shape=(4, input_shape[-1]))
+
+    def call(self, x):
+        return x + self.positions[: x.shape[1]]
+
+
+def test_a_model_of_short_sequences_is_run_on_an_example(tmp_path):
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, layers.Dropout(0.5)(OfFourSteps()(inputs)))
+    path = tmp_path / FILES[DIRECT]
+    for stochastic in (False, True):
+        with pytest.raises(ValueError, match="failed.*argument `inputs`"):
+            export(model, path, DIRECT, stochastic=stochastic)
+    with pytest.raises(ValueError, match="`inputs`. Expected arrays"):
+        export(model, path, DIRECT, inputs=random(2, 4))
+
+
+def test_the_file_is_run_on_the_inputs(tmp_path, monkeypatch):
+    model, seen = dense_network(), []
+
+    def load(path, network):
+        run = LOAD[DIRECT](path, network)
+        return lambda arrays: [seen.extend(arrays), run(arrays)][1]
+
+    monkeypatch.setitem(_export.LOAD, DIRECT, load)
+    x = random(2, 4)
+    found = export(model, tmp_path / FILES[DIRECT], DIRECT, inputs=x)
+    assert found.difference < 1e-5
+    np.testing.assert_array_equal(seen[0], x[[0, 1, 0]])
