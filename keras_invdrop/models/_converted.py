@@ -21,6 +21,14 @@ from ._places import paths_of
 KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
 
 
+OF_PRESET = (
+    "Model '{}' contains converted dropout, which KerasHub cannot load from a "
+    "preset: a preset lacks the shapes of built layers, which the betas need. "
+    "Save the model to a `.keras` file. To start from a preset, load the "
+    "original preset and then convert the model."
+)
+
+
 @keras.saving.register_keras_serializable("keras_invdrop")
 class Converted:
     """Mixed into the class of a layer in which dropout was converted.
@@ -76,6 +84,8 @@ class Converted:
                     "now makes other layers."
                 )
             (kind,) = (x for x in KINDS if x.__name__ == made["class_name"])
+            if "build_config" not in made:
+                raise ValueError(OF_PRESET.format(layer.name))
             shape = made["build_config"]["input_shape"]
             new[id(old)] = kind.from_config(made["config"]), shape
         exchange(layer, new)
@@ -138,9 +148,16 @@ def _scope(path):
         yield
 
 
+def _save_to_preset(self, preset_dir, *args, **kwargs):
+    """Refuses to write a preset that `from_preset` could not load."""
+    raise ValueError(OF_PRESET.format(self.name))
+
+
 @cache
 def _converted_class(original):
     names = {"__module__": __name__, "original": original}
+    if hasattr(original, "save_to_preset"):
+        names["save_to_preset"] = _save_to_preset
     kind = type(original.__name__, (Converted, original), names)
     return keras.saving.register_keras_serializable(
         "keras_invdrop", "Converted"

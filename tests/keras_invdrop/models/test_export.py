@@ -438,6 +438,9 @@ class OfFourSteps(layers.Layer):
     def call(self, x):
         return x + self.positions[: x.shape[1]]
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
 
 def test_a_model_of_short_sequences_is_run_on_an_example(tmp_path):
     inputs = keras.Input((None, 3))
