@@ -123,12 +123,18 @@ def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
             of its input.
     """
     start = "" if isinstance(root, keras.Model) else f"{root.name}/"
-    for path, layer in [*paths_of(root, start)]:
-        if id(layer) in new:
-            made, shape = new[id(layer)]
-            with _scope(path):
-                made.build(shape)
-            become(layer, made)
+    replaced = [
+        (path, layer)
+        for path, layer in paths_of(root, start)
+        if id(layer) in new
+    ]
+    # Build all layers first: if one cannot be built, `root` does not change.
+    for path, layer in replaced:
+        made, shape = new[id(layer)]
+        with _scope(path):
+            made.build(shape)
+    for _, layer in replaced:
+        become(layer, new[id(layer)][0])
     for part in layers_in(root):
         inside = layers_in(part, include_self=False)
         if not any(id(layer) in new for layer in inside):

@@ -127,6 +127,7 @@ def invariantize(
             a subclass without a graph of layers; defaults to random numbers for
             other models.
         inplace: Boolean. Whether to convert `model` itself instead of a copy.
+            Other models that share its layers change, too.
         return_report: Boolean. Whether to return a report as well.
 
     Returns:

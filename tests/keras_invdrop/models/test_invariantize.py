@@ -518,6 +518,16 @@ def test_a_layer_in_the_graph_and_inside_another():
     assert_same_predictions(model, new, random(2, 4, 3))
 
 
+def test_a_model_that_cannot_be_converted_stays_as_it_is():
+    a, b = keras.Input((3,)), keras.Input((None, 3))
+    outputs = [layers.Dropout(0.5)(a), layers.Dropout(0.5)(b)]
+    model = keras.Model([a, b], outputs)
+    with pytest.raises(ValueError, match="fixed size"):
+        invariantize(model, shared="none", inplace=True)
+    assert len(by_class(model, layers.Dropout)) == 2
+    assert not by_class(model, InvariantDropout)
+
+
 def test_inputs_that_cannot_share_a_beta():
     a, b = keras.Input((3,)), keras.Input((4, 3))
     drop = layers.Dropout(0.5, name="shared")
