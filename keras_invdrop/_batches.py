@@ -28,11 +28,17 @@ class Examples:
         least: Integer. The smallest allowed number of examples.
 
     Raises:
-        ValueError: If `x` does not consist of arrays, or the arrays differ in
-            their number of examples or have too few.
+        ValueError: If `x` does not consist of arrays of numbers, or the arrays
+            differ in their number of examples or have too few.
     """
 
     def __init__(self, argument, x, least=1):
+        if any(map(_is_text, tree.flatten(x))):
+            raise ValueError(
+                f"Invalid value received for argument `{argument}`. Expected "
+                "arrays of numbers. Received strings or other objects: pass "
+                "the preprocessed inputs, such as `model.preprocessor(x)`."
+            )
         if x is None or not can_convert_arrays(x):
             raise invalid(
                 argument, "an array, or a list, tuple or dict of arrays", x
@@ -195,6 +201,12 @@ def _is_arrays(data, count):
     # A list of another length is a list of batches.
     batches = isinstance(data, (list, tuple))
     return not batches or count in (None, len(tree.flatten(data)))
+
+
+def _is_text(value):
+    # TensorFlow's own tensors of strings fit a `TextVectorization`.
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    return isinstance(value, (str, bytes)) or kind in ("U", "S", "O")
 
 
 def _shapes(x):

@@ -325,10 +325,22 @@ class Copies:
                 f"Layer '{getattr(old, 'name', old)}', a "
                 f"`{type(old).__name__}`, cannot be copied, neither as it is "
                 f"({type(error).__name__}: {error}) nor by its config "
-                f"({type(again).__name__}: {again})."
+                f"({type(again).__name__}: {again}).{self._way_out(old)}"
             ) from error
         state = {k: v for k, v in vars(made).items() if not _is_own(new, k)}
         vars(new).update(state)
+
+    def _way_out(self, old):
+        """Names the first attribute that cannot be copied."""
+        for name, value in initial_state(old).items():
+            try:
+                self._plain(value)
+            except Exception:
+                return (
+                    f" Its attribute `{name}` cannot be copied: keep it "
+                    "outside the layer."
+                )
+        return ""
 
     def _complete(self, layer):
         """Builds the graphs of a layer and of the layers inside it."""

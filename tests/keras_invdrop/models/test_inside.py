@@ -550,8 +550,11 @@ def test_a_model_that_cannot_be_copied_is_converted_itself():
 
     with open(__file__) as file:
         model = graph(Reading(file), shape=(4, 8))
-        with pytest.raises(ValueError, match="inplace=True"):
+        out = "attribute `file`.*: keep it outside the layer"
+        with pytest.raises(ValueError, match=f"{out}.*inplace=True"):
             invariantize(model)
+        with pytest.raises(ValueError, match=out):
+            MonteCarlo(model)
         invariantize(model, inplace=True)
     assert len(betas(model)) == 3
 
@@ -895,7 +898,7 @@ def test_a_layer_that_is_not_called_is_named():
         calibrate(model, random(4, 4, 8), keep_predictions=False)
 
 
-def bert():
+def bert(preprocessor=None):
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=30,
         num_layers=2,
@@ -905,7 +908,9 @@ def bert():
         dropout=0.2,
         max_sequence_length=6,
     )
-    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    model = keras_hub.models.BertTextClassifier(
+        backbone, num_classes=3, preprocessor=preprocessor
+    )
     ones = np.ones((2, 6), "int32")
     x = {
         "token_ids": np.arange(12).reshape((2, 6)),
@@ -941,6 +946,29 @@ def test_models_of_keras_hub(make, places, tmp_path):
     assert all(row.beta for row in report if row.rate)
     assert len(betas(new)) >= places
     assert_it_works(model, x, new, tmp_path / "new.keras")
+
+
+@of_keras_hub
+@pytest.mark.one_backend
+def test_a_model_that_takes_strings():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat"]
+    tokenizer = keras_hub.models.BertTokenizer(words, lowercase=True)
+    model, _ = bert(
+        keras_hub.models.BertTextClassifierPreprocessor(tokenizer, 6)
+    )
+    x = np.array(["the cat", "the cat sat"])
+    new = invariantize(model)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(new.predict(x, verbose=0), expected)
+    message = r"numbers.*`model.preprocessor\(x\)`"
+    with pytest.raises(ValueError, match=message):
+        MonteCarlo(new).predict(x)
+    with pytest.raises(ValueError, match=message):
+        variance_report(new, [*x])
+    with pytest.raises(ValueError, match=message):
+        calibrate(new, x, keep_predictions=False)
+    found = MonteCarlo(new, 2).predict(new.preprocessor(x))
+    assert found.mean.shape == expected.shape
 
 
 @of_keras_hub
