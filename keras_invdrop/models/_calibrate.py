@@ -78,12 +78,13 @@ def calibrate(
     in memory. If predictions are kept, one pass is enough, because a new shift
     does not change later activities. Otherwise a new shift changes the
     activities in later layers, whose means can be measured only after the shift
-    is set. The function then reads the data once for each dropout layer in the
-    longest chain: twelve times for two dropout layers in each of six blocks,
-    but once for parallel branches. Dropout layers that a layer calls one after
-    another form a chain. If a layer calls one of them several times, as over
-    timesteps, the function reads the data once more to check that the mean does
-    not depend on the layer's own shift.
+    is set. If all data are one batch, the function sets each shift while that
+    batch passes, in one pass. Otherwise it reads the data once for each dropout
+    layer in the longest chain: twelve times for two dropout layers in each of
+    six blocks, but once for parallel branches. Dropout layers that a layer
+    calls one after another form a chain. If a layer calls one of them several
+    times, as over timesteps, the function reads the data once more to check
+    that the mean does not depend on the layer's own shift.
 
     Batch normalisation whose moving statistics are still the initial ones uses
     the statistics of each batch, as in training.
@@ -96,10 +97,10 @@ def calibrate(
             or dict of arrays that the model takes), a `tf.data.Dataset`, a
             `PyDataset` or another iterable of batches. Targets and sample
             weights are ignored. An iterator, which can be read only once,
-            suffices if predictions are kept or no dropout layer comes after
-            another.
+            suffices if predictions are kept, if it returns a single batch, or
+            if no dropout layer comes after another.
         batch_size: Positive integer. Examples per batch, if `data` are
-            arrays.
+            arrays. With the number of examples, one pass is enough.
         steps: Positive integer. Batches to read per pass; all by default.
             Required for infinite data.
         keep_predictions: Boolean. Whether to keep the predictions of the model.
@@ -173,24 +174,57 @@ def calibrate(
         _check_statistics(scratch, chosen)
     # Copy before reading the data, because copying may fail.
     result = copied(model)
-    arriving = _Arriving(model, scratch, chosen)
 
-    def measured():
+    def read():
         inputs = None if graph is None else len(graph.inputs)
         found = batches(data, batch_size, inputs)
-        found = _checked(itertools.islice(found, steps), graph)
-        return _means(arriving, found, paths)
+        return _checked(itertools.islice(found, steps), graph)
 
+    arriving = _Arriving(model, scratch, chosen)
     if keep_predictions:
-        means = {layer: mean.value() for layer, mean in measured().items()}
+        found = _means(arriving, read(), paths)
+        means = {layer: mean.value() for layer, mean in found.items()}
         _report(kept | compensated(inlined(scratch), means), paths)
         # The biases have changed as well.
         result.set_weights(scratch.get_weights())
         return result
-    _set_in_order(scratch, measured, data, paths)
+    found = read()
+    first = [*itertools.islice(found, 2)]
+    in_flight = _Arriving(model, scratch, chosen, in_flight=True)
+    if len(first) > 1 or not _set_in_flight(in_flight, first, paths):
+        again = (read() for _ in itertools.count())
+        readings = itertools.chain([itertools.chain(first, found)], again)
+
+        def measured():
+            return _means(arriving, next(readings), paths)
+
+        _set_in_order(scratch, measured, data, paths)
     for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
         layer.set_shift(source.shift)
     return result
+
+
+def _set_in_flight(arriving, found, paths):
+    """Sets each shift while a single batch passes.
+
+    Args:
+        arriving: The model with the dropout layers; sets shifts in flight.
+        found: The batch.
+        paths: Dict from the dropout layers to their paths.
+
+    Returns:
+        Whether the shifts are set. They are not if the model calls a layer
+        more than once, since the first call knows nothing of the others.
+    """
+    before = [ops.convert_to_numpy(layer.shift) for layer in arriving.chosen]
+    means = _means(arriving, found, paths)
+    fits = all(mean.calls == 1 for mean in means.values())
+    for layer, shift in zip(arriving.chosen, before, strict=True):
+        set_now = fits and layer in means
+        layer.set_shift(-means[layer].value() if set_now else shift)
+    if fits:
+        _warn_of_uncalled(paths, means)
+    return fits
 
 
 def _set_in_order(model, measured, data, paths):
@@ -342,12 +376,14 @@ class _Arriving(keras.Model):
         model: The user's model.
         scratch: The copy to call.
         chosen: The dropout layers of the copy.
+        in_flight: Whether to set the shift of each layer before calling it.
     """
 
-    def __init__(self, model, scratch, chosen):
+    def __init__(self, model, scratch, chosen, in_flight=False):
         super().__init__(name="calibrate", autocast=False)
         self.scratch = scratch
         self.chosen = chosen
+        self.in_flight = in_flight
         self.untrained = [*untrained_normalization(scratch)]
         # A loop over time has to run eagerly, to reveal each step.
         loops = (keras.layers.RNN, keras.layers.Wrapper)
@@ -362,7 +398,11 @@ class _Arriving(keras.Model):
 
         def note(layer, x):
             number = self.chosen.index(layer)
-            found.append([ops.full((), number), *_sums(layer, x, inputs)])
+            sums, counts = _sums(layer, x, inputs)
+            found.append([ops.full((), number), sums, counts])
+            if self.in_flight:
+                mean = ops.sum(sums, axis=0) / ops.sum(counts, axis=0)
+                layer.set_shift(-mean)
 
         with (
             watched(self.scratch, self.chosen, note),

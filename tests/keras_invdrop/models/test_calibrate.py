@@ -226,10 +226,18 @@ def test_data_are_read_once_for_each_layer_after_another():
     class Counting:
         def __iter__(self):
             reads.append(1)
-            yield x
+            yield x[:5]
+            yield x[5:]
 
-    calibrate(mlp(), Counting(), keep_predictions=False)
+    model = mlp()
+    several = calibrate(model, Counting(), keep_predictions=False)
     assert len(reads) == 3
+    # A single batch gives the same shifts in one pass.
+    one = calibrate(model, iter([x]), keep_predictions=False)
+    for weight, value in zip(one.weights, several.weights, strict=True):
+        np.testing.assert_allclose(
+            *map(ops.convert_to_numpy, (weight, value)), rtol=1e-4, atol=1e-6
+        )
     # Parallel layers are calibrated together.
     inputs = keras.Input((6,))
     branches = [InvariantDropout(0.5)(layers.Dense(3)(inputs)) for _ in "abc"]
@@ -248,7 +256,7 @@ def test_an_iterator_is_enough_where_it_is_read_once():
     new = calibrate(model, iter([x[:10], x[10:]]), keep_predictions=False)
     np.testing.assert_allclose(new.layers[0].beta, -x.mean(0), rtol=1e-5)
     with pytest.raises(ValueError, match="read again.*'two'"):
-        calibrate(mlp(), iter([x]), keep_predictions=False)
+        calibrate(mlp(), iter([x[:10], x[10:]]), keep_predictions=False)
 
 
 def test_padding_is_left_out_of_the_mean():
