@@ -86,19 +86,6 @@ def test_prior_and_max_norm():
             assert layer.kernel_constraint.axis == 0
 
 
-@pytest.mark.parametrize("max_norm", [0, -1, "2", True])
-def test_bad_max_norm(max_norm):
-    with pytest.raises(ValueError, match="`max_norm`. Expected a finite flo"):
-        mnist_mlp(max_norm=max_norm)
-
-
-def test_unknown_method():
-    with pytest.raises(
-        ValueError, match="`dropout`. Expected one of 'none', 'standard'.*'x'"
-    ):
-        mnist_mlp("x")
-
-
 def test_cifar10_mlp_by_hand():
     # 3072-2000-2000-10, on flattened images.
     dense = 3072 * 2000 + 2000 + 2000 * 2000 + 2000 + 2000 * 10 + 10

@@ -164,14 +164,6 @@ def test_the_network_of_a_recipe_has_its_rates_norms_and_priors():
     assert other.get_layer("hidden_1_dropout").rate == 0.5
 
 
-def test_the_network_of_a_recipe_computes_by_its_dtype_policy():
-    before = keras.config.dtype_policy()
-    recipe = Recipe(dtype_policy="mixed_bfloat16")
-    model = recipe.network(mnist_mlp, width=0.01)
-    assert model.get_layer("hidden_1").compute_dtype == "bfloat16"
-    assert keras.config.dtype_policy() == before
-
-
 @pytest.mark.parametrize(
     ("activation", "from_logits"), [(None, True), ("softmax", False)]
 )

@@ -21,6 +21,7 @@ import keras_invdrop
 
 BACKEND = keras.backend.backend()
 DIGITS = "table2/original/invariant"
+SMALL = "--data=digits", "--epochs=1", "--limit-train=200", "--width=0.02"
 COMMANDS = (
     "demo",
     "train",
@@ -122,7 +123,9 @@ def test_train_and_train_again(command, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "table2/inverted/running_average" in process.stdout
     assert "200" in process.stdout
-    assert "1 epoch, width" in " ".join(process.stdout.split())
+    said = " ".join(process.stdout.split())
+    assert "1 epoch, " in said
+    assert "width 0.05, activation tanh" in said
     # The row, the start, each epoch and the end.
     title = "table2/inverted/running_average, seed 3"
     first, begun, epoch, done = process.stderr.splitlines()
@@ -166,14 +169,7 @@ def test_train_and_train_again(command, tmp_path):
 
 @pytest.mark.one_backend
 def test_train_calibrated(command, tmp_path):
-    arguments = (
-        "train",
-        DIGITS,
-        "--data=digits",
-        "--epochs=1",
-        "--limit-train=200",
-        "--width=0.05",
-    )
+    arguments = ("train", DIGITS, *SMALL)
     process = command(*arguments)
     assert process.returncode == 0, process.stderr
     assert "beta calibrated" not in " ".join(process.stdout.split())
@@ -191,14 +187,7 @@ def test_train_calibrated(command, tmp_path):
 
 @pytest.mark.one_backend
 def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
-    arguments = (
-        "train",
-        DIGITS,
-        "--data=digits",
-        "--epochs=1",
-        "--limit-train=200",
-        "--width=0.02",
-    )
+    arguments = ("train", DIGITS, *SMALL)
     settings = {
         "learning_rate": 0.05,
         "beta_decay": 0.001,
@@ -458,9 +447,7 @@ def test_reproduce(command, tmp_path):
 
 
 @pytest.mark.one_backend
-def test_a_training_that_diverges_does_not_keep_back_the_others(
-    command, tmp_path, monkeypatch
-):
+def test_divergence_ends_one_training_only(command, tmp_path, monkeypatch):
     def run(trial, directory, on_epoch):
         if trial.seed == 1:
             raise Diverged("The loss of epoch 3 is nan")
@@ -468,14 +455,7 @@ def test_a_training_that_diverges_does_not_keep_back_the_others(
 
     real = pool.run
     monkeypatch.setattr(pool, "run", run)
-    process = command(
-        "reproduce",
-        DIGITS,
-        "--data=digits",
-        "--epochs=1",
-        "--limit-train=200",
-        "--width=0.02",
-    )
+    process = command("reproduce", DIGITS, *SMALL)
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1] == (
         f"keras-invdrop: 1 of 3 trainings failed: {DIGITS}, seed 1"
@@ -512,15 +492,7 @@ def test_training_on_all_examples(command, tmp_path):
 
 @pytest.mark.one_backend
 def test_tune(command, tmp_path):
-    arguments = (
-        "tune",
-        "table2/original/standard",
-        DIGITS,
-        "--data=digits",
-        "--epochs=1",
-        "--limit-train=200",
-        "--width=0.02",
-    )
+    arguments = ("tune", "table2/original/standard", DIGITS, *SMALL)
     process = command(*arguments, "--trials=1")
     assert process.returncode == 0, process.stderr
     first, *epochs, _ = process.stderr.splitlines()
@@ -592,12 +564,12 @@ def test_what_are_no_seeds(text):
 
 @pytest.mark.one_backend
 def test_a_damaged_result_is_named(command, tmp_path):
-    arguments = ("train", DIGITS, "--data=digits", "--epochs=1")
-    process = command(*arguments, "--width=0.02", "--limit-train=200")
+    arguments = ("train", DIGITS, *SMALL)
+    process = command(*arguments)
     assert process.returncode == 0
     (path,) = (tmp_path / "runs").glob("*.json")
     path.write_text("{\n")
-    process = command(*arguments, "--width=0.02", "--limit-train=200")
+    process = command(*arguments)
     assert process.returncode == 1
     assert f"{path.relative_to(tmp_path)} is not a result" in process.stderr
     assert path.read_text() == "{\n"

@@ -210,34 +210,6 @@ def test_each_epoch_has_masks_and_an_order_of_its_own(blobs):
 
 
 @one_backend
-def test_every_example_is_seen_once_in_an_epoch(blobs):
-    split = Split(np.arange(60)[:, None], np.arange(60))
-    batches = split.shuffled(25, Reseed())
-    assert [len(y) for _, y in batches] == [25, 25, 10]
-    seen = np.concatenate([x[:, 0] for x, _ in batches])
-    assert sorted(seen) == list(range(60))
-    assert seen.tolist() != list(range(60))
-
-
-@one_backend
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no backup"])
-def test_a_damaged_backup_is_named(blobs, content, tmp_path):
-    backup = tmp_path / "backup.npz"
-    backup.write_bytes(content)
-    with pytest.raises(ValueError, match="backup.npz is not the backup of"):
-        fitted(trainer_of("table2/original/invariant", blobs), backup)
-    assert backup.read_bytes() == content
-
-
-def test_the_backup_of_another_network_is_named(blobs, tmp_path):
-    backup = tmp_path / "backup.npz"
-    with pytest.raises(Stopped):
-        fitted(trainer_of("table2/original/standard", blobs), backup, 1)
-    with pytest.raises(ValueError, match="backup.npz is not the backup of"):
-        fitted(trainer_of("table2/original/invariant", blobs), backup)
-
-
-@one_backend
 def test_the_backup_of_other_code_is_named(blobs, tmp_path, monkeypatch):
     backup = tmp_path / "backup.npz"
     trainer = trainer_of(BLOBS, blobs)
@@ -333,18 +305,6 @@ def test_evaluated_are_the_averages_of_the_weights(blobs):
     assert len(set(found.logs["val_loss"])) == 1
     assert found.logs["val_loss"][0] == pytest.approx(loss, rel=1e-5)
     assert len(set(found.logs["loss"])) == EPOCHS
-
-
-def test_beta_moves_faster_by_its_factor(blobs):
-    def shifts(**changes):
-        trainer = trainer_of(BLOBS, blobs, batch_size=60, **changes)
-        model = trainer.model()
-        trainer.fit(model, blobs.train, 1)
-        return model.get_layer("input_dropout").get_weights()[0]
-
-    usual = shifts()
-    assert np.abs(usual).max() > 0
-    np.testing.assert_allclose(shifts(beta_factor=10.0), 10 * usual, rtol=1e-5)
 
 
 @several_steps

@@ -195,13 +195,8 @@ def test_the_network_fits_the_data(blobs, exons):
     assert model.layers[-1].activation is keras.activations.linear
 
 
-def test_build_takes_rates_norms_and_priors_from_the_recipe():
+def test_the_activation_function_of_a_network():
     row = ROWS["table6/cifar10/invariant"]
-    model = Trial(row, width=1 / 16).network()
-    assert model.get_layer("input_dropout").rate == 0.2
-    assert model.get_layer("hidden_1_dropout").rate == 0.5
-    convolution = model.get_layer("convolution_1").conv
-    assert convolution.kernel_constraint.max_value == 0.9
     with pytest.raises(ValueError, match="`activation`. Expected None for 'M"):
         Trial(row, width=1 / 16, activation="tanh").network()
     with pytest.raises(ValueError, match="`--activation`.*='thanh'"):

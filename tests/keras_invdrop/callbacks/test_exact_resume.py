@@ -196,8 +196,10 @@ def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(keras, "__version__", "9.0")
     refused("the file has Keras 3.*, this training has Keras 9.0 on")
     assert path.read_bytes() == before
-    path.write_bytes(b"no backup")
-    refused("")
+    for damaged in (b"", b"PK\x03\x04", b"no backup"):
+        path.write_bytes(damaged)
+        refused("")
+    assert path.read_bytes() == damaged
 
 
 def test_arguments_are_checked():
