@@ -38,7 +38,7 @@ from .results.records import read_results
 from .results.report import write_report
 from .results.report import write_summary
 from .runners.demo import run_demo
-from .runners.pool import Place
+from .runners.pool import Resources
 from .runners.pool import cluster
 from .runners.reproduce import announced
 from .runners.reproduce import check
@@ -142,7 +142,7 @@ def demo(
 
 
 @app.command()
-@takes(Recipe, Trial, Place, without=("workers", "scheduler"))
+@takes(Recipe, Trial, Resources, without=("workers", "scheduler"))
 def train(
     row: RowArguments,
     given: Given,
@@ -154,13 +154,13 @@ def train(
     `keras-invdrop reproduce` does the same with several seeds; its help lists
     the files that both write.
     """
-    seeds, place = [given.pop("seed")], taken(Place, given)
+    seeds, resources = [given.pop("seed")], taken(Resources, given)
     trials = trials_of(row, seeds, calibrate, command=called(), **given)
-    train_rows(trials, out, place)
+    train_rows(trials, out, resources)
 
 
 @app.command()
-@takes(Recipe, Trial, Place, without=("seed",))
+@takes(Recipe, Trial, Resources, without=("seed",))
 def reproduce(
     row: RowArguments,
     given: Given,
@@ -178,18 +178,18 @@ def reproduce(
     ends with the same weights as an uninterrupted one. With the same seed and
     standard deviations, all methods start from the same initial weights.
     """
-    place = taken(Place, given)
+    resources = taken(Resources, given)
     trials = trials_of(
         row, numbers_of("--seeds", seeds), calibrate, command=called(), **given
     )
-    train_rows(trials, out, place)
+    train_rows(trials, out, resources)
 
 
 @app.command()
 @takes(
     Recipe,
     Trial,
-    Place,
+    Resources,
     without=(
         "test_curve",
         "data_parallel",
@@ -245,7 +245,7 @@ def tune(
     names = settings.split(",")
     for name in names:
         check_choice("--settings", name, (*SPACE, *SPACES))
-    seeds, place = [given.pop("seed")], taken(Place, given)
+    seeds, resources = [given.pop("seed")], taken(Resources, given)
     trainings = trials_of(row, seeds, calibrate, command=called(), **given)
     if len({training.row.unit for training in trainings}) > 1:
         raise invalid("row", "rows with figures of one unit", row)
@@ -273,7 +273,7 @@ def tune(
                 f"which are kept in {out}/"
             )
         ),
-        cluster(place) as client,
+        cluster(resources) as client,
     ):
         study = search(
             trainings,

@@ -1,8 +1,8 @@
 """Options of `keras-invdrop`.
 
 The dataclasses that describe a training define its options: each field of
-`Recipe`, `Trial` and `Place` with a help text becomes an option of the commands
-that take the class.
+`Recipe`, `Trial` and `Resources` with a help text becomes an option of the
+commands that take the class.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ Tell = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Place:
+class Resources:
     """Where trainings run: in this process, in others, on other machines."""
 
     workers: int = setting(
@@ -222,12 +222,12 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
     return set(cores[worker::workers] or cores)
 
 
-def cluster(place: Place) -> AbstractContextManager:
-    """Yields a client of the place's cluster, or None for this process."""
-    if place.scheduler is not None:
-        return running_cluster(place.scheduler)
-    if place.workers > 1:
-        return local_cluster(place.workers)
+def cluster(resources: Resources) -> AbstractContextManager:
+    """Yields a client of the cluster, or None for this process."""
+    if resources.scheduler is not None:
+        return running_cluster(resources.scheduler)
+    if resources.workers > 1:
+        return local_cluster(resources.workers)
     return nullcontext()
 
 

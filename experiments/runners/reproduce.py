@@ -28,7 +28,7 @@ from ..train.devices import check_backend
 from ..train.devices import is_first
 from ..train.devices import joined
 from ..train.trial import Trial
-from .pool import Place
+from .pool import Resources
 from .pool import cluster
 from .pool import train_all
 
@@ -106,21 +106,21 @@ def check_writable(out: Path) -> None:
 
 
 def reproduce(
-    trials: Sequence[Trial], out: Path, place: Place | None = None
+    trials: Sequence[Trial], out: Path, resources: Resources | None = None
 ) -> None:
     """Runs the trainings and prints the measurements.
 
     Args:
         trials: The trainings.
         out: Directory to write to.
-        place: Where to train; None for this process.
+        resources: Where to train; None for this process.
 
     Raises:
         OSError: If a file cannot be read or written.
         ValueError: If a training cannot be done, or diverges.
     """
-    place = place or Place()
-    with _joined(trials[0].data_parallel, place):
+    resources = resources or Resources()
+    with _joined(trials[0].data_parallel, resources):
         check(trials)
         check_writable(out)
         first = not trials[0].data_parallel or is_first()
@@ -138,7 +138,7 @@ def reproduce(
         with (
             when_interrupted(lambda: _kept(trials, out) if first else None),
             ProgressTable(epochs, units, quiet=not first) as table,
-            cluster(place) as client,
+            cluster(resources) as client,
         ):
             train_all(trials, out.absolute(), table, client)
     results = [each for title in epochs if (each := table.results.get(title))]
@@ -213,7 +213,7 @@ def _say_devices(trials: Sequence[Trial]) -> None:
 
 
 @contextmanager
-def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
+def _joined(data_parallel: bool, resources: Resources) -> Iterator[None]:
     """Joins the processes of a data-parallel training.
 
     Raises:
@@ -221,15 +221,15 @@ def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
         OSError: If the processes cannot connect to one another.
     """
     if not data_parallel:
-        if any(each is not None for each in place.joins):
+        if any(each is not None for each in resources.joins):
             raise invalid(
                 "--coordinator",
                 "nothing, or `--data-parallel` with it",
-                place.joins,
+                resources.joins,
             )
         yield
         return
-    if place.workers > 1 or place.scheduler is not None:
+    if resources.workers > 1 or resources.scheduler is not None:
         raise invalid(
             "--data-parallel",
             "nothing with `--workers` or `--scheduler`, which run several "
@@ -237,5 +237,5 @@ def _joined(data_parallel: bool, place: Place) -> Iterator[None]:
             data_parallel,
         )
     check_backend("--data-parallel")
-    with joined(*place.joins):
+    with joined(*resources.joins):
         yield

@@ -10,7 +10,7 @@ from keras_invdrop.experiments.command_line import app
 from keras_invdrop.experiments.options import Given
 from keras_invdrop.experiments.options import taken
 from keras_invdrop.experiments.options import takes
-from keras_invdrop.experiments.runners.pool import Place
+from keras_invdrop.experiments.runners.pool import Resources
 from keras_invdrop.experiments.runners.reproduce import trials_of
 from keras_invdrop.experiments.train.trial import Trial
 from typer.testing import CliRunner
@@ -35,7 +35,7 @@ def described(kind):
     return {f.name: f for f in dataclasses.fields(kind) if "help" in f.metadata}
 
 
-def test_a_command_takes_what_a_class_describes():
+def test_the_fields_of_a_class_become_options():
     seen = []
     bakery = typer.Typer()
 
@@ -58,7 +58,7 @@ def test_a_command_takes_what_a_class_describes():
     assert "x>=1" in text
 
 
-@pytest.mark.parametrize("kind", [Recipe, Trial, Place])
+@pytest.mark.parametrize("kind", [Recipe, Trial, Resources])
 def test_each_description_is_an_option(kind):
     found = parameters("reproduce")
     fields = described(kind)
@@ -72,7 +72,7 @@ def test_each_description_is_an_option(kind):
         assert found[name].default == default
 
 
-def test_what_a_command_has_no_use_for_is_no_option():
+def test_a_command_omits_unused_fields():
     assert set(parameters("reproduce")) - set(parameters("train")) == {
         "seeds",
         "workers",
