@@ -217,7 +217,7 @@ def test_bad_naive_guess(naive_guess):
         ((1, 3), (2, 3), r"`y_true`. .* y_true.shape=\(1, 3\)"),
     ],
 )
-def test_shapes_that_do_not_go_together(targets, predictions, message):
+def test_incompatible_shapes(targets, predictions, message):
     metric = CodeQuality(NAIVE)
     with pytest.raises(ValueError, match=message):
         metric.update_state(ops.ones(targets), ops.ones(predictions))

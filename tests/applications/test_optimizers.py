@@ -33,7 +33,7 @@ def test_steps_by_hand(nesterov):
     np.testing.assert_allclose(weights_of(optimizer, GRADIENTS), w, rtol=1e-5)
 
 
-def test_without_a_ramp_it_is_the_sgd_of_keras():
+def test_without_a_ramp_it_equals_the_sgd_of_keras():
     ours = RampedSGD(0.1, momentum=0.9, momentum_start=0.9)
     theirs = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
     np.testing.assert_allclose(

@@ -31,7 +31,7 @@ def test_no_recipe_of_the_paper_is_calibrated():
     assert not any(row.recipe.calibrated for row in ROWS.values())
 
 
-def test_what_is_published_of_the_maxout_networks():
+def test_published_settings_of_the_maxout_networks():
     cifar10, svhn = recipes.CIFAR10_MAXOUT, recipes.SVHN_MAXOUT
     assert (cifar10.batch_size, svhn.batch_size) == (128, 128)
     # Of CIFAR-10: linearly to 1 % over 500 epochs, momentum over 250.
@@ -97,7 +97,7 @@ def test_learning_rate_rises_over_a_part_of_the_steps():
         assert float(rate(step)) == pytest.approx(rise * float(usual(step)))
 
 
-def test_beta_has_a_learning_rate_of_its_own_where_there_is_beta():
+def test_the_beta_factor_applies_only_with_beta():
     recipe = Recipe(beta_factor=10.0, learning_rate_factors={"hidden_1": 0.5})
     assert recipe.optimizer(5).learning_rate_factors == {"hidden_1": 0.5}
     factors = recipe.optimizer(5, with_beta=True).learning_rate_factors
@@ -127,7 +127,7 @@ def test_a_bad_setting_is_named(setting, value):
         recipe.optimizer(5)
 
 
-def test_what_a_text_says_of_the_layers():
+def test_values_for_layers_are_parsed():
     assert for_layers("x", "2") == 2
     assert for_layers("x", "none") is None
     assert for_layers("x", "none, 4.5,4.5") == (None, 4.5, 4.5)
@@ -167,7 +167,7 @@ def test_the_network_of_a_recipe_has_its_rates_norms_and_priors():
 @pytest.mark.parametrize(
     ("activation", "from_logits"), [(None, True), ("softmax", False)]
 )
-def test_the_loss_is_of_what_the_model_returns(activation, from_logits):
+def test_the_loss_fits_the_outputs(activation, from_logits):
     labels = keras.losses.SparseCategoricalCrossentropy
     distributions = keras.losses.CategoricalCrossentropy
     for build, loss in ((mnist_mlp, labels), (mas_mlp, distributions)):
@@ -183,7 +183,7 @@ def test_the_loss_is_of_what_the_model_returns(activation, from_logits):
     assert not model.loss.get_config()["from_logits"]
 
 
-def test_where_the_model_does_not_tell_the_caller_has_to():
+def test_from_logits_is_required_for_other_outputs():
     inputs = keras.Input((3,))
     for outputs in (
         keras.layers.Dense(2, "sigmoid")(inputs),
@@ -204,7 +204,7 @@ def test_where_the_model_does_not_tell_the_caller_has_to():
         Recipe().compile(two, 1)
 
 
-def test_other_arguments_of_compile_take_the_place_of_the_recipes():
+def test_arguments_of_compile_override_the_recipe():
     model = mnist_mlp(width=0.01)
     Recipe().compile(model, 1, loss="mse", metrics=["mae"], jit_compile=False)
     assert (model.loss, model.jit_compile) == ("mse", False)

@@ -109,7 +109,7 @@ def test_scaling():
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="`keras.distribution` needs JAX")
-def test_what_two_processes_exchange():
+def test_the_traffic_between_two_processes():
     small = "--width", "0.1", "--batch", "4", "--steps", "5"
     row = run("scaling", "--measure", "2", *small).splitlines()[-1]
     measured, computed = map(float, row.strip("| ").split(" | ")[2:])

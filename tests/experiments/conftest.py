@@ -1,9 +1,13 @@
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 from keras_invdrop.experiments.data.datasets import Dataset
 from keras_invdrop.experiments.data.datasets import Split
+from keras_invdrop.experiments.data.datasets import Stream
+from keras_invdrop.experiments.data.splicing import generate_splicing
+from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.records import Result
 
@@ -23,6 +27,40 @@ def blobs():
     return Dataset(
         "digits", "generated", "original", split(60), split(12), split(30)
     )
+
+
+@pytest.fixture
+def unvalidated(blobs):
+    """The same classes, without validation examples."""
+    nothing = Split(blobs.validation.x[:0], blobs.validation.y[:0])
+    return dataclasses.replace(blobs, validation=nothing)
+
+
+@pytest.fixture
+def streamed(blobs):
+    """The same classes; the training examples are read on demand."""
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((blobs.train.x, blobs.train.y))
+
+    def batches(batch_size, seed):
+        return data.shuffle(60, seed, False).batch(batch_size)
+
+    stream = Stream(60, batches, contextlib.nullcontext)
+    return dataclasses.replace(blobs, train=stream)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(1)
+    x = rng.normal(1.0, 2.0, size=(60, 32, 32, 3)).astype("float32")
+    split = Split(x, np.arange(60, dtype="int32") % 10)
+    return Dataset("cifar10", "generated", "original", split, split, split)
+
+
+@pytest.fixture(scope="module")
+def exons():
+    return partition_of(generate_splicing(exons=120, features=30), 2)
 
 
 @pytest.fixture

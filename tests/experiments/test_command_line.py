@@ -52,7 +52,7 @@ def command(tmp_path, monkeypatch, capsys, image_data_format):
 
 
 @pytest.mark.one_backend
-def test_python_runs_it_too():
+def test_python_runs_the_module():
     process = subprocess.run(
         [sys.executable, "-m", "keras_invdrop.experiments", "--help"],
         capture_output=True,
@@ -557,7 +557,7 @@ def test_seeds(text, seeds):
 
 @pytest.mark.one_backend
 @pytest.mark.parametrize("text", ["", "3-1", "a", "1,,2", "-1"])
-def test_what_are_no_seeds(text):
+def test_invalid_seeds(text):
     with pytest.raises(ValueError, match="`--seeds`. Expected numbers such"):
         command_line.numbers_of("--seeds", text)
 

@@ -92,7 +92,7 @@ def epochs_are_done(text, seconds):
     return re.search(r" [1-9]\d*/100000 ", text)
 
 
-def test_while_it_starts(tmp_path):
+def test_interrupted_while_starting(tmp_path):
     """Ctrl-C while Keras is imported."""
     code, text = interrupted(
         cold,
@@ -110,7 +110,7 @@ def test_while_it_starts(tmp_path):
         pytest.param(2, "waiting", marks=pytest.mark.thorough),
     ],
 )
-def test_while_it_trains(workers, begun, tmp_path):
+def test_interrupted_while_training(workers, begun, tmp_path):
     training = warm, *TRAINING, f"--seeds=1-{workers}", f"--workers={workers}"
     code, text = interrupted(
         *training, when=lambda text, _: begun in text, directory=tmp_path
@@ -135,7 +135,7 @@ def test_while_it_trains(workers, begun, tmp_path):
     check(code, text, goes_on)
 
 
-def test_what_is_ignored_stays_so(tmp_path):
+def test_an_ignored_interruption_stays_ignored(tmp_path):
     """A background command, which ignores Ctrl-C, keeps ignoring it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "

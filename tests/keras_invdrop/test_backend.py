@@ -38,7 +38,7 @@ def test_says_what_to_install():
     )
 
 
-def test_says_which_one_is_there():
+def test_names_an_installed_backend():
     assert missing_backend("tensorflow", ["jax", "torch"]) == (
         "Keras is set to the backend 'tensorflow', which is not installed: "
         "set the environment variable KERAS_BACKEND=jax, which is installed, "
@@ -71,7 +71,7 @@ def test_import_without_the_backend(absent):
 
 
 @pytest.mark.one_backend
-def test_what_else_is_missing_is_said_as_it_is():
+def test_other_import_errors_pass_through():
     process = subprocess.run(
         [sys.executable, "-c", IMPORT, "absl"], capture_output=True, text=True
     )

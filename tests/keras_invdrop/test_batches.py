@@ -141,7 +141,7 @@ def check(model, x, expected):
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_what_predict_takes(case):
+def test_inputs_as_for_predict(case):
     model, x = TAKEN[case]
     check(model, x, predicted(model, x))
 
@@ -164,7 +164,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit(case):
+def test_inputs_that_do_not_fit_the_model(case):
     # Depending on the backend, Keras takes some of these as if they fitted.
     model, x = REFUSED[case]
     monitor = BetaMonitor(x)

@@ -15,7 +15,7 @@ def test_fraction_is_returned_as_a_float(value):
     "value",
     [-0.1, 1.5, np.nan, np.inf, True, np.True_, "0.5", None, [0.5], 1j],
 )
-def test_what_is_no_fraction(value):
+def test_invalid_fractions(value):
     with pytest.raises(
         ValueError,
         match="Invalid value received for argument `rate`. Expected a float "
@@ -25,7 +25,7 @@ def test_what_is_no_fraction(value):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "2", None])
-def test_what_is_no_positive_integer(value):
+def test_invalid_positive_integers(value):
     with pytest.raises(ValueError, match="`pieces`. Expected a positive int"):
         _checks.check_positive_integer("pieces", value)
 

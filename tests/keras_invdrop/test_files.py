@@ -5,7 +5,7 @@ import pytest
 from keras_invdrop._files import replacing
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")
     with pytest.raises(RuntimeError), replacing(path) as temporary:
@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "before"
 
 
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+def test_concurrent_writes_do_not_collide(tmp_path):
     path = tmp_path / "file.txt"
     with replacing(path) as one, replacing(path) as other:
         one.write_text("one")

@@ -18,7 +18,7 @@ def examples(shape):
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_the_files_of_a_release_predict_what_they_did(path):
+def test_files_of_a_release_predict_as_before(path):
     model = keras.saving.load_model(path, safe_mode=True)
     expected = np.loadtxt(path.with_suffix(".csv"), delimiter=",")
     outputs = model.predict(examples(model.input_shape[1:]), verbose=0)

@@ -143,7 +143,7 @@ def test_the_class_of_preprocessing_layers(room):
     )
 
 
-def test_a_layer_without_weights_is_built_when_it_is_made(room):
+def test_a_layer_without_weights_is_built_at_construction(room):
     class Plain(keras.Layer):
         def __init__(self):
             super().__init__()

@@ -64,9 +64,7 @@ def every_number(monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [*RATES, 1e-9, 1 - 1e-9, 1 / 256])
-def test_of_all_numbers_as_many_as_the_probability_says_are_kept(
-    rate, every_number
-):
+def test_the_fraction_of_kept_numbers_is_the_probability(rate, every_number):
     # A mask of 2^20 elements takes each 16-bit number equally often.
     kept = mask((1, 2**20), rate, 1)
     assert kept.sum() == 2**20 * keep_probability(rate)

@@ -113,7 +113,7 @@ def test_import_of_all_brings_no_module():
 
 
 @pytest.mark.one_backend
-def test_what_needs_an_extra_is_imported_when_it_is_used():
+def test_modules_with_extras_are_imported_on_use():
     code = """
 import sys
 import keras_invdrop
@@ -126,7 +126,7 @@ for name in ("applications", "plots", "experiments"):
 
 
 @pytest.mark.one_backend
-def test_what_needs_an_extra_is_left_out_where_it_is_missing():
+def test_modules_without_their_extra_are_absent():
     code = """
 import inspect
 import sys

@@ -36,7 +36,7 @@ def test_correlation():
 
 
 @pytest.mark.parametrize("constant", [[0.1, 0.1, 0.1], [0, 0, 0]])
-def test_what_is_constant_has_no_correlation(constant):
+def test_constants_have_no_correlation(constant):
     # The standard deviation of three times 0.1 is not 0.
     assert np.isnan(correlation(constant, [1.0, 2.0, 3.0]))
     assert np.isnan(correlation([1.0, 2.0, 3.0], constant))

@@ -279,7 +279,7 @@ def test_download(host):
     assert host.requests == 2 + host.refused  # one to see that it is there
 
 
-def test_what_is_downloaded_needs_no_network(host, data_dir):
+def test_downloaded_files_need_no_network(host, data_dir):
     Download("mnist", (28, 28, 1))
     host.close()
     shutil.rmtree(data_dir / "mnist")
@@ -287,7 +287,7 @@ def test_what_is_downloaded_needs_no_network(host, data_dir):
     assert len(mnist.labels("train")) == 5
 
 
-def test_what_was_put_there_needs_no_network(host, data_dir):
+def test_files_copied_by_hand_need_no_network(host, data_dir):
     host.close()
     manual = data_dir / "downloads" / "manual"
     manual.mkdir(parents=True)

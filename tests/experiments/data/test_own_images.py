@@ -142,7 +142,7 @@ def test_what_is_wrong_is_named(arrays, saved, change, message):
         load_images(path, "mnist")
 
 
-def test_files_that_are_none(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*x_train"):
         load_images(tmp_path / "absent.npz", "mnist")
     for content in (b"", b"no archive"):

@@ -88,7 +88,7 @@ def test_csv_round_trip(small, tmp_path):
     assert again.source == "small.csv"
 
 
-def test_what_a_csv_file_says(csv):
+def test_the_contents_of_a_csv_file(csv):
     splicing = load_splicing(csv())
     assert splicing.features.tolist() == [[0.5, 1]] * 7
     np.testing.assert_array_equal(
@@ -96,7 +96,7 @@ def test_what_a_csv_file_says(csv):
     )
 
 
-def test_what_is_optional_in_an_npz_file(small, tmp_path):
+def test_optional_arrays_of_an_npz_file(small, tmp_path):
     path = tmp_path / "exons.npz"
     np.savez(path, features=small.features, targets=small.targets)
     splicing = load_splicing(path)
@@ -143,7 +143,7 @@ def test_a_wrong_line_is_named(csv, line, message):
     assert "line 6" in str(caught.value)
 
 
-def test_a_quotation_mark_that_is_not_closed(csv):
+def test_an_unclosed_quotation_mark(csv):
     # pandas counts rows from 0, and the message says so.
     with pytest.raises(ValueError, match="rows from 0.*starting at row 5"):
         load_splicing(csv({6: '0.5,0.2,"0.3,0.5,1'}))
@@ -245,7 +245,7 @@ def test_a_truncated_npz_file(small, tmp_path):
             load_splicing(path)
 
 
-def test_files_that_are_not_there_or_not_of_a_kind(small, tmp_path):
+def test_missing_files_and_unknown_formats(small, tmp_path):
     message = "no file .*absent.csv.*`keras-invdrop generate-splicing FILE.npz`"
     with pytest.raises(FileNotFoundError, match=message):
         load_splicing(tmp_path / "absent.csv")
@@ -302,7 +302,7 @@ def test_fewer_exons_to_train_with(small):
 
 
 @pytest.mark.parametrize("number", [0, 7, 1.0, "1", None])
-def test_partitions_that_there_are_not(small, number):
+def test_partitions_that_do_not_exist(small, number):
     message = "`number`. Expected an integer from 1 to 6. Received: number="
     with pytest.raises(ValueError, match=message):
         partition_of(small, number)

@@ -146,7 +146,7 @@ def cluster(tmp_path):
         process.communicate()
 
 
-def test_the_job_of_a_killed_worker_moves_and_goes_on(
+def test_the_training_of_a_killed_worker_moves_and_resumes(
     trials, one_by_one, tmp_path, cluster
 ):
     address, _, doomed, other = cluster
@@ -167,7 +167,7 @@ def test_the_job_of_a_killed_worker_moves_and_goes_on(
         assert done == sorted(set(done))
 
 
-def test_a_scheduler_that_dies_is_said(trials, tmp_path, cluster):
+def test_a_dead_scheduler_is_reported(trials, tmp_path, cluster):
     address, scheduler, *_ = cluster
     table = Recorder(trials, when_two=scheduler.kill)
     with (
@@ -202,7 +202,7 @@ def test_another_file_of_data_is_another_job(trials, tmp_path):
     assert dataclasses.replace(trial, data=str(copy)).name != trial.name
 
 
-def test_what_ends_one_job_and_what_ends_all(trials, tmp_path, monkeypatch):
+def test_errors_that_end_one_training_or_all(trials, tmp_path, monkeypatch):
     def run(trial, directory, on_epoch):
         if trial.seed == 0:
             raise error

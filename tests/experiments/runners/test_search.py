@@ -36,7 +36,7 @@ def trainings(blobs, monkeypatch):
     return found
 
 
-def test_the_search_is_kept_and_goes_on(trainings, tmp_path):
+def test_a_search_is_saved_and_resumes(trainings, tmp_path):
     seen = []
     first = tuning.tune(trainings, SETTINGS, 3, tmp_path, seen.append).trials
     assert [trial.number for trial in seen] == [0, 1, 2]
@@ -219,9 +219,7 @@ def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
             )
 
 
-def test_a_trial_that_was_stopped_does_not_count(
-    trainings, tmp_path, monkeypatch
-):
+def test_an_interrupted_trial_does_not_count(trainings, tmp_path, monkeypatch):
     def stop(trial, name):
         raise KeyboardInterrupt
 
@@ -233,7 +231,7 @@ def test_a_trial_that_was_stopped_does_not_count(
     assert [tuning.completed(trial) for trial in study.trials] == [False, True]
 
 
-def test_what_diverges_is_given_up(trainings, tmp_path, monkeypatch):
+def test_diverging_trials_are_pruned(trainings, tmp_path, monkeypatch):
     monkeypatch.setitem(
         tuning.SPACE, "learning_rate", lambda trial, name: 1e38 + trial.number
     )
@@ -244,7 +242,7 @@ def test_what_diverges_is_given_up(trainings, tmp_path, monkeypatch):
     assert [trial.state.name for trial in study.trials] == ["PRUNED"] * 2
 
 
-def test_nothing_is_given_up_before_half_of_its_epochs(
+def test_no_trial_is_pruned_before_half_of_its_epochs(
     trainings, tmp_path, monkeypatch
 ):
     rates = [0.1] * 5 + [0.01] * 2

@@ -242,7 +242,7 @@ def test_no_device_holds_a_whole_batch(record_property):
     "batch_size, processes, devices, each",
     [(128, 1, 8, 8), (100, 1, 8, 5), (100, 2, 4, 2), (100, 3, 1, 1)],
 )
-def test_as_many_devices_as_divide_a_batch(
+def test_the_largest_divisor_of_a_batch_counts_the_devices(
     batch_size, processes, devices, each
 ):
     assert _most(batch_size, processes, devices) == each
@@ -258,7 +258,7 @@ def error_of(monkeypatch, capsys, *options):
 
 # The command sets the image data format, and the fixture sets it back.
 @pytest.mark.usefixtures("image_data_format")
-def test_options_that_do_not_go_together(monkeypatch, capsys, arguments):
+def test_contradictory_options(monkeypatch, capsys, arguments):
     error = error_of(monkeypatch, capsys, *arguments, "--processes=2")
     assert "`--coordinator`. Expected nothing, or `--data-parallel`" in error
     error = error_of(
@@ -279,7 +279,7 @@ def test_other_backends_are_sent_to_the_documentation(
 
 
 @jax_only
-def test_half_of_what_processes_need_to_know(arguments, tmp_path):
+def test_incomplete_options_of_processes(arguments, tmp_path):
     options = "--data-parallel", "--processes=2", f"--out={tmp_path}"
     ((code, _, errors),) = ended([started(1, 5, *arguments, *options)])
     assert code == 1

@@ -6,12 +6,6 @@ import errno
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras_invdrop.experiments.data.datasets import Dataset
-from keras_invdrop.experiments.data.datasets import Split
-from keras_invdrop.experiments.data.datasets import Stream
-from keras_invdrop.experiments.data.splicing import generate_splicing
-from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import records as results
 from keras_invdrop.experiments.train import trainer as trainers
@@ -70,31 +64,6 @@ def state(model):
         keras.ops.convert_to_numpy(variable).tobytes()
         for variable in (*model.variables, *model.optimizer.variables)
     ]
-
-
-@pytest.fixture(scope="module")
-def images():
-    rng = np.random.default_rng(1)
-    x = rng.normal(1.0, 2.0, size=(60, 32, 32, 3)).astype("float32")
-    y = np.arange(60, dtype="int32") % 10
-    split = Split(x, y)
-    return Dataset("cifar10", "generated", "original", split, split, split)
-
-
-@pytest.fixture
-def streamed(blobs):
-    data = tf.data.Dataset.from_tensor_slices((blobs.train.x, blobs.train.y))
-
-    def batches(batch_size, seed):
-        return data.shuffle(60, seed, False).batch(batch_size)
-
-    stream = Stream(60, batches, Split.reading)
-    return dataclasses.replace(blobs, train=stream)
-
-
-@pytest.fixture
-def exons():
-    return partition_of(generate_splicing(exons=120, features=30), 2)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +125,9 @@ def exons():
         ),
     ],
 )
-def test_resumed_is_as_never_stopped(row, data, changes, request, tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    row, data, changes, request, tmp_path
+):
     trainer = trainer_of(row, request.getfixturevalue(data), **changes)
     model, expected = fitted(trainer)
     backup = tmp_path / "backup.npz"
@@ -259,7 +230,7 @@ def averages(weights, momentum):
     return averaged
 
 
-def test_selected_are_the_averages_of_the_weights(blobs):
+def test_averaged_weights_are_selected(blobs):
     # An epoch is one step, so that the callback sees all weights. The average
     # uses the weights after the step and before the constraint; this network
     # has no constraint.
@@ -294,7 +265,7 @@ def test_selected_are_the_averages_of_the_weights(blobs):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_evaluated_are_the_averages_of_the_weights(blobs):
+def test_averaged_weights_are_evaluated(blobs):
     # An average this slow stays at the weights of the first step.
     trainer = trainer_of(BLOBS, blobs, ema_momentum=1.0)
     _, found = fitted(trainer)

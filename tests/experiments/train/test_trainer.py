@@ -10,11 +10,8 @@ from keras_invdrop.applications import METHODS
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications.metrics import CodeQuality
 from keras_invdrop.applications.recipes import Recipe
-from keras_invdrop.experiments.data.datasets import Dataset
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.data.datasets import Stream
-from keras_invdrop.experiments.data.splicing import generate_splicing
-from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.trainer import Trainer
 from keras_invdrop.experiments.train.trial import Trial
@@ -22,11 +19,6 @@ from keras_invdrop.experiments.train.trial import Trial
 from keras_invdrop import Reseed
 
 IMAGES, EXONS = "table2/original/standard", "table5/1/standard"
-
-
-@pytest.fixture(scope="module")
-def exons():
-    return partition_of(generate_splicing(exons=30, features=20, tissues=2), 1)
 
 
 def initial_weights(row, dataset, seed=0):
@@ -56,15 +48,6 @@ def test_all_methods_start_from_the_same_weights(blobs, exons):
                     np.testing.assert_array_equal(a, b)
         other = initial_weights(rows[0], dataset, seed=1)
         assert np.any(other["hidden_1"][0] != first["hidden_1"][0])
-
-
-@pytest.fixture(scope="module")
-def images():
-    rng = np.random.default_rng(1)
-    x = rng.normal(1.0, 2.0, size=(30, 32, 32, 3)).astype("float32")
-    y = np.arange(30, dtype="int32") % 10
-    split = Split(x, y)
-    return Dataset("cifar10", "generated", "original", split, split, split)
 
 
 def models(row, dataset, method=None, **changes):
@@ -116,7 +99,7 @@ def test_calibrated_activities_are_centred(row, data, request):
         assert np.abs(after[name]).max() < 1e-4 * np.abs(before[name]).max()
 
 
-def test_calibration_changes_the_shifts_alone(blobs):
+def test_calibration_changes_only_the_shifts(blobs):
     plain, calibrated = models("table2/original/invariant", blobs)
     assert [each.name for each in plain.layers] == [
         each.name for each in calibrated.layers
@@ -142,7 +125,7 @@ def test_calibration_of_one_kind_of_layers(blobs, shifted):
         assert np.allclose(mean, 0, atol=1e-5) == name.startswith(shifted)
 
 
-def test_calibration_does_not_look_beyond_the_training_examples(blobs):
+def test_calibration_reads_only_training_examples(blobs):
     # Reading a NaN would raise an error.
     held_out = Split(np.full_like(blobs.test.x, np.nan), blobs.test.y)
     blinded = dataclasses.replace(blobs, validation=held_out, test=held_out)
@@ -188,8 +171,8 @@ def test_the_network_fits_the_data(blobs, exons):
     model = Trainer(Trial(ROWS[IMAGES], 0, 0.03), blobs).network("softmax")
     assert model.input_shape == (None, 784)
     model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).network("softmax")
-    assert model.input_shape == (None, 20)
-    assert model.output_shape == (None, 2, 3)
+    assert model.input_shape == (None, 30)
+    assert model.output_shape == (None, 4, 3)
     # The training model returns logits.
     model = Trainer(Trial(ROWS[EXONS], 0, 0.03), exons).model()
     assert model.layers[-1].activation is keras.activations.linear
@@ -226,7 +209,7 @@ def test_the_naive_guess_is_the_mean_of_the_training_targets(exons):
     ["table2/original/invariant", "table3/relu/invariant",
      "table6/cifar10/invariant"],
 )  # fmt: skip
-def test_the_dtype_policy_is_that_of_the_network_alone(row):
+def test_the_dtype_policy_applies_only_to_the_network(row):
     row = ROWS[row]
     recipe = dataclasses.replace(row.recipe, dtype_policy="mixed_bfloat16")
     before = keras.config.dtype_policy()
@@ -250,7 +233,7 @@ def test_an_unknown_dtype_policy_is_named():
     assert keras.config.dtype_policy() == before
 
 
-def test_initial_weights_depend_on_the_seed_alone(blobs):
+def test_initial_weights_depend_only_on_the_seed(blobs):
     # Other threads take numbers from Python's generator in the meantime.
     def weights(seed, noise):
         random.seed(noise)

@@ -1,18 +1,13 @@
-import contextlib
 import csv
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras_invdrop.applications import METHODS
 from keras_invdrop.applications.metrics import CodeQuality
 from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.experiments.data.datasets import Split
-from keras_invdrop.experiments.data.datasets import Stream
-from keras_invdrop.experiments.data.splicing import generate_splicing
-from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.train import training
@@ -111,7 +106,7 @@ def test_without_a_curve_the_test_set_is_looked_at_once(blobs, monkeypatch):
 
 
 @thorough_elsewhere
-def test_validation_selects_and_test_does_not(blobs):
+def test_only_validation_examples_select(blobs):
     # With shuffled test labels the same epoch is selected.
     wrong = Split(blobs.test.x, (blobs.test.y + 1) % 3)
     altered = dataclasses.replace(blobs, test=wrong)
@@ -125,11 +120,9 @@ def test_validation_selects_and_test_does_not(blobs):
 
 
 @thorough_elsewhere
-def test_without_validation_the_last_epoch_counts(blobs):
-    empty = Split(blobs.validation.x[:0], blobs.validation.y[:0])
-    blobs = dataclasses.replace(blobs, validation=empty)
-    run = train(blobs)
-    assert train(blobs, test_curve=False).result.test == run.result.test
+def test_without_validation_the_last_epoch_counts(unvalidated):
+    run = train(unvalidated)
+    assert train(unvalidated, test_curve=False).result.test == run.result.test
     assert "validation_error" not in run.history
     assert run.result.validation is None
     assert run.result.selected_epoch == 4
@@ -158,7 +151,7 @@ def test_max_norm_holds(blobs):
 
 
 @thorough_elsewhere
-def test_result_says_how_to_repeat_it(blobs):
+def test_a_result_records_how_to_repeat_it(blobs):
     result = train(blobs, "standard", seed=7).result
     assert result.dataset == "digits"
     assert result.source == "generated"
@@ -206,15 +199,13 @@ def test_correlations_of_beta_with_the_mean_activity(blobs):
 
 
 @thorough_elsewhere
-def test_progress_is_told(blobs):
+def test_progress_is_reported(blobs, unvalidated):
     told = []
     run = train(blobs, on_epoch=lambda *epoch: told.append(epoch))
     assert told == list(run.history.validation_error.items())
     assert [done for done, _ in told] == [1, 2, 3, 4]
     told = []
-    empty = Split(blobs.validation.x[:0], blobs.validation.y[:0])
-    blobs = dataclasses.replace(blobs, validation=empty)
-    train(blobs, on_epoch=lambda *epoch: told.append(epoch))
+    train(unvalidated, on_epoch=lambda *epoch: told.append(epoch))
     assert told == [(1, None), (2, None), (3, None), (4, None)]
 
 
@@ -239,13 +230,12 @@ def test_saved_files(blobs, tmp_path):
 
 
 @thorough_elsewhere
-def test_code_quality_is_what_the_splicing_rows_measure():
-    mas = partition_of(generate_splicing(exons=120, features=30), 2)
+def test_splicing_rows_measure_code_quality(exons):
     row = dataclasses.replace(
         ROWS["table5/2/standard"],
         recipe=dataclasses.replace(RECIPE, epochs=5),
     )
-    run = training.train(Trial(row, width=0.03, test_curve=True), mas)
+    run = training.train(Trial(row, width=0.03, test_curve=True), exons)
     assert run.result.unit == "bits"
     assert run.result.dataset == "mas"
     columns = ["training_loss"] + [
@@ -256,15 +246,17 @@ def test_code_quality_is_what_the_splicing_rows_measure():
     bits = run.history.validation_bits
     assert bits.idxmax() == run.result.selected_epoch
     assert run.result.validation == bits.max()
-    metric = CodeQuality(mas.train.y.mean(axis=0))
-    metric.update_state(mas.test.y, run.model.predict(mas.test.x, verbose=0))
+    metric = CodeQuality(exons.train.y.mean(axis=0))
+    metric.update_state(
+        exons.test.y, run.model.predict(exons.test.x, verbose=0)
+    )
     expected = pytest.approx(float(metric.result()), abs=1e-3)
     assert run.result.test == expected
     assert run.history.test_bits[run.result.selected_epoch] == expected
 
 
 @thorough_elsewhere
-def test_training_anew_on_all_examples(blobs):
+def test_retraining_on_all_examples(blobs):
     recipe = dataclasses.replace(RECIPE, retrain=True)
     told = []
     run = train(
@@ -312,44 +304,31 @@ def test_calibrated_shifts_reach_the_tested_network(blobs, retrain):
     assert run.result.identity != other.identity
 
 
-def as_stream(split):
-    data = tf.data.Dataset.from_tensor_slices((split.x, split.y))
-
-    def batches(batch_size, seed):
-        return data.shuffle(len(split), seed=seed).batch(batch_size)
-
-    return Stream(len(split), batches, contextlib.nullcontext)
-
-
-def test_a_stream_trains_like_an_array(blobs):
+def test_a_stream_trains_like_an_array(streamed, unvalidated):
     recipe = dataclasses.replace(RECIPE, epochs=8)
-    streamed = dataclasses.replace(blobs, train=as_stream(blobs.train))
     run = train(streamed, recipe=recipe)
     assert run.result.training_examples == 60
     assert run.result.test < 20
     assert run.result.correlations
-    none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
-    alone = dataclasses.replace(streamed, validation=none)
+    alone = dataclasses.replace(unvalidated, train=streamed.train)
     recipe = dataclasses.replace(RECIPE, epochs=1)
     assert train(alone, recipe=recipe).result.correlations == {}
 
 
 @thorough_elsewhere
-def test_a_stream_is_not_trained_anew(blobs):
+def test_a_stream_cannot_be_retrained_on(streamed, unvalidated):
     """The error comes before the first training, not after it."""
-    streamed = dataclasses.replace(blobs, train=as_stream(blobs.train))
     recipe = dataclasses.replace(RECIPE, retrain=True)
     told = []
     with pytest.raises(ValueError, match="`retrain`. Expected False for"):
         train(streamed, recipe=recipe, on_epoch=lambda *_: told.append(1))
     assert not told
     # Without validation examples, none could be added.
-    none = Split(blobs.validation.x[:0], blobs.validation.y[:0])
-    alone = dataclasses.replace(streamed, validation=none)
+    alone = dataclasses.replace(unvalidated, train=streamed.train)
     assert train(alone, recipe=recipe).result.training_examples == 60
 
 
-def test_a_training_that_diverges_says_so(blobs):
+def test_divergence_is_reported(blobs):
     recipe = dataclasses.replace(RECIPE, learning_rate=1e38, max_norm=1e30)
     with pytest.raises(
         ValueError, match="loss of epoch 1 is .*`learning_rate`"

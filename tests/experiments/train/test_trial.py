@@ -10,7 +10,7 @@ from keras_invdrop.experiments.train.trial import Trial
 TRIAL = Trial(ROWS["table2/original/invariant"])
 
 
-def test_what_the_files_depend_on_is_in_their_name():
+def test_what_changes_the_result_changes_the_name():
     recipe = replace(TRIAL.row.recipe, learning_rate=0.5)
     changes = [
         {},
@@ -28,7 +28,7 @@ def test_what_the_files_depend_on_is_in_their_name():
     assert len(names) == len(changes)
 
 
-def test_how_a_training_runs_is_not():
+def test_how_a_training_runs_does_not_change_its_name():
     for change in (
         {"steps_per_execution": 2},
         {"data_parallel": True},

@@ -173,7 +173,7 @@ def test_rows_of_the_file(tmp_path):
         np.testing.assert_array_equal(values, history[f"drop/{name}"])
 
 
-def test_a_training_that_goes_on_appends(tmp_path):
+def test_a_continued_training_appends_rows(tmp_path):
     path = tmp_path / "beta.csv"
     model = small(learning_rate=0.01)
     fit(model, BetaMonitor(X, path), epochs=4)
@@ -189,7 +189,7 @@ def test_a_training_that_goes_on_appends(tmp_path):
     assert [row["epoch"] for row in rows(path)] == ["0"]
 
 
-def test_a_training_that_is_restored_appends(tmp_path):
+def test_a_restored_training_appends_rows(tmp_path):
     path = tmp_path / "beta.csv"
 
     def stop(epoch, logs):
@@ -242,7 +242,7 @@ def test_events_are_what_tensorboard_reads(tmp_path):
         np.testing.assert_allclose(values, history[tag], rtol=1e-6)
 
 
-def test_events_of_a_training_that_goes_on(tmp_path):
+def test_events_of_a_continued_training(tmp_path):
     model = small(learning_rate=0.01)
     first = fit(model, BetaMonitor(X, log_dir=tmp_path), epochs=4)
     second = fit(
@@ -370,7 +370,7 @@ def test_a_running_average_is_minus_beta():
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_training_that_diverges_is_followed_without_warnings(tmp_path):
+def test_divergence_causes_no_warnings(tmp_path):
     model = small()
     model.layers[0].beta.assign([np.nan, np.inf, 1e30])
     model.layers[1].kernel.assign(np.full((3, 2), 1e30))

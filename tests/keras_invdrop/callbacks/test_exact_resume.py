@@ -129,7 +129,7 @@ def test_history_and_callbacks_continue(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fit_that_was_stopped_early_stays_so(tmp_path):
+def test_early_stopping_survives_a_resume(tmp_path):
     path = tmp_path / "backup"
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
     _, expected = fitted(path, before=[stop], delete_checkpoint=False)
@@ -215,7 +215,7 @@ def test_arguments_are_checked():
         callback.on_train_begin()
 
 
-def test_what_a_callback_holds_comes_back():
+def test_the_state_of_a_callback_is_restored():
     class Holds(keras.callbacks.Callback):
         def __init__(self, value, **others):
             super().__init__()

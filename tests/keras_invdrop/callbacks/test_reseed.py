@@ -78,7 +78,7 @@ def orders(first, arrays):
         ),
     ],
 )
-def test_an_order_depends_on_seed_and_epoch_alone(arrays):
+def test_the_order_depends_only_on_seed_and_epoch(arrays):
     whole = orders(0, arrays)
     assert list(whole) == [0, 1, 2, 3]
     # Each example appears once, in batches of 5, 5 and 2.
@@ -91,7 +91,7 @@ def test_an_order_depends_on_seed_and_epoch_alone(arrays):
     assert later == {epoch: whole[epoch] for epoch in (2, 3)}
 
 
-def test_batches_of_whatever_fit_takes():
+def test_batches_of_nested_arrays():
     reseed = Reseed()
     x = {"a": np.arange(5), "b": [np.arange(5) * 2]}
     y, weight = np.arange(5) * 3, np.arange(5) * 4

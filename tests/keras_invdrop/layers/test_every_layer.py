@@ -484,7 +484,7 @@ def test_an_altered_file_is_refused(case, argument, value, message, tmp_path):
 
 
 @every_layer
-def test_what_is_of_a_wrong_kind_is_refused_by_name(case):
+def test_an_argument_of_a_wrong_kind_is_named(case):
     layer = LAYERS[case][1]()[0]
     config = layer.get_config()
     for argument in set(config) - {"name", "trainable"}:  # in any config
@@ -512,7 +512,7 @@ KEPT = {
 
 
 @every_layer
-def test_a_file_that_is_older_than_an_argument_loads(case, tmp_path):
+def test_a_config_without_a_newer_argument_loads(case, tmp_path):
     # Files of earlier releases lack the arguments that a release adds.
     model, _ = build(case)
     layer, path = model.layers[0], tmp_path / "model.keras"

@@ -413,7 +413,7 @@ class InvariantDropoutTest(testing.TestCase):
         ("spatial", SpatialInvariantDropout, {}, (1, 5)),
         ("average", RunningAverageDropout, {"trainable": False}, (6, 5)),
     )
-    def test_level_is_what_takes_the_place_of_a_dropped_activity(
+    def test_level_replaces_a_dropped_activity(
         self, layer_type, options, shape
     ):
         rng = np.random.default_rng(0)
@@ -493,7 +493,7 @@ class InvariantDropoutTest(testing.TestCase):
         ([2], "axis 1 .or -1. for", (None, 4)),
         ([1, -2], "distinct axes", (None, 4, 5)),
     )
-    def test_shared_axes_that_the_input_has_not(
+    def test_shared_axes_beyond_the_input(
         self, shared_axes, expected, input_shape
     ):
         layer = InvariantDropout(0.5, shared_axes=shared_axes)

@@ -65,7 +65,7 @@ class MaxoutTest(testing.TestCase):
         received = gradient_of_maxout(np.zeros((1, 4), "float32"), pieces=2)
         self.assertAllClose(received, np.full((1, 4), 0.5))
 
-    def test_sizes_that_are_not_known(self):
+    def test_unknown_sizes(self):
         inputs = keras.Input((None, None, 6))
         model = keras.Model(inputs, Maxout(2)(inputs))
         self.assertEqual(model.output_shape, (None, None, None, 3))
@@ -96,7 +96,7 @@ class MaxoutTest(testing.TestCase):
             with self.assertRaisesRegex(ValueError, "`axis`. Expected an axis"):
                 Maxout(2, axis).build((None, 4))
 
-    def test_channels_that_are_not_divisible(self):
+    def test_indivisible_channels(self):
         with self.assertRaisesRegex(
             ValueError,
             "`pieces`. Expected a divisor of the input's size along axis -1, "

@@ -7,23 +7,25 @@ from keras.src import testing
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop import SpatialInvariantDropout
 
-SHAPES = {
-    3: {"channels_last": (2, 6, 3), "channels_first": (2, 3, 6)},
-    4: {"channels_last": (2, 6, 5, 3), "channels_first": (2, 3, 6, 5)},
-    5: {"channels_last": (2, 6, 5, 4, 3), "channels_first": (2, 3, 6, 5, 4)},
-}
 CASES = [
-    (shape, data_format)
-    for shapes in SHAPES.values()
-    for data_format, shape in shapes.items()
+    ((2, 6, 3), "channels_last"),
+    ((2, 3, 6), "channels_first"),
+    ((2, 6, 5, 3), "channels_last"),
+    ((2, 3, 6, 5), "channels_first"),
+    ((2, 6, 5, 4, 3), "channels_last"),
+    ((2, 3, 6, 5, 4), "channels_first"),
 ]
 
 
 class SharedInvariantDropoutTest(testing.TestCase):
-    @parameterized.parameters(*CASES)
-    def test_basics(self, shape, data_format):
+    @parameterized.product(
+        layer_type=[SharedInvariantDropout, SpatialInvariantDropout],
+        case=CASES,
+    )
+    def test_basics(self, layer_type, case):
+        shape, data_format = case
         self.run_layer_test(
-            SharedInvariantDropout,
+            layer_type,
             init_kwargs={"rate": 0.2, "data_format": data_format},
             input_shape=shape,
             call_kwargs={"training": True},
@@ -71,7 +73,9 @@ class SharedInvariantDropoutTest(testing.TestCase):
         shape=[(4, 3, 3), (4, 3, 5, 3), (4, 3, 5, 6, 3)],
         layer_type=[SharedInvariantDropout, SpatialInvariantDropout],
     )
-    def test_where_the_channels_are(self, configured, given, shape, layer_type):
+    def test_the_axis_of_the_channels(
+        self, configured, given, shape, layer_type
+    ):
         # The given format; by default the last axis for sequences, and Keras'
         # configuration for images. A file keeps it, wherever it is loaded.
         by_default = "channels_last" if len(shape) == 3 else configured

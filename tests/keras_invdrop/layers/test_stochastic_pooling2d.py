@@ -147,7 +147,7 @@ class StochasticPooling2DTest(testing.TestCase):
         moved = a - ops.convert_to_numpy(variable.a)
         self.assertEqual(sorted(moved.ravel()), [0, 0, 0, 1])
 
-    def test_sizes_that_are_not_known(self):
+    def test_unknown_sizes(self):
         for padding, counts in (("valid", (2, 3)), ("same", (3, 3))):
             inputs = keras.Input((None, None, 3))
             outputs = StochasticPooling2D(

@@ -76,7 +76,7 @@ def test_counts_are_those_of_keras(shape, size, strides, padding):
 @pytest.mark.parametrize(
     "value", [0, -1, 1.5, True, (2,), (2, 0), (1, 2, 3), "2"]
 )
-def test_what_is_no_pair(value):
+def test_invalid_pairs(value):
     with pytest.raises(
         ValueError, match="`strides`. Expected a positive integer or a pair"
     ):

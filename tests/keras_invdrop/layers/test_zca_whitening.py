@@ -60,7 +60,7 @@ class ZCAWhiteningTest(testing.TestCase):
             expected_num_losses=0,
         )
 
-    def test_not_adapted_it_is_refused(self):
+    def test_calls_before_adapt_are_refused(self):
         x = correlated(5)
         for layer in (ZCAWhitening(name="zca"), ZCAWhitening(name="zca")):
             # Symbolic inputs build a model, to adapt later.
