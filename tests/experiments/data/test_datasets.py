@@ -1,5 +1,6 @@
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ def prepared(name):
     )
 
 
+@contextmanager
 def mocked(splits):
     """Makes tensorflow-datasets return these `(images, labels)`."""
 
@@ -31,7 +33,12 @@ def mocked(splits):
             {"image": images, "label": labels}
         )
 
-    return tfds.testing.mock_data(as_dataset_fn=as_dataset)
+    with (
+        tfds.testing.mock_data(as_dataset_fn=as_dataset),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(Download, "_missing", lambda self, downloads: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +382,7 @@ def test_svhn_limit_takes_the_same_examples_for_every_seed(numbered):
 
 def test_svhn_stream_is_never_all_in_memory(monkeypatch):
     monkeypatch.setattr(datasets, "SHUFFLE_BUFFER", 50)
+    monkeypatch.setattr(Download, "_missing", lambda self, downloads: [])
     made = 0
 
     def image():

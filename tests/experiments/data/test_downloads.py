@@ -138,7 +138,7 @@ def test_labels_are_in_the_order_of_the_images(files):
     )
 
 
-def test_mock_data():
+def test_mock_data(connected):
     with tfds.testing.mock_data(num_examples=25):
         svhn = Download("svhn_cropped", (32, 32, 3))
         images, labels = svhn.arrays("extra")
@@ -378,7 +378,7 @@ def test_images_of_another_shape(files):
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
-def test_label_out_of_range(wrong):
+def test_label_out_of_range(wrong, connected):
     # Images are read a thousand at a time.
     labels = np.arange(1100) % 10
     labels[1050] = wrong

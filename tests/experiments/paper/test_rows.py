@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from keras import ops
 from keras_invdrop.experiments.command_line import IMAGE_DATA_FORMAT
 from keras_invdrop.experiments.data import datasets
+from keras_invdrop.experiments.data.downloads import Download
 from keras_invdrop.experiments.data.splicing import generate_splicing
 from keras_invdrop.experiments.data.splicing import partition_of
 from keras_invdrop.experiments.paper.tables import ROWS
@@ -40,6 +41,7 @@ def mock(name, encoding):
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(datasets, "ZCAWhitening", Unwhitened)
+        patch.setattr(Download, "_missing", lambda self, downloads: [])
         # These sizes give whole batches with and without the validation
         # examples. SVHN needs a multiple of 30 for validation.
         validation = 30 if name == "svhn_cropped" else 32
