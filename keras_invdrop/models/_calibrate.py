@@ -27,6 +27,7 @@ from ._graph import run_through
 from ._places import batch_statistics
 from ._places import counting
 from ._places import layers_around
+from ._places import no_match
 from ._places import path_filter
 from ._places import paths_of
 from ._places import untrained_normalization
@@ -153,18 +154,20 @@ def calibrate(
     is_on_path = path_filter(filters)
     # Compute the means in a separate copy, whose shifts change.
     scratch = copied(model, compiled=False)
-    paths = {
+    shifted = {
         layer: path
         for path, layer in paths_of(scratch)
-        if isinstance(layer, ShiftedDropout) and is_on_path(path)
+        if isinstance(layer, ShiftedDropout)
     }
+    paths = {layer: x for layer, x in shifted.items() if is_on_path(x)}
     if not paths:
-        warnings.warn(
-            f"Model '{model.name}' has no dropout layer with a shift, such as "
-            "`InvariantDropout`, that `filters` chooses, and is returned "
-            "unchanged; `invariantize` converts `Dropout` layers.",
-            stacklevel=2,
+        why = (
+            f"Model '{model.name}' has no layer to calibrate. Convert "
+            "`Dropout` first: `calibrate(invariantize(model), ...)`."
         )
+        if shifted:
+            why = no_match("`filters`", shifted.values())
+        warnings.warn(f"{why} It is returned as it is.", stacklevel=2)
         return model
     kept = inside_layers(scratch, paths) if keep_predictions else {}
     chosen = [layer for layer in paths if layer not in kept]
@@ -278,13 +281,13 @@ def _report(kept, paths):
     )
     if len(kept) == len(paths):
         raise ValueError(
-            "No shift can be set without a change of what the model predicts. "
-            "Train it after `calibrate` with `keep_predictions=False`, or "
-            f"leave the shifts to the training. What is in the way: {reasons}"
+            "Setting any shift would change the predictions. Use "
+            "`keep_predictions=False` and train afterwards, or keep the "
+            f"present shifts. Reasons: {reasons}"
         )
     warnings.warn(
-        "The shifts of some layers stay as they were, since others would "
-        f"change what the model predicts. What is in the way: {reasons}",
+        "Some shifts were left unchanged, because changing them would change "
+        f"the predictions: {reasons}",
         stacklevel=3,
     )
 
@@ -293,8 +296,8 @@ def _warn_of_uncalled(paths, means):
     uncalled = [path for layer, path in paths.items() if layer not in means]
     if uncalled:
         warnings.warn(
-            "The shifts of some layers stay as they were, since the model "
-            f"does not call these layers at inference: {uncalled}",
+            "Some shifts were left unchanged, because the model does not call "
+            f"these layers at inference: {uncalled}",
             stacklevel=4,
         )
 

@@ -29,6 +29,7 @@ from ._graph import calls
 from ._graph import check_model
 from ._places import Place
 from ._places import has_own_code
+from ._places import no_match
 from ._places import observe
 from ._places import path_filter
 from ._places import places
@@ -211,11 +212,12 @@ def invariantize(
             recompile(result)
     else:
         result = model
-        warnings.warn(
-            f"Model '{model.name}' has no `Dropout` or `SpatialDropout` layer "
-            "to convert. It is returned as it is.",
-            stacklevel=2,
-        )
+        why = f"Model '{model.name}' has no `Dropout` layer to convert."
+        if report and all(row.reason == LEFT_OUT for row in report):
+            given = ("layers", layers), ("filters", filters)
+            names = [f"`{name}`" for name, x in given if x is not None]
+            why = no_match(" and ".join(names), (row.path for row in report))
+        warnings.warn(f"{why} It is returned as it is.", stacklevel=2)
     return (result, report) if return_report else result
 
 

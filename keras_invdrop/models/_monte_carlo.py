@@ -19,7 +19,7 @@ from .._checks import invalid
 from .._files import replacing
 from .._keras import graph_of
 from ..arguments import Filters
-from ._graph import check_model
+from ._graph import check_callable
 from ._places import path_filter
 from ._prediction import MonteCarloPrediction
 from ._prediction import Samples
@@ -134,13 +134,7 @@ class MonteCarlo:
         filters: Filters | None = None,
         consistent_masks: bool = False,
     ):
-        is_subclass = (
-            isinstance(model, keras.Model)
-            and not isinstance(model, keras.Sequential)
-            and model.built
-        )
-        if not is_subclass:
-            check_model(model)
+        check_callable(model)
         self.samples = check_positive_integer("samples", samples)
         self.seed = check_seed(seed)
         self.filters = filters

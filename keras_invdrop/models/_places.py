@@ -243,6 +243,14 @@ def path_filter(filters: Filters | None) -> Callable[[str], bool]:
     return lambda path: any(pattern.search(path) for pattern in patterns)
 
 
+def no_match(arguments: str, paths: Iterable[str]) -> str:
+    """A sentence: arguments that select layers have selected none."""
+    return (
+        f"No dropout layer matches {arguments}. The model has the dropout "
+        f"layers {[*paths]}."
+    )
+
+
 @contextlib.contextmanager
 def watched(
     model: keras.Layer,

@@ -19,6 +19,7 @@ from ._copies import copied
 from ._dropout_sites import DROPOUT
 from ._places import OTHER_DROPOUT
 from ._places import drops
+from ._places import no_match
 from ._places import observed_to_draw
 from ._places import own_rates
 from ._places import paths_with_model
@@ -35,18 +36,21 @@ class Sampler(keras.Model):
         super().__init__(name="monte_carlo", autocast=False)
         self.model = copied(model, compiled=False)
         observed = observed_to_draw(self.model)
-        dropping = {
-            id(layer)
+        paths = {
+            layer: path
             for path, layer in paths_with_model(self.model)
-            if (drops(layer) or layer in observed) and is_chosen(path)
+            if drops(layer) or layer in observed
         }
-        if not dropping:
+        if not paths:
             raise invalid(
                 "model",
-                "a model with a dropout layer, which `filters`, if given, "
-                "choose: without one all samples are the same",
+                "a model with at least one dropout layer; without dropout all "
+                "samples are equal",
                 model,
             )
+        dropping = {id(x) for x, path in paths.items() if is_chosen(path)}
+        if not dropping:
+            raise ValueError(no_match("`filters`", paths.values()))
         # The attributes of each layer before the changes below.
         self.before: list[dict] = []
         self.trainable_before: list[bool] = []

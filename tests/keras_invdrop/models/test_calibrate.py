@@ -364,7 +364,7 @@ def test_inputs_of_integers():
 
 def test_nothing_to_calibrate():
     model = sequential(layers.Dropout(0.5))
-    with pytest.warns(UserWarning, match="no dropout layer with a shift"):
+    with pytest.warns(UserWarning, match="no layer to calibrate"):
         assert calibrate(model, random(4, 6), keep_predictions=False) is model
 
 
@@ -699,7 +699,7 @@ def test_what_is_in_the_way_is_named(path, reason):
     with pytest.warns(UserWarning, match=f"'stays': {reason}"):
         assert_calibrated(model, random(40, 6, 5, 3), kept=("stays",))
     alone = varied(keras.Model(first, x))
-    with pytest.raises(ValueError, match=f"No shift can be.*{reason}"):
+    with pytest.raises(ValueError, match=f"Setting any shift would.*{reason}"):
         calibrate(alone, random(40, 6, 5, 3), keep_predictions=True)
 
 

@@ -546,7 +546,7 @@ def test_nothing_to_convert():
         with pytest.warns(UserWarning, match="no `Dropout`.*as it is"):
             assert invariantize(model) is model
     model = sequential(layers.Dropout(0.5))
-    with pytest.warns(UserWarning, match="no `Dropout`"):
+    with pytest.warns(UserWarning, match=r"matches `layers`.*\['dropout"):
         assert invariantize(model, layers=[]) is model
 
 

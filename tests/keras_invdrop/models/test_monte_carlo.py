@@ -678,7 +678,7 @@ def test_one_sample():
 
 
 def test_no_dropout():
-    with pytest.raises(ValueError, match="`model`.*a dropout layer"):
+    with pytest.raises(ValueError, match="`model`.*at least one dropout layer"):
         MonteCarlo(sequential(layers.Dense(3)))
 
 
@@ -687,7 +687,7 @@ def test_no_dropout():
     [
         (layers.Dropout(0.5), "`model`. Expected a `keras.Model`"),
         (keras.Sequential([layers.Dropout(0.5)]), "has been built"),
-        (type("Own", (keras.Model,), {})(), "functional or sequential"),
+        (type("Own", (keras.Model,), {})(), "call it once"),
     ],
 )
 def test_bad_models(model, match):
