@@ -227,9 +227,9 @@ def test_convert_your_model(run):
 def in_the_report():
     """The tables, notes and claims that notebook 3 has to show."""
     results = read_results(ROOT / "results")
-    *with_titles, notes = tables(results)
-    pairs = zip(with_titles[::2], with_titles[1::2], strict=True)
-    return [*map("\n\n".join, pairs), notes, "\n\n".join(claims(results))]
+    *parts, notes = tables(results)
+    with_titles = re.split(r"\n\n(?=### )", "\n\n".join(parts))
+    return [*with_titles, notes, "\n\n".join(claims(results))]
 
 
 def test_the_papers_tables(run):
