@@ -1,6 +1,7 @@
 """Which package imports which: a lower room never imports a higher one."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_a_room_imports_those_below_it():
     # The package lists its own parts, which are imported on first use.
     shown = "keras_invdrop.__init__ imports keras_invdrop."
     assert [each for each in found if not each.startswith(shown)] == []
+
+
+def test_the_page_on_the_design_names_each_private_module():
+    page = (ROOT / "docs" / "design.md").read_text()
+    named = re.findall(r"^      (_\w+) ", page, re.MULTILINE)
+    files = (ROOT / "keras_invdrop").glob("_[a-z]*.py")
+    assert named == sorted(path.stem for path in files)
 
 
 def test_the_imports_are_seen():
