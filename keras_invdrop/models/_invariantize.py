@@ -287,7 +287,7 @@ def _find_shapes(model, chosen, inputs, shared):
         try:
             drawing = observe(model, [*inside, *sequences], inputs, size=4)
         except ValueError:
-            if inside:
+            if inside or inputs is not None:
                 raise
     if inside and shared == "none" and inputs is None:
         _find_variable_axes(model, inside)

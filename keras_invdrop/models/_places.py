@@ -41,8 +41,8 @@ PATH_DROPOUT = ("DropPath", "StochasticDepth")
 # those in which others do.
 RATES = ("dropout", "recurrent_dropout")
 OTHER_RATES = ("rate", "drop_prob", "drop_rate")
-# Packages whose functions do not call a user's layer's `keras.random.dropout`.
-FRAMEWORKS = {"jax", "keras", "numpy", "tensorflow", "torch"}
+# Packages that are not searched for calls of `keras.random.dropout`.
+NOT_SEARCHED = {"jax", "keras", "keras_invdrop", "numpy", "tensorflow", "torch"}
 DRAWS = "calls `keras.random.dropout` itself"
 
 
@@ -177,18 +177,17 @@ def _own_functions(layer):
 def has_own_code(model: keras.Layer) -> bool:
     """Whether a model contains code that is not of Keras or this library."""
     return any(
-        _is_followed(x)
+        _is_searched(x)
         for layer in layers_in(model)
         for x in _own_functions(layer)
-        if not isinstance(layer, ShiftedDropout)
     )
 
 
-def _is_followed(value):
-    """Whether a value is a function that is not of a framework."""
+def _is_searched(value):
+    """Whether a value is a function outside `NOT_SEARCHED`."""
     if not isinstance(value, types.FunctionType):
         return False
-    return (value.__module__ or "").partition(".")[0] not in FRAMEWORKS
+    return (value.__module__ or "").partition(".")[0] not in NOT_SEARCHED
 
 
 def _calls_dropout(values):
@@ -198,7 +197,7 @@ def _calls_dropout(values):
         value = left.pop()
         if value is keras.random.dropout:
             return True
-        if _is_followed(value) and value not in seen:
+        if _is_searched(value) and value not in seen:
             seen.add(value)
             variables = inspect.getclosurevars(value).nonlocals
             scope = ChainMap({}, dict(variables), value.__globals__)
