@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -411,10 +412,19 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         if row.unit == "%" and path.with_suffix(".csv").exists():
             of_table = groups[row.table == 2]
             of_table.setdefault(_drawn_together(result), []).append(path)
+    named: Counter = Counter()
+
+    def name_of(path: Path) -> str:
+        """The folder and the row of the first result, and a number if taken."""
+        row = found[path].row.rpartition("/")[0]
+        place = path.parent.relative_to(directory) / row
+        name = "-".join(place.parts)
+        named[name] += 1
+        return name + f"-{named[name]}" * (named[name] > 1)
+
     parts = []
-    for number, paths in enumerate(groups[False].values(), start=1):
-        first = found[paths[0]]
-        name = f"{number}-{first.row.rpartition('/')[0].replace('/', '-')}"
+    for paths in groups[False].values():
+        first, name = found[paths[0]], name_of(paths[0])
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
@@ -424,9 +434,8 @@ def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {_data(ROWS[first.row], first)}"
         parts.append(f"![{title}](errors-{name}.png)")
-    for number, paths in enumerate(groups[True].values(), start=1):
-        first = found[paths[0]]
-        name = f"{number}-{first.dataset}-{first.encoding}"
+    for paths in groups[True].values():
+        first, name = found[paths[0]], name_of(paths[0])
         try:
             dataset = load(
                 first.dataset,

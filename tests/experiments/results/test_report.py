@@ -113,7 +113,7 @@ def test_selected_settings_are_listed(stored):
 
 def test_without_models_the_curves_are_drawn(on_digits):
     lines = lines_of(on_digits)
-    name = "1-digits-inverted"
+    name = "table2-inverted"
     title = "Figure 1, 5,000 digits, 4,000 training examples, inverted encoding"
     assert f"![{title}](figure1-{name}.png)" in lines
     (picture,) = on_digits.glob("*.png")
@@ -131,7 +131,7 @@ def test_with_a_model_both_figures_are_drawn(on_digits):
         layer.beta.assign(keras.random.normal(shape, seed=0))
     model.save(on_digits / "invariant-0.keras")
     lines = lines_of(on_digits)
-    name = "1-digits-inverted"
+    name = "table2-inverted"
     title = "Figure 2, 5,000 digits, 4,000 training examples, inverted encoding"
     assert f"![{title}](figure2-{name}.png)" in lines
     assert sorted(path.name for path in on_digits.glob("*.png")) == [
@@ -161,11 +161,11 @@ def test_other_images_have_the_curves(on_digits):
     shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
     lines = lines_of(on_digits)
     title = "Errors by epoch, 5,000 digits, 4,000 training examples"
-    assert f"![{title}](errors-1-table3-relu.png)" in lines
+    assert f"![{title}](errors-table3-relu.png)" in lines
     # Table 2 keeps its own numbers.
     assert {path.name for path in on_digits.glob("*.png")} == {
-        "errors-1-table3-relu.png",
-        "figure1-1-digits-inverted.png",
+        "errors-table3-relu.png",
+        "figure1-table2-inverted.png",
     }
 
 
@@ -175,7 +175,7 @@ def test_without_the_data_the_tables_are_written(stored, monkeypatch):
 
     monkeypatch.setattr(report, "load", load)
     lines = lines_of(stored)
-    assert "Not drawn, 1-mnist-inverted: could not be downloaded" in lines
+    assert "Not drawn, table2-inverted: could not be downloaded" in lines
     assert not list(stored.glob("*.png"))
 
 
