@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 from keras import ops
 from keras_invdrop.applications.optimizers import RampedSGD
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MaxoutDense
@@ -25,11 +26,6 @@ if HAS_KERAS_HUB:
 of_keras_hub = pytest.mark.skipif(
     not HAS_KERAS_HUB, reason="KerasHub needs a newer Keras"
 )
-
-
-def random(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return x.astype("float32")
 
 
 def varied(model, seed=0):

@@ -12,6 +12,8 @@ import pytest
 from keras import layers
 from keras import ops
 from keras import tree
+from small_models import dense_net
+from small_models import efficient_net
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
@@ -172,23 +174,6 @@ def normalised_once(model):
     x = images(32)
     model(x, training=True)
     return model, x
-
-
-def dense_net():
-    model = keras.applications.DenseNet121(
-        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
-    )
-    y = layers.Dropout(0.2)(model.output)
-    y = layers.Dense(3, activation="softmax")(y)
-    return normalised_once(keras.Model(model.input, y))
-
-
-def efficient_net():
-    return normalised_once(
-        keras.applications.EfficientNetB0(
-            weights=None, input_shape=(32, 32, 3), classes=3
-        )
-    )
 
 
 def lstm():
@@ -376,8 +361,8 @@ def convolutions():
 
 MODELS = {
     **KERAS_HUB,
-    "DenseNet": dense_net,
-    "EfficientNet": efficient_net,
+    "DenseNet": lambda: normalised_once(dense_net()),
+    "EfficientNet": lambda: normalised_once(efficient_net()),
     "convolutions, batch normalisation": convolutions,
     "LSTM with `dropout=`": lstm,
     "GRU with `dropout=`": classifier(

@@ -13,6 +13,7 @@ from keras import layers
 from keras import ops
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import relu_cnn
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
@@ -47,11 +48,6 @@ def check_keras(format):
         _export._check_keras(format)
     except ImportError as error:
         pytest.skip(str(error))
-
-
-def random(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return x.astype("float32")
 
 
 def cifar_network():

@@ -3,6 +3,9 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from small_models import dense_net
+from small_models import efficient_net
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import LocallyConnected2D
@@ -23,11 +26,6 @@ TENSORFLOW = keras.backend.backend() == "tensorflow"
 every_scaling = pytest.mark.parametrize(
     "scaling", ["test", pytest.param("train", marks=pytest.mark.thorough)]
 )
-
-
-def random(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return x.astype("float32")
 
 
 def varied(model, seed=0):
@@ -604,20 +602,6 @@ def test_nothing_but_rounding_is_lost():
     tolerance = 1e-13 if TENSORFLOW else 1e-6
     x = random(3, 8, 8, 3).astype("float64")
     assert_folded(in_double_precision(), x, tolerance)
-
-
-def efficient_net():
-    return keras.applications.EfficientNetB0(
-        weights=None, input_shape=(32, 32, 3), classes=3
-    )
-
-
-def dense_net():
-    model = keras.applications.DenseNet121(
-        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
-    )
-    x = layers.Dropout(0.2)(model.output)
-    return keras.Model(model.input, layers.Dense(3, "softmax")(x))
 
 
 @pytest.mark.thorough

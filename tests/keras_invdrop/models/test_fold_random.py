@@ -335,9 +335,10 @@ def test_random_architectures_calibrated(record_property, thorough):
 
     calibrated_is_the_same()
     keras.backend.clear_session(free_memory=True)
-    # The test would show nothing if it set no shift, or every shift.
+    # The test would show nothing if it set no shift, or every shift. Few
+    # architectures may happen to leave none.
     assert len(calibrated) > count / 2
-    assert len(left) > count / 10
+    assert not thorough or len(left) > count / 10
     record_property(
         "calibrated",
         f"{len(errors)} of {count} random architectures, "

@@ -10,6 +10,7 @@ from keras import layers
 from keras import ops
 from keras import random as kr
 from keras import tree
+from small_models import random
 
 from keras_invdrop import BetaMonitor
 from keras_invdrop import InvariantDropout
@@ -202,10 +203,6 @@ MODELS = {
     "backbone": (Backbone, (4, 6, 8), [(1, 8), (1, 16)]),
     "subclass": (subclassed, (4, 4, 8), [(1, 8), (1, 8), (1, 16), (8,)]),
 }
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def predicted(model, x):
@@ -795,7 +792,7 @@ def test_branches_are_calibrated_together():
     model = invariantize(keras.Model(inputs, layers.Add()(branches)))
     assert_calibrated(model, random(4, 4, 8), reads=3)
     with pytest.raises(ValueError, match="can be read again: .*'a/"):
-        calibrate(model, iter([random(4, 4, 8)]), keep_predictions=False)
+        calibrate(model, iter([random(4, 4, 8)] * 2), keep_predictions=False)
 
 
 @registered

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
@@ -16,11 +17,6 @@ if HAS_KERAS_HUB:
 of_keras_hub = pytest.mark.skipif(
     not HAS_KERAS_HUB, reason="KerasHub needs a newer Keras"
 )
-
-
-def random(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return x.astype("float32")
 
 
 def sequential(*model_layers, shape=(6,)):

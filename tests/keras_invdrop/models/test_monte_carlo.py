@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
@@ -13,11 +14,6 @@ from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
 from keras_invdrop import StochasticPooling2D
 from keras_invdrop.models._prediction import Samples
-
-
-def random(*shape, seed=0, mean=0.0):
-    x = np.random.default_rng(seed).normal(mean, 1.0, size=shape)
-    return x.astype("float32")
 
 
 def sequential(*model_layers, shape=(6,)):
@@ -326,10 +322,9 @@ def test_the_model_never_sees_more_rows_than_the_batch_size(
     examples, samples, batch_size
 ):
     model = sequential(Spy(), layers.Dropout(0.5))
-    Spy.seen.clear()
-    found = MonteCarlo(model, samples).predict(
-        random(examples, 6), batch_size=batch_size
-    )
+    monte_carlo = MonteCarlo(model, samples)
+    Spy.seen.clear()  # of the call that looks for layers that draw masks
+    found = monte_carlo.predict(random(examples, 6), batch_size=batch_size)
     assert found.mean.shape == (examples, 6)
     assert 0 < max(Spy.seen) <= batch_size
 

@@ -6,17 +6,13 @@ import pytest
 from keras import layers
 from keras import ops
 from sklearn import metrics
+from small_models import random
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import MonteCarlo
 from keras_invdrop import invariantize
 from keras_invdrop.models import _monte_carlo
 from keras_invdrop.models._uncertainty import auroc
-
-
-def random(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return x.astype("float32")
 
 
 def sequential(*model_layers, shape=(6,)):
