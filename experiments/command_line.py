@@ -36,7 +36,7 @@ from .results.measurements import as_objects
 from .results.measurements import counted
 from .results.records import read_results
 from .results.report import write_report
-from .results.report import write_summary
+from .results.summary import write_summary
 from .runners.demo import run_demo
 from .runners.pool import Resources
 from .runners.pool import cluster

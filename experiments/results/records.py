@@ -223,3 +223,14 @@ def stored(directory: Path) -> dict[Path, Result]:
             result = read_result(path)
             found[result.identity] = path, result
     return dict(found.values())
+
+
+def results_in(directory: Path) -> dict[Path, Result]:
+    """The `stored` results; raises an `OSError` if there are none."""
+    found = stored(directory)
+    if not found:
+        raise OSError(
+            f"There are no results in {directory}/: no file *.json, which "
+            "`keras-invdrop reproduce --out` writes"
+        )
+    return found

@@ -1,46 +1,27 @@
-"""Reports measured figures beside the paper's, as Markdown and plots."""
+"""Writes the paper's tables with the measurements as Markdown."""
 
-import json
 import math
-from collections import Counter
 from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
-from itertools import chain
-from itertools import product
 from pathlib import Path
-from string import ascii_lowercase
-
-import keras
-import pandas as pd
 
 from keras_invdrop._files import replacing
 
-from ..data.datasets import load
 from ..paper.tables import ROWS
 from ..paper.tables import Row
-from .figures import error_curves
-from .figures import figure_1
-from .figures import figure_2
-from .figures import save_figure
 from .findings import SAME_WITHIN
 from .findings import SELECTED
 from .findings import SIGNIFICANT
 from .findings import Finding
-from .findings import comparable
 from .findings import findings
-from .findings import has_own_settings
-from .measurements import METHOD_LABELS
-from .measurements import METHOD_NAMES
+from .markdown import heading
+from .markdown import table
 from .measurements import Measurement
-from .measurements import counted
 from .measurements import measurements
 from .measurements import with_interval
+from .pictures import draw
 from .records import Result
-from .records import stored
-
-# Lines of a file between which `write_summary` writes.
-MARKS = "<!-- results: begin -->", "<!-- results: end -->"
+from .records import results_in
 
 INTRODUCTION = (
     "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "
@@ -50,13 +31,6 @@ INTRODUCTION = (
     "digits, from the demonstration's (`recipes.DEMO`). If a training had "
     "validation examples, they selected the epoch."
 )
-
-DATASETS = {
-    "mnist": "MNIST",
-    "digits": "5,000 digits",
-    "cifar10": "CIFAR-10",
-    "svhn_cropped": "SVHN",
-}
 
 TITLES = {
     2: "MNIST, test error in %",
@@ -81,9 +55,9 @@ def write_report(directory: Path) -> Path:
         OSError: If there are no results, or the report cannot be written.
         ValueError: If a file is not a result.
     """
-    found = _results(directory)
+    found = results_in(directory)
     parts = [text(found.values())]
-    figures = _figures(directory, found)
+    figures = draw(directory, found)
     if figures:
         parts += ["### Figures", *figures]
     path = directory / "report.md"
@@ -106,114 +80,6 @@ def text(results: Iterable[Result]) -> str:
     )
 
 
-def write_summary(directory: Path, path: Path) -> None:
-    """Writes one table of the measurements into a Markdown file.
-
-    Args:
-        directory: Directory with the results (`.json`), at any depth.
-        path: A file with the lines `MARKS`. The table replaces the text
-            between these lines, see `summary`.
-
-    Raises:
-        OSError: If there are no results, or the file cannot be written.
-        ValueError: If a mark is missing, or a file is not a result.
-    """
-    results = _results(directory).values()
-    text = path.read_text()
-    before, begin, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise ValueError(
-            f"{path} has no place for the results: the lines {MARKS[0]} and "
-            f"{MARKS[1]}"
-        )
-    parts = [begin, *summary(results), end]
-    with replacing(path) as temporary:
-        temporary.write_text(before + "\n\n".join(parts) + after)
-
-
-def _results(directory: Path) -> dict[Path, Result]:
-    found = stored(directory)
-    if not found:
-        raise OSError(
-            f"There are no results in {directory}/: no file *.json, which "
-            "`keras-invdrop reproduce --out` writes"
-        )
-    return found
-
-
-def summary(results: Iterable[Result]) -> list[str]:
-    """The test errors as one Markdown table, with a line per method.
-
-    Among several measurements of a row, the table shows the one with the most
-    training examples, then the most epochs, then the row's own settings, then
-    the most seeds, separately for beta from 0 and calibrated. The table leaves
-    out networks and methods without measurements.
-    """
-    results = list(results)
-    # By method and column; a column is a network and its data.
-    cells: dict[str, dict[tuple[str, str], list[str]]]
-    cells = {name: {} for name in METHOD_NAMES.values()}
-    columns: dict[tuple[str, str], str] = {}
-    notes: dict[str, str] = {}
-    for row in ROWS.values():
-        if row.unit != "%":
-            continue
-        measured = measurements(row, results)
-        for calibrated in (False, True):
-            found = [each for each in measured if each.calibrated == calibrated]
-            if not found:
-                continue
-            largest = max(
-                found,
-                key=lambda each: (
-                    each.training_examples,
-                    each.epochs,
-                    not set(each.settings) - {"calibrated"},
-                    len(each.seeds),
-                ),
-            )
-            column = row.id.rpartition("/")[0], _title(row, largest)
-            full = "" if largest.width == 1 else ", full width"
-            columns[column] = f"*paper{full}*"
-            letter = notes.setdefault(
-                largest.short_note, ascii_lowercase[len(notes)]
-            )
-            seeds = counted(len(largest.seeds), "seed")
-            cells[METHOD_NAMES[row.method, calibrated]][column] = [
-                f"{largest.figure} ({seeds}) <sup>{letter}</sup>",
-                # The paper has no calibrated beta.
-                "" if calibrated else f"*{row.printed:.2f}*",
-            ]
-    if not columns:
-        return []
-    for (of_rows, title), row in product(columns, ROWS.values()):
-        line = cells[METHOD_NAMES[row.method, False]]
-        if row.id.rpartition("/")[0] == of_rows and line:
-            not_run = ["not run", f"*{row.printed:.2f}*"]
-            line.setdefault((of_rows, title), not_run)
-    header = ["test error (%)"]
-    for (_, title), paper in columns.items():
-        header += [title, paper]
-    lines = [
-        [method, *chain(*(line.get(each, ["", ""]) for each in columns))]
-        for method, line in cells.items()
-        if line
-    ]
-    lettered = (f"<sup>{letter}</sup> {note}" for note, letter in notes.items())
-    return [_table(header, lines), "<br>\n".join(lettered)]
-
-
-def _title(row: Row, measured: Measurement) -> str:
-    """The title of a column."""
-    name = DATASETS.get(measured.dataset, measured.dataset)
-    if row.table == 2:
-        name += f", {row.encoding}"
-    if measured.width != 1:
-        name += f", width {measured.width:g}"
-    return name
-
-
 def tables(results: Iterable[Result]) -> list[str]:
     """The paper's tables with the measurements, as Markdown.
 
@@ -229,7 +95,7 @@ def tables(results: Iterable[Result]) -> list[str]:
         by_data: dict[str, list[tuple[Row, Measurement]]] = {}
         for row in rows:
             for each in measurements(row, results):
-                data = _data(row, each)
+                data = heading(row, each)
                 by_data.setdefault(data, []).append((row, each))
         for data, of_data in sorted(
             by_data.items(), key=lambda each: -each[1][0][1].training_examples
@@ -238,20 +104,12 @@ def tables(results: Iterable[Result]) -> list[str]:
         run = {row.id for of_data in by_data.values() for row, _ in of_data}
         not_run = [_printed(row) for row in rows if row.id not in run]
         if not_run:
-            parts += ["**Not run**", _table(("row", "paper"), not_run)]
+            parts += ["**Not run**", table(("row", "paper"), not_run)]
     if notes:
         parts.append(
             "\n".join(f"{number}. {note}" for note, number in notes.items())
         )
     return parts
-
-
-def _data(row: Row, of: Measurement | Result) -> str:
-    """The data set and its size, as a heading."""
-    name = DATASETS.get(of.dataset, of.dataset)
-    if row.partition is not None:  # the sizes of partitions differ
-        return name
-    return f"{name}, {counted(of.training_examples, 'training example')}"
 
 
 def _printed(row: Row) -> tuple[str, str]:
@@ -275,7 +133,7 @@ def _measured(
         for row, each in of_data
     ]
     paper = ("paper",) * own
-    return _table(("row", *paper, "measured", "seeds", "on", "note"), lines)
+    return table(("row", *paper, "measured", "seeds", "on", "note"), lines)
 
 
 def selected(results: Iterable[Result]) -> list[str]:
@@ -306,13 +164,8 @@ def selected(results: Iterable[Result]) -> list[str]:
         "Each line has the recipe of a row, which a search for this row alone "
         "selected on validation examples. `None` means no maximum norm, or "
         "Keras' default initial weights. The notes name other settings.",
-        _table(("row", *names, "search"), lines),
+        table(("row", *names, "search"), lines),
     ]
-
-
-def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    rows = [header, ["---" for _ in header], *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def claims(results: Iterable[Result]) -> list[str]:
@@ -320,7 +173,7 @@ def claims(results: Iterable[Result]) -> list[str]:
     by_data: dict[str, list[Finding]] = {}
     for found in findings(results):
         first = found.compared[0][0]
-        data = _data(ROWS[first.row], first)
+        data = heading(ROWS[first.row], first)
         by_data.setdefault(data, []).append(found)
     if not by_data:
         return []
@@ -347,8 +200,10 @@ def claims(results: Iterable[Result]) -> list[str]:
         key=lambda each: -each[1][0].compared[0][0].training_examples,
     ):
         lines = [_cells(found) for found in of_data]
-        table = _table(lines[0], [cells.values() for cells in lines])
-        parts += [f"**{data}**", table]
+        parts += [
+            f"**{data}**",
+            table(lines[0], [cells.values() for cells in lines]),
+        ]
     return parts
 
 
@@ -398,105 +253,3 @@ def _settings(found: Finding) -> str:
     if not any(found.settings) and alike:
         return "the same"
     return " / ".join(sides) + "; **unlike searches**" * (not alike)
-
-
-def _figures(directory: Path, found: dict[Path, Result]) -> list[str]:
-    """Draws the figures of the results; returns the Markdown that shows them.
-
-    The results of Table 2 have Figures 1 and 2, those of other test errors the
-    curves alone.
-    """
-    groups: dict[bool, dict[str, list[Path]]] = {True: {}, False: {}}
-    for path, result in found.items():
-        row = ROWS[result.row]
-        if row.unit == "%" and path.with_suffix(".csv").exists():
-            of_table = groups[row.table == 2]
-            of_table.setdefault(_drawn_together(result), []).append(path)
-    named: Counter = Counter()
-
-    def name_of(path: Path) -> str:
-        """The folder and the row of the first result, and a number if taken."""
-        row = found[path].row.rpartition("/")[0]
-        place = path.parent.relative_to(directory) / row
-        name = "-".join(place.parts)
-        named[name] += 1
-        return name + f"-{named[name]}" * (named[name] > 1)
-
-    parts = []
-    for paths in groups[False].values():
-        first, name = found[paths[0]], name_of(paths[0])
-        drawn = error_curves(
-            f"{first.training_examples:,} training and "
-            f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}\n{_trained(first)}",
-            histories({path: found[path] for path in paths}),
-        )
-        save_figure(drawn, directory / f"errors-{name}.png")
-        title = f"Errors by epoch, {_data(ROWS[first.row], first)}"
-        parts.append(f"![{title}](errors-{name}.png)")
-    for paths in groups[True].values():
-        first, name = found[paths[0]], name_of(paths[0])
-        try:
-            dataset = load(
-                first.dataset,
-                first.encoding,
-                first.validation_examples,
-                first.training_examples,
-            )
-        except (ImportError, OSError, ValueError) as error:
-            parts.append(f"Not drawn, {name}: {error}")
-            continue
-        from_zero = [
-            saved
-            for path in paths
-            if _method(found[path]) == ("invariant", False)
-            and (saved := path.with_suffix(".keras")).exists()
-        ]
-        model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        curves = histories({path: found[path] for path in paths})
-        drawn = figure_1(dataset, curves, model, _trained(first))
-        figures = {"Figure 1": drawn}
-        if model is not None:
-            figures["Figure 2"] = figure_2([(dataset, model)])
-        of_data = f"{_data(ROWS[first.row], first)}, {first.encoding} encoding"
-        for title, drawn in figures.items():
-            file = f"{title.lower().replace(' ', '')}-{name}.png"
-            save_figure(drawn, directory / file)
-            parts.append(f"![{title}, {of_data}]({file})")
-    return parts
-
-
-def _trained(result: Result) -> str:
-    """The length and the settings of trainings in a figure, in a few words."""
-    settings = "settings selected for each method"
-    if not has_own_settings(result):
-        settings = (
-            f"learning rate {result.recipe['learning_rate']:g}, "
-            f"maximum norm {result.recipe['max_norm']}"
-        )
-    return f"{counted(result.epochs, 'epoch')}, {settings}"
-
-
-def _method(result: Result) -> tuple[str, bool]:
-    return result.dropout, result.recipe["calibrated"]
-
-
-def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:
-    """The histories beside results, by method, in the order of the tables."""
-    runs: dict[str, list[pd.DataFrame]]
-    runs = {label: [] for label in METHOD_LABELS.values()}
-    for path, result in found.items():
-        history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-        runs[METHOD_LABELS[_method(result)]].append(history)
-    return {label: of_method for label, of_method in runs.items() if of_method}
-
-
-def _drawn_together(result: Result) -> str:
-    """A key that is equal for trainings in the same figure."""
-    return json.dumps(
-        [
-            comparable(result),
-            result.row.rpartition("/")[0],
-            result.recipe["beta_decay"],
-        ]
-    )

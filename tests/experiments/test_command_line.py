@@ -11,7 +11,7 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.figures import figure_1
 from keras_invdrop.experiments.results.records import read_results
 from keras_invdrop.experiments.results.records import write_result
-from keras_invdrop.experiments.results.report import MARKS
+from keras_invdrop.experiments.results.summary import MARKS
 from keras_invdrop.experiments.runners import demo
 from keras_invdrop.experiments.runners import pool
 from keras_invdrop.experiments.train import trial as trials

@@ -1,0 +1,34 @@
+"""Markdown of results: tables, and the names of data sets."""
+
+from collections.abc import Iterable
+
+from ..paper.tables import Row
+from .measurements import Measurement
+from .measurements import counted
+from .records import Result
+
+DATASETS = {
+    "mnist": "MNIST",
+    "digits": "5,000 digits",
+    "cifar10": "CIFAR-10",
+    "svhn_cropped": "SVHN",
+}
+
+
+def name_of(dataset: str) -> str:
+    """The name of a data set in a heading."""
+    return DATASETS.get(dataset, dataset)
+
+
+def heading(row: Row, of: Measurement | Result) -> str:
+    """The data set and its size, as a heading."""
+    name = name_of(of.dataset)
+    if row.partition is not None:  # the sizes of partitions differ
+        return name
+    return f"{name}, {counted(of.training_examples, 'training example')}"
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    rows = [header, ["---" for _ in header], *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

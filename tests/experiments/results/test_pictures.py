@@ -1,0 +1,96 @@
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import matplotlib.image
+import pytest
+from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.experiments.results import report
+from keras_invdrop.experiments.results.records import read_result
+from keras_invdrop.experiments.results.records import write_result
+
+
+def test_without_models_the_curves_are_drawn(on_digits, lines_with_figures):
+    lines = lines_with_figures(on_digits)
+    name = "table2-inverted"
+    title = "Figure 1, 5,000 digits, 4,000 training examples, inverted encoding"
+    assert f"![{title}](figure1-{name}.png)" in lines
+    (picture,) = on_digits.glob("*.png")
+    assert picture.name == f"figure1-{name}.png"
+    # Two panels, of the curves and the mean image.
+    assert matplotlib.image.imread(picture).shape[:2] == (462, 1100)
+    assert not list(on_digits.glob(".*"))
+
+
+def test_with_a_model_both_figures_are_drawn(on_digits, lines_with_figures):
+    model = mnist_mlp(dropout="invariant", width=0.01)
+    betas = [layer for layer in model.layers if "dropout" in layer.name]
+    for layer in betas:
+        shape = layer.beta.shape
+        layer.beta.assign(keras.random.normal(shape, seed=0))
+    model.save(on_digits / "invariant-0.keras")
+    lines = lines_with_figures(on_digits)
+    name = "table2-inverted"
+    title = "Figure 2, 5,000 digits, 4,000 training examples, inverted encoding"
+    assert f"![{title}](figure2-{name}.png)" in lines
+    assert sorted(path.name for path in on_digits.glob("*.png")) == [
+        f"figure1-{name}.png",
+        f"figure2-{name}.png",
+    ]
+
+
+def test_each_experiment_has_a_figure_of_its_own(on_digits, lines_with_figures):
+    changes = {"activation": "tanh"}, {"backend": "torch"}, {"width": 0.5}
+    for i, change in enumerate(changes):
+        found = read_result(on_digits / "standard-0.json")
+        write_result(
+            on_digits / f"other-{i}.json", dataclasses.replace(found, **change)
+        )
+        shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
+    lines_with_figures(on_digits)
+    assert len(list(on_digits.glob("figure1-*.png"))) == 4
+
+
+def test_other_images_have_the_curves(on_digits, lines_with_figures):
+    found = read_result(on_digits / "standard-0.json")
+    of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
+    write_result(
+        on_digits / "relu-0.json", dataclasses.replace(found, **of_images)
+    )
+    shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
+    lines = lines_with_figures(on_digits)
+    title = "Errors by epoch, 5,000 digits, 4,000 training examples"
+    assert f"![{title}](errors-table3-relu.png)" in lines
+    # Table 2 keeps its own numbers.
+    assert {path.name for path in on_digits.glob("*.png")} == {
+        "errors-table3-relu.png",
+        "figure1-table2-inverted.png",
+    }
+
+
+@pytest.mark.thorough
+@pytest.mark.one_backend
+def test_the_pictures_are_those_of_the_committed_results(tmp_path):
+    committed = Path(__file__).parents[3] / "results"
+    shutil.copytree(
+        committed,
+        tmp_path,
+        copy_function=os.link,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.png", "*.md", "*.log"),
+    )
+    text = report.write_report(tmp_path).read_text()
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    for name in drawn:
+        # Other versions of the fonts move edges by a pixel.
+        one, other = (
+            matplotlib.image.imread(directory / name)
+            for directory in (committed, tmp_path)
+        )
+        assert one.shape == other.shape, name
+        assert abs(one - other).mean() < 0.01, name
+    if "Not drawn" not in text:  # with full MNIST
+        assert text == (committed / "report.md").read_text()
+        assert drawn == {path.name for path in committed.glob("*.png")}
