@@ -7,7 +7,7 @@ from .measurements import Measurement
 from .measurements import counted
 from .records import Result
 
-DATASETS = {
+NAMES = {
     "mnist": "MNIST",
     "digits": "5,000 digits",
     "cifar10": "CIFAR-10",
@@ -17,7 +17,7 @@ DATASETS = {
 
 def name_of(dataset: str) -> str:
     """The name of a data set in a heading."""
-    return DATASETS.get(dataset, dataset)
+    return NAMES.get(dataset, dataset)
 
 
 def heading(row: Row, of: Measurement | Result) -> str:
