@@ -29,6 +29,7 @@ from ._linear_layers import without_bias
 from ._places import Place
 from ._places import drops
 from ._places import paths_of
+from ._places import rate_in_words
 from ._shifts import MERGING
 from ._shifts import SHIFTED
 from ._shifts import VANISHING
@@ -48,7 +49,8 @@ class Folded:
         path: The names of the layers around the layer and its own name, joined
             by `/`.
         layer: The name of the layer's class.
-        rate: The fraction of activities that the layer drops in training.
+        rate: The fraction of activities that the layer drops in training; None
+            if unknown.
         into: Tuple of strings: the weights that now contain beta, and the keep
             probability `p` if the layer multiplies by `p` at inference. Empty
             if the layer has no effect at inference.
@@ -58,7 +60,7 @@ class Folded:
 
     path: str
     layer: str
-    rate: float
+    rate: float | None
     into: tuple[str, ...]
     reason: str | None
 
@@ -67,7 +69,7 @@ class Folded:
         if self.reason is not None:
             became.append(f"not folded: {self.reason}")
         return (
-            f"{self.path} ({self.layer}, rate {self.rate:g}): "
+            f"{self.path} ({self.layer}, {rate_in_words(self.rate)}): "
             f"{'; '.join(became) or 'nothing to fold'}"
         )
 

@@ -33,6 +33,7 @@ from ._places import no_match
 from ._places import observe
 from ._places import path_filter
 from ._places import places
+from ._places import rate_in_words
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Conversion:
             if self.beta is None
             else f"beta of shape {self.beta}"
         )
-        rate = "unknown" if self.rate is None else f"{self.rate:g}"
-        return f"{self.path} ({self.layer}, rate {rate}): {became}"
+        rate = rate_in_words(self.rate)
+        return f"{self.path} ({self.layer}, {rate}): {became}"
 
 
 def invariantize(

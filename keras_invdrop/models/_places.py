@@ -72,6 +72,11 @@ class Place:
         return _rate(self.layer)
 
 
+def rate_in_words(rate: float | None) -> str:
+    """A rate in a report: `"rate 0.5"`, or `"rate unknown"` for None."""
+    return f"rate {'unknown' if rate is None else f'{rate:g}'}"
+
+
 def _rate(layer):
     rates: list[Any] = [
         getattr(layer, name, None) for name in (*OTHER_RATES, *RATES)

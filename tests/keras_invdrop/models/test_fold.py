@@ -392,6 +392,17 @@ def test_the_report_of_several_next_layers():
         fold(model, return_report=1)
 
 
+class Drawing(layers.Layer):
+    def call(self, x, training=False):
+        return keras.random.dropout(x, 0.5, seed=1) if training else x
+
+
+def test_an_unknown_rate_is_reported_as_unknown():
+    _, (row,) = fold(sequential(Drawing(name="own")), return_report=True)
+    assert row.rate is None
+    assert str(row) == "own (Drawing, rate unknown): nothing to fold"
+
+
 def test_the_report_of_what_leaves_no_number():
     inputs = keras.Input((6,), dtype="uint8")
     x = InvariantDropout(0.5, name="integers")(inputs)
