@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import layers
+from keras import ops
 
 
 def random(*shape, seed=0, mean=0.0):
@@ -22,3 +23,27 @@ def dense_net():
     )
     x = layers.Dropout(0.2)(model.output)
     return keras.Model(model.input, layers.Dense(3, "softmax")(x))
+
+
+@keras.saving.register_keras_serializable()
+class Cell(layers.Layer):
+    """A recurrent cell that drops its input."""
+
+    def __init__(self, units=5, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+        self.drop = layers.Dropout(0.4)
+        self.dense = layers.Dense(units, activation="tanh")
+
+    def build(self, input_shape):
+        # Without it Keras cannot load the cell on PyTorch.
+        *batch, features = input_shape
+        self.drop.build(input_shape)
+        self.dense.build((*batch, features + self.units))
+
+    def call(self, x, states):
+        y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
+        return y, [y]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}

@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 from keras import ops
 from keras import tree
+from small_models import Cell
 from small_models import dense_net
 from small_models import efficient_net
 
@@ -246,27 +247,6 @@ class ResidualBlock(layers.Layer):
 
 
 @registered
-class Cell(layers.Layer):
-    def __init__(self, units=8, **kwargs):
-        super().__init__(**kwargs)
-        self.units = self.state_size = units
-        self.drop = layers.Dropout(0.4)
-        self.dense = layers.Dense(units, activation="tanh")
-
-    def build(self, input_shape):
-        *batch, features = input_shape
-        self.drop.build(input_shape)
-        self.dense.build((*batch, features + self.units))
-
-    def call(self, x, states):
-        y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
-        return y, [y]
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
-
-
-@registered
 class HalfDropout(layers.Dropout):
     def call(self, inputs, training=False):
         return super().call(inputs, training=training) / 2
@@ -373,7 +353,7 @@ MODELS = {
         layers.Dropout(0.2),
         shape=(3, 6, 2),
     ),
-    "custom recurrent cell": classifier(layers.RNN(Cell(), unroll=True)),
+    "custom recurrent cell": classifier(layers.RNN(Cell(8), unroll=True)),
     "`TimeDistributed(Dropout)`": time_distributed,
     "own transformer block": classifier(TransformerBlock()),
     "own residual block": classifier(ResidualBlock(), shape=(8, 8, 3)),

@@ -10,6 +10,7 @@ from keras import layers
 from keras import ops
 from keras import random as kr
 from keras import tree
+from small_models import Cell
 from small_models import random
 
 from keras_invdrop import BetaMonitor
@@ -74,30 +75,6 @@ class ResidualBlock(layers.Layer):
 
     def call(self, x):
         return x + self.parts["drop"](self.parts["conv"](x))
-
-
-@registered
-class Cell(layers.Layer):
-    """A recurrent cell that drops its input."""
-
-    def __init__(self, units=5, **kwargs):
-        super().__init__(**kwargs)
-        self.units = self.state_size = units
-        self.drop = layers.Dropout(0.4)
-        self.dense = layers.Dense(units, activation="tanh")
-
-    def build(self, input_shape):
-        # Without it Keras cannot load the cell on PyTorch.
-        *batch, features = input_shape
-        self.drop.build(input_shape)
-        self.dense.build((*batch, features + self.units))
-
-    def call(self, x, states):
-        y = self.dense(ops.concatenate([self.drop(x), states[0]], axis=-1))
-        return y, [y]
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
 
 
 @registered
