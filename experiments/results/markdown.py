@@ -1,6 +1,8 @@
 """Markdown of results: tables, and the names of data sets."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
+from typing import Any
 
 from ..paper.tables import Row
 from .measurements import Measurement
@@ -26,6 +28,25 @@ def heading(row: Row, of: Measurement | Result) -> str:
     if row.partition is not None:  # the sizes of partitions differ
         return name
     return f"{name}, {counted(of.training_examples, 'training example')}"
+
+
+def by_data(
+    items: Iterable[Any],
+    source: Callable[[Any], tuple[Row, Measurement | Result]],
+) -> list[tuple[str, list[Any]]]:
+    """Groups items by the heading of their data, the largest data set first.
+
+    Args:
+        items: Any objects.
+        source: Function from an item to its row, and what was measured.
+    """
+    groups: dict[str, list[Any]] = {}
+    sizes: dict[str, int] = {}
+    for item in items:
+        row, of = source(item)
+        groups.setdefault(heading(row, of), []).append(item)
+        sizes.setdefault(heading(row, of), of.training_examples)
+    return sorted(groups.items(), key=lambda group: -sizes[group[0]])
 
 
 def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

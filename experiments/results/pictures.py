@@ -28,36 +28,36 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     The results of Table 2 have Figures 1 and 2, those of other test errors the
     curves alone.
     """
-    groups: dict[bool, dict[str, list[Path]]] = {True: {}, False: {}}
+    groups: dict[bool, dict[str, dict[Path, Result]]] = {True: {}, False: {}}
     for path, result in found.items():
         row = ROWS[result.row]
         if row.unit == "%" and path.with_suffix(".csv").exists():
             of_table = groups[row.table == 2]
-            of_table.setdefault(_drawn_together(result), []).append(path)
+            of_table.setdefault(_drawn_together(result), {})[path] = result
     named: Counter = Counter()
 
-    def name_of(path: Path) -> str:
-        """The folder and the row of the first result, and a number if taken."""
-        row = found[path].row.rpartition("/")[0]
-        place = path.parent.relative_to(directory) / row
-        name = "-".join(place.parts)
+    def first_of(group: dict[Path, Result]) -> tuple[Result, str]:
+        """A group's first result, and the name of the group's files."""
+        path, first = next(iter(group.items()))
+        row = first.row.rpartition("/")[0]
+        name = "-".join((path.parent.relative_to(directory) / row).parts)
         named[name] += 1
-        return name + f"-{named[name]}" * (named[name] > 1)
+        return first, name + f"-{named[name]}" * (named[name] > 1)
 
     parts = []
-    for paths in groups[False].values():
-        first, name = found[paths[0]], name_of(paths[0])
+    for group in groups[False].values():
+        first, name = first_of(group)
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
             f"{first.network}, width {first.width:g}\n{_trained(first)}",
-            histories({path: found[path] for path in paths}),
+            histories(group),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {heading(ROWS[first.row], first)}"
         parts.append(f"![{title}](errors-{name}.png)")
-    for paths in groups[True].values():
-        first, name = found[paths[0]], name_of(paths[0])
+    for group in groups[True].values():
+        first, name = first_of(group)
         try:
             dataset = load(
                 first.dataset,
@@ -70,13 +70,12 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
             continue
         from_zero = [
             saved
-            for path in paths
-            if _method(found[path]) == ("invariant", False)
+            for path, result in group.items()
+            if _method(result) == ("invariant", False)
             and (saved := path.with_suffix(".keras")).exists()
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        curves = histories({path: found[path] for path in paths})
-        drawn = figure_1(dataset, curves, model, _trained(first))
+        drawn = figure_1(dataset, histories(group), model, _trained(first))
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])

@@ -14,7 +14,7 @@ from .findings import SELECTED
 from .findings import SIGNIFICANT
 from .findings import Finding
 from .findings import findings
-from .markdown import heading
+from .markdown import by_data
 from .markdown import table
 from .measurements import Measurement
 from .measurements import measurements
@@ -92,16 +92,12 @@ def tables(results: Iterable[Result]) -> list[str]:
     for number, title in TITLES.items():
         parts.append(f"### Table {number}: {title}")
         rows = [row for row in ROWS.values() if row.table == number]
-        by_data: dict[str, list[tuple[Row, Measurement]]] = {}
-        for row in rows:
-            for each in measurements(row, results):
-                data = heading(row, each)
-                by_data.setdefault(data, []).append((row, each))
-        for data, of_data in sorted(
-            by_data.items(), key=lambda each: -each[1][0][1].training_examples
-        ):
+        measured = [
+            (row, each) for row in rows for each in measurements(row, results)
+        ]
+        for data, of_data in by_data(measured, lambda pair: pair):
             parts += [f"**{data}**", _measured(of_data, notes)]
-        run = {row.id for of_data in by_data.values() for row, _ in of_data}
+        run = {row.id for row, _ in measured}
         not_run = [_printed(row) for row in rows if row.id not in run]
         if not_run:
             parts += ["**Not run**", table(("row", "paper"), not_run)]
@@ -170,12 +166,8 @@ def selected(results: Iterable[Result]) -> list[str]:
 
 def claims(results: Iterable[Result]) -> list[str]:
     """The claims tested on the results, as Markdown."""
-    by_data: dict[str, list[Finding]] = {}
-    for found in findings(results):
-        first = found.compared[0][0]
-        data = heading(ROWS[first.row], first)
-        by_data.setdefault(data, []).append(found)
-    if not by_data:
+    every = findings(results)
+    if not every:
         return []
     parts = [
         "### What holds",
@@ -195,16 +187,18 @@ def claims(results: Iterable[Result]) -> list[str]:
         "selected for it; the tables list the settings in which two rows "
         "differ, and mark rows with unlike searches.",
     ]
-    for data, of_data in sorted(
-        by_data.items(),
-        key=lambda each: -each[1][0].compared[0][0].training_examples,
-    ):
+    for data, of_data in by_data(every, _source):
         lines = [_cells(found) for found in of_data]
         parts += [
             f"**{data}**",
             table(lines[0], [cells.values() for cells in lines]),
         ]
     return parts
+
+
+def _source(found: Finding) -> tuple[Row, Result]:
+    first = found.compared[0][0]
+    return ROWS[first.row], first
 
 
 def _cells(found: Finding) -> dict[str, str]:

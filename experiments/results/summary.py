@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import chain
 from itertools import product
 from pathlib import Path
-from string import ascii_lowercase
+from string import ascii_letters
 
 from keras_invdrop._files import replacing
 
@@ -84,7 +84,7 @@ def summary(results: Iterable[Result]) -> list[str]:
             full = "" if largest.width == 1 else ", full width"
             columns[column] = f"*paper{full}*"
             letter = notes.setdefault(
-                largest.short_note, ascii_lowercase[len(notes)]
+                largest.short_note, ascii_letters[len(notes)]
             )
             seeds = counted(len(largest.seeds), "seed")
             cells[METHOD_NAMES[row.method, calibrated]][column] = [

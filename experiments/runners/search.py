@@ -183,6 +183,11 @@ def tune(
             has no completed trials with these numbers.
     """
     optuna = _optuna()
+    first = []
+    if start_trials and not start_from:
+        raise invalid("--start-trials", "--start-from with it", start_trials)
+    if start_from:
+        first = _first_trials(start_from, settings, start_trials, trials)
     for training in trainings:
         training.dataset()  # Report absent data before the first trial.
     names = " ".join(training.name for training in trainings)
@@ -190,11 +195,6 @@ def tune(
     name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
     directory.mkdir(parents=True, exist_ok=True)
     journal = directory / f"trials-{name}.log"
-    first = []
-    if start_trials and not start_from:
-        raise invalid("--start-trials", "--start-from with it", start_trials)
-    if start_from:
-        first = _first_trials(start_from, settings, start_trials, trials)
     study = optuna.create_study(
         study_name=name,
         storage=_storage(journal),

@@ -193,14 +193,16 @@ def calibrate(
         return result
     found = read()
     first = [*itertools.islice(found, 2)]
-    in_flight = _Arriving(model, scratch, chosen, in_flight=True)
-    if len(first) > 1 or not _set_in_flight(in_flight, first, paths):
-        again = (read() for _ in itertools.count())
-        readings = itertools.chain([itertools.chain(first, found)], again)
+    if len(first) > 1 or not _set_in_flight(
+        _Arriving(model, scratch, chosen, in_flight=True), first, paths
+    ):
 
-        def measured():
-            return _means(arriving, next(readings), paths)
+        def readings():
+            yield itertools.chain(first, found)
+            while True:
+                yield read()
 
+        measured = (_means(arriving, reading, paths) for reading in readings())
         _set_in_order(scratch, measured, data, paths)
     for layer, source in zip(_shifted(result), _shifted(scratch), strict=True):
         layer.set_shift(source.shift)
@@ -235,11 +237,12 @@ def _set_in_order(model, measured, data, paths):
 
     Args:
         model: A model.
-        measured: Function that reads the data and returns the means.
+        measured: Iterator that reads the data and returns the means, again for
+            each `next`.
         data: The data, for an error.
         paths: Dict from the dropout layers to their paths.
     """
-    means = measured()
+    means = next(measured)
     _warn_of_uncalled(paths, means)
     waits_for, calls = _waits_for(model, [*means])
     # A layer called repeatedly may get input that depends on its own output.
@@ -263,7 +266,7 @@ def _set_in_order(model, measured, data, paths):
                 data,
             )
         if left or unsure:
-            means = measured()
+            means = next(measured)
     changed = [x for x in unsure if not means[x].is_minus(x.shift)]
     if changed:
         _refuse_again(changed, paths)

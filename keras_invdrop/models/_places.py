@@ -434,8 +434,8 @@ def observe(
 def observed_to_draw(model: keras.Model) -> set[keras.Layer]:
     """The layers that call `keras.random.dropout` for random inputs.
 
-    None if the model has no graph, which gives the shapes of the inputs, or
-    cannot be called on random numbers.
+    The set is empty if the model has no graph, which gives the shapes of the
+    inputs, or cannot be called on random numbers.
     """
     if graph_of(model) is None or not has_own_code(model):
         return set()

@@ -13,6 +13,7 @@ from keras import layers
 from keras import ops
 from keras import tree
 from small_models import Cell
+from small_models import Drawing
 from small_models import dense_net
 from small_models import efficient_net
 
@@ -250,18 +251,6 @@ class ResidualBlock(layers.Layer):
 class HalfDropout(layers.Dropout):
     def call(self, inputs, training=False):
         return super().call(inputs, training=training) / 2
-
-
-@registered
-class Drawing(layers.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.generator = keras.random.SeedGenerator(0)
-
-    def call(self, x, training=False):
-        if training:
-            x = keras.random.dropout(x, 0.5, seed=self.generator)
-        return x
 
 
 @registered

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from small_models import Drawing
 from small_models import dense_net
 from small_models import efficient_net
 from small_models import random
@@ -390,11 +391,6 @@ def test_the_report_of_several_next_layers():
     assert other.reason == "'lora' has a low-rank update; 'int8' is quantized"
     with pytest.raises(ValueError, match="`return_report`. Expected a boolean"):
         fold(model, return_report=1)
-
-
-class Drawing(layers.Layer):
-    def call(self, x, training=False):
-        return keras.random.dropout(x, 0.5, seed=1) if training else x
 
 
 def test_an_unknown_rate_is_reported_as_unknown():

@@ -11,6 +11,7 @@ from keras import ops
 from keras import random as kr
 from keras import tree
 from small_models import Cell
+from small_models import Drawing
 from small_models import random
 
 from keras_invdrop import BetaMonitor
@@ -339,18 +340,6 @@ def test_filters_choose_by_path():
     assert all(path.startswith("two/dropout") for path in paths)
     assert len(report) == 8
     assert str(report[0]).startswith(f"{report[0].path} (Dropout, rate 0.3): ")
-
-
-@registered
-class Drawing(layers.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.seed_generator = keras.random.SeedGenerator(0)
-
-    def call(self, x, training=False):
-        if training:
-            x = keras.random.dropout(x, 0.5, seed=self.seed_generator)
-        return x
 
 
 class DropPath(layers.Layer):
