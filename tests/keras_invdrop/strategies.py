@@ -2,15 +2,17 @@
 
     python strategies.py mirrored
 
-    python strategies.py parallel PROCESSES PORT ID
+    python strategies.py parallel PROCESSES STORE ID
 
-The first command runs TensorFlow on one device and on two, the second PyTorch.
+The first command runs TensorFlow on one device and on two, the second PyTorch,
+whose processes meet in the file STORE.
 
 The script prints, for rate 0 and rate 0.5, the weights and the output of the
 dropout layer for ones, on each device.
 """
 
 import json
+import os
 import sys
 
 import keras
@@ -66,13 +68,15 @@ def mirrored():
             tell(model, [values.numpy() for values in each])
 
 
-def parallel(processes, port, process):
+def parallel(processes, store, process):
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
+    processes, process = int(processes), int(process)
+    # The processes meet in a file: a port could be taken by another program.
     torch.distributed.init_process_group(
         "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
+        store=torch.distributed.FileStore(store, processes),
         world_size=processes,
         rank=process,
     )
@@ -97,11 +101,15 @@ def parallel(processes, port, process):
             optimizer.step()
         ones = model.layers[0](torch.ones(4, 12), training=True)
         tell(model, [ones.detach().numpy()])
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # PyTorch's destructor of the group waits for a thread that may wait for the
+    # interpreter's lock, which the destructor holds: end without it.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "mirrored":
         mirrored()
     else:
-        parallel(*map(int, sys.argv[2:]))
+        parallel(*sys.argv[2:])

@@ -1,7 +1,6 @@
 """Models with our layers on several devices, on each backend."""
 
 import json
-import socket
 from pathlib import Path
 
 import keras
@@ -48,14 +47,11 @@ def test_mirrored_strategy():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch's")
-def test_distributed_data_parallel():
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    alone = started("parallel", 1, ports[0], 0)
-    pair = [started("parallel", 2, ports[1], each) for each in range(2)]
+def test_distributed_data_parallel(tmp_path):
+    alone = started("parallel", 1, tmp_path / "alone", 0)
+    pair = [
+        started("parallel", 2, tmp_path / "pair", each) for each in range(2)
+    ]
     (one,), *two = map(told, ([alone], pair))
     (first, first_drops), (second, second_drops) = two[0]
     check_same(first[0], one[0][0])
