@@ -33,6 +33,7 @@ from ._fold import fold
 from ._graph import check_model
 from ._linear_layers import array
 from ._monte_carlo import MonteCarlo
+from ._places import not_callable
 from ._places import path_filter
 from ._same_distribution import beyond_chance
 from ._sampler import Sampler
@@ -391,11 +392,7 @@ def _examples(network, inputs):
     try:
         network(packed(network, found), training=False)
     except Exception as error:  # a model may raise anything
-        raise ValueError(
-            f"Calling model '{network.name}' on random numbers failed. Give an "
-            "example of its input as the argument `inputs`. "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise not_callable(network, inputs, error) from error
     return found
 
 

@@ -414,6 +414,7 @@ def observe(
         _noting_masks(model) as drawing,
         warnings.catch_warnings(action="ignore"),
     ):
+        given = inputs
         try:
             if inputs is None:
                 inputs = tree.pack_sequence_as(
@@ -422,13 +423,28 @@ def observe(
             with keras.StatelessScope():
                 model(inputs, training=True)
         except Exception as error:  # a model may raise anything
-            raise ValueError(
-                f"Model '{model.name}' has dropout inside its layers. Calling "
-                "the model to find the shapes there failed. Give an example of "
-                "its input as the argument `inputs`. "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise not_callable(model, given, error) from error
     return drawing
+
+
+def not_callable(
+    model: keras.Model, inputs: Any, error: Exception
+) -> ValueError:
+    """The error for a model that could not be called on an example.
+
+    Args:
+        model: The model.
+        inputs: The example; None if the model was called on random numbers.
+        error: What the call raised.
+    """
+    if inputs is None:
+        failed = "random numbers failed. Give an example of its input as the"
+    else:
+        failed = "the example of its input failed, given as the"
+    return ValueError(
+        f"Calling model '{model.name}' on {failed} argument `inputs`. "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 def observed_to_draw(model: keras.Model) -> set[keras.Layer]:

@@ -499,8 +499,10 @@ def test_a_model_that_cannot_be_called_on_random_numbers():
             return super().call(x)
 
     model = graph(Picky(), shape=(None, 8))
-    with pytest.raises(ValueError, match="(?s)argument `inputs`.*four times"):
+    with pytest.raises(ValueError, match="(?s)on random.*`inputs`.*four times"):
         invariantize(model)
+    with pytest.raises(ValueError, match="(?s)on the example.*four times"):
+        invariantize(model, inputs=random(2, 4, 8))
     new = invariantize(model, inputs=random(2, 6, 8))
     assert len(betas(new)) == 3
 
