@@ -78,7 +78,13 @@ def _rendered(path: Path) -> Iterator[tuple[str, str | bytes]]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Makes links lead to the page of a notebook instead of its file."""
+    """Adapts links and remarks that are meant for readers of the files."""
+    markdown = re.sub(
+        r"<!-- not on the site: begin -->.*?<!-- not on the site: end -->\n*",
+        "",
+        markdown,
+        flags=re.DOTALL,
+    )
     if page.file.src_uri.startswith("notebooks/"):
         return markdown
     return re.sub(r"(?<=notebooks/)(\w+)\.ipynb", r"\1.md", markdown)

@@ -236,7 +236,7 @@ def tune(
     calibrate: Calibrate = False,
     out: Out = Path("runs/tune"),
 ):
-    """Search settings by the validation examples alone, with Optuna.
+    """Search for settings on the validation examples alone, with Optuna.
 
     Several rows share the settings with the best mean figure. Each finished
     trial is written to trials-*.csv, and the same command resumes a stopped
@@ -340,7 +340,7 @@ def report(
         ),
     ] = None,
 ):
-    """Write report.md: printed and measured figures, and tested claims.
+    """Write report.md: the paper's and the measured figures, and tested claims.
 
     For trainings of Table 2 the report draws the paper's figure 1 from the
     histories (.csv), and figure 2 from the models (.keras).

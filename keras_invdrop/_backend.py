@@ -1,4 +1,4 @@
-"""Imports Keras, or says what to install if its backend is missing."""
+"""Imports Keras, or says what to do if its backend is missing or unknown."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -32,4 +32,11 @@ except ModuleNotFoundError as error:
     # `from None` hides the traceback of Keras' own imports.
     raise ModuleNotFoundError(
         missing_backend(error.name, installed), name=error.name
+    ) from None
+except ValueError as error:  # a name that is not that of a backend
+    if "backend" not in str(error):
+        raise
+    raise ImportError(
+        f"Keras has no such backend ({error}). Set the environment variable "
+        f"KERAS_BACKEND to one of {', '.join(BACKENDS)}."
     ) from None

@@ -75,9 +75,9 @@ class Download:
             raise OSError(
                 f"The data set '{self.name}' is not in "
                 f"{self.builder.data_dir} and could not be downloaded. The "
-                "environment variable TFDS_DATA_DIR names the directory in "
-                "which it is looked for, by default ~/tensorflow_datasets. "
-                "This prepares it there, on a machine with a network: "
+                "environment variable TFDS_DATA_DIR names the directory to "
+                "search, by default ~/tensorflow_datasets. On a machine with "
+                "a network, this command prepares the data set in a directory: "
                 f"tfds build {self.name} --data_dir DIRECTORY. "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error

@@ -12,6 +12,7 @@ Labels have the shape `(examples,)` and are integers from 0 on.
 """
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -109,6 +110,8 @@ def load_images(
 def _read(path: Path) -> tuple[Split, Split]:
     """Reads the training and test examples; images range from 0 to 255."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not a file that `np.savez` has written")
         with np.load(path) as file:
             lacking = [name for name in ARRAYS if name not in file]
             if lacking:
@@ -116,7 +119,7 @@ def _read(path: Path) -> tuple[Split, Split]:
                     f"it lacks {', '.join(lacking)}, and has "
                     f"{', '.join(file) or 'nothing'}"
                 )
-            arrays = {name: file[name] for name in ARRAYS}
+            arrays = {name: _array(name, file) for name in ARRAYS}
         splits = []
         for part in ("train", "test"):
             x = _images(f"x_{part}", arrays[f"x_{part}"])
@@ -141,8 +144,19 @@ def _read(path: Path) -> tuple[Split, Split]:
                 f"label {unknown[0]} is in y_test, and not in y_train"
             )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of images: {error}") from error
+        raise ValueError(
+            f"{path} cannot be used as a file of images: {error}"
+        ) from error
     return train, test
+
+
+def _array(name: str, file: Mapping[str, np.ndarray]) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError as error:  # NumPy does not unpickle objects.
+        raise ValueError(
+            f"expected numbers in {name}. Received: Python objects"
+        ) from error
 
 
 def _images(name: str, x: np.ndarray) -> np.ndarray:
@@ -176,5 +190,7 @@ def _labels(name: str, y: np.ndarray) -> np.ndarray:
             f"Received: {y.dtype} of shape {y.shape}"
         )
     if len(y) and y.min() < 0:
-        raise ValueError(f"expected labels from 0 on. Received: {y.min()}")
+        raise ValueError(
+            f"expected labels of at least 0 in {name}. Received: {y.min()}"
+        )
     return y.astype("int32")

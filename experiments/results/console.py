@@ -184,7 +184,7 @@ class _Epoch(NamedTuple):
 def paper_table(
     results: Sequence[Result], measured_only: bool = False
 ) -> Group:
-    """A table of the paper's rows with printed and measured figures.
+    """A table of the paper's rows, with the paper's and the measured figures.
 
     `measured_only` leaves out rows without measurements. Notes below the table
     describe the conditions of each measurement.
@@ -208,13 +208,16 @@ def paper_table(
             table.add_section()
             table.add_row(row.network.name, style="bold")
         network = row.network
-        cells = [row.id, f"{row.printed:.2f} {row.unit}"]
+        name, printed = row.id, f"{row.printed:.2f} {row.unit}"
         if not measured:
-            table.add_row(*cells, "not run")
+            table.add_row(name, printed, "not run")
         for each in measured:
             number = notes.setdefault(each.note, len(notes) + 1)
-            table.add_row(*cells, f"{each.figure} {row.unit}", str(number))
-            cells = ["", ""]
+            # On other data than the paper's, its figure is no comparison.
+            own = each.dataset == row.dataset
+            figure = f"{each.figure} {row.unit}"
+            table.add_row(name, printed * own, figure, str(number))
+            name, printed = "", printed * (not own)
     return Group(
         table, *(f"{number}. {note}" for note, number in notes.items())
     )

@@ -227,6 +227,10 @@ def _first_trials(
     searched = "-".join(settings)
     # After the digest the name lists the settings, all of them.
     ending = rf"-[0-9a-f]{{8}}-{re.escape(searched)}"
+    if not journal.exists():
+        raise FileNotFoundError(
+            f"Argument `--start-from`: there is no file {journal}"
+        )
     if not (journal.is_file() and re.search(f"{ending}$", name)):
         raise invalid(
             "--start-from",

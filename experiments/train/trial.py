@@ -188,7 +188,10 @@ class Trial:
         if self.row.partition is None:
             if self.data == "digits" and self.row.dataset != "mnist":
                 raise invalid(
-                    "--data", "'digits' for rows of Table 2 alone", self.row.id
+                    "--data",
+                    f"a file of images for row {self.row.id}, since 'digits' "
+                    "are data for rows of Table 2 only",
+                    self.data,
                 )
             if self.data not in (None, "digits"):
                 check_images(Path(self.data))

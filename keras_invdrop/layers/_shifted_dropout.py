@@ -72,9 +72,19 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         """Sets the shift to `value`.
 
         Raises:
-            ValueError: If the layer has not been built.
+            ValueError: If the layer has not been built, or `value` has another
+                shape than the shift.
         """
         raise NotImplementedError
+
+    def check_shift(self, value: Any, weight: keras.Variable) -> None:
+        """Raises an error unless `value` has the shape of its weight."""
+        if tuple(np.shape(value)) != tuple(weight.shape):
+            raise ValueError(
+                "Invalid value received for argument `value`. Expected an "
+                f"array of shape {tuple(weight.shape)}, that of the shift of "
+                f"layer '{self.name}'. Received: shape {np.shape(value)}"
+            )
 
     @property
     def level(self) -> np.ndarray:

@@ -33,7 +33,8 @@ def count_windows(length, size, stride, padding):
     if is_integer(count) and count < 1:
         raise ValueError(
             f"No window of size {size} fits into an axis of length {length}: "
-            'take a smaller window, or `padding="same"`.'
+            "take a smaller `kernel_size` or `pool_size`, or "
+            '`padding="same"`.'
         )
     return count
 

@@ -138,16 +138,26 @@ class InvariantDropout(ShiftedDropout):
         self.beta_constraint = keras.constraints.get(beta_constraint)
 
     @property
+    def beta(self) -> keras.Variable:
+        """The shift, a weight."""
+        if not self.built:
+            raise AttributeError(
+                "You must build the layer before accessing `beta`."
+            )
+        return self._beta
+
+    @property
     def shift(self) -> Any:
         return self.beta
 
     def set_shift(self, value: Any) -> None:
         self.check_built("set_shift")
+        self.check_shift(value, self.beta)
         self.beta.assign(value)
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.beta = self.add_weight(
+        self._beta = self.add_weight(
             name="beta",
             shape=self.shift_shape(input_shape),
             initializer=self.beta_initializer,

@@ -93,6 +93,7 @@ class RunningAverageDropout(ShiftedDropout):
 
     def set_shift(self, value: Any) -> None:
         self.check_built("set_shift")
+        self.check_shift(value, self.average)
         self.average.assign(ops.negative(value))
 
     def build(self, input_shape):

@@ -89,7 +89,7 @@ class _Walk:
                     f"'{layer.name}' is called on tensors with other shifts",
                 )
         self.block(
-            [values[id(x)] for x in graph.outputs], "the model's output is next"
+            [values[id(x)] for x in graph.outputs], "the model's output follows"
         )
 
     def passed(self, layer, inputs):
@@ -107,7 +107,7 @@ class _Walk:
             shift = carried(layer, inputs)
         if shift is None:
             name, kind = layer.name, type(layer).__name__
-            self.block(inputs, f"'{name}', a `{kind}`, is next")
+            self.block(inputs, f"'{name}' (`{kind}`) follows")
             return nothing
         return shift, sources_of(inputs)
 
@@ -139,7 +139,7 @@ class _Walk:
         )
         if shift.any() and (self.calls[layer] > 1 or (shared and value.masked)):
             # The new mean at this layer does not follow from the old one.
-            self.block([value], f"the dropout layer '{layer.name}' is next")
+            self.block([value], f"the dropout layer '{layer.name}' follows")
             shift, shared = np.zeros_like(shift), ()
         # The mean of the input with the new shifts of earlier layers.
         mean = self.means[layer] - shift.mean(axis=shared, keepdims=True)

@@ -154,7 +154,7 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
         graph, tree.map_structure(Shifted, inputs), folding.call
     )
     outputs = tree.map_structure(
-        lambda value: folding.materialised(value, "the model's output is next"),
+        lambda value: folding.materialised(value, "the model's output follows"),
         values,
     )
     result = keras.Model(inputs, outputs, name=model.name)
@@ -484,7 +484,7 @@ def _obstacle(layer, values):
         return f"'{layer.name}' {why}"
     if type(layer) in MERGING and len({value.scale for value in values}) > 1:
         return f"'{layer.name}' takes inputs of different scales"
-    return f"'{layer.name}', a `{type(layer).__name__}`, is next"
+    return f"'{layer.name}' (`{type(layer).__name__}`) follows"
 
 
 def _parts(value):

@@ -98,7 +98,7 @@ def check_model(model):
         raise invalid(
             "model",
             "a functional or sequential model, whose layers can be followed "
-            "from input to output; a subclass' own `call` cannot be followed",
+            "from input to output; a subclass's own `call` cannot be followed",
             model,
         )
     return model

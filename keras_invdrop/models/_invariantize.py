@@ -175,8 +175,7 @@ def invariantize(
     check_boolean("inplace", inplace)
     check_boolean("return_report", return_report)
     is_on_path = path_filter(filters)
-    if inputs is not None:
-        inputs = tree.map_structure(ops.convert_to_tensor, inputs)
+    inputs = _tensors(inputs)
     _build(model, inputs)
     _check_names(places(model), layers)
     result = model if inplace else _copied(model)
@@ -220,6 +219,16 @@ def invariantize(
             why = no_match(" and ".join(names), (row.path for row in report))
         warnings.warn(f"{why} It is returned as it is.", stacklevel=2)
     return (result, report) if return_report else result
+
+
+def _tensors(inputs):
+    try:
+        return tree.map_structure(
+            lambda x: None if x is None else ops.convert_to_tensor(x), inputs
+        )
+    except (TypeError, ValueError) as error:
+        expected = "an example of the input of the model, in arrays of numbers"
+        raise invalid("inputs", expected, inputs) from error
 
 
 def _build(model, inputs):

@@ -189,10 +189,14 @@ class MonteCarlo:
                 model: one array for each input, all with the same number of
                 examples, at least one.
         """
-        check_positive_integer("batch_size", batch_size)
         check_boolean("return_samples", return_samples)
+        return self._predict("x", x, batch_size, return_samples)
+
+    def _predict(self, argument, x, batch_size, return_samples=False):
+        """`predict` for the examples in `argument`."""
+        check_positive_integer("batch_size", batch_size)
         graph = graph_of(self._sampler.model)
-        given = Examples("x", x)
+        given = Examples(argument, x)
         if graph is not None:
             given.check(graph)
         examples = len(given)
@@ -214,7 +218,7 @@ class MonteCarlo:
             batch = given[rows]
             if graph is not None:
                 batch = tree.map_structure(
-                    ops.convert_to_numpy, standardized(graph, batch, "x")
+                    ops.convert_to_numpy, standardized(graph, batch, argument)
                 )
             if start == 0 or self.consistent_masks:
                 self._sampler.set_seeds(seed)
@@ -332,7 +336,11 @@ class MonteCarlo:
             )
         ]
         if out_of_distribution is not None:
-            others = tree.flatten(self.predict(out_of_distribution, batch_size))
+            others = tree.flatten(
+                self._predict(
+                    "out_of_distribution", out_of_distribution, batch_size
+                )
+            )
             for result, inside, outside in zip(
                 results, predictions, others, strict=True
             ):

@@ -98,10 +98,14 @@ def _classes(y, classes):
             return number.astype(int)
     elif np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all():
         return y.argmax(axis=-1)
+    sums = ""
+    if y.shape[-1] > 1:
+        of_rows = y.sum(axis=-1)
+        sums = f", with rows that add up to {of_rows.min()} to {of_rows.max()}"
     raise ValueError(
         "Invalid value received for argument `y`. Expected classes from 0 to "
         f"{classes - 1}, or one-hot rows. Received: values from {y.min()} to "
-        f"{y.max()}"
+        f"{y.max()}{sums}"
     )
 
 
@@ -113,10 +117,11 @@ def _weights(given, shape):
         or not (np.isfinite(given) & (given >= 0)).all()
         or not given.any()
     ):
+        shapes = " or ".join(map(str, dict.fromkeys((shape, shape[:1]))))
         raise ValueError(
             "Invalid value received for argument `sample_weight`. Expected "
-            "weights of 0 or more, not all 0, of shape "
-            f"{shape} or {shape[:1]}. Received: shape {given.shape}"
+            f"weights of 0 or more, not all 0, of shape {shapes}. "
+            f"Received: shape {given.shape}"
         )
     missing = (1,) * (len(shape) - given.ndim)
     return np.broadcast_to(given.reshape(given.shape + missing), shape)

@@ -1,5 +1,6 @@
 """Importing without a backend says in one sentence what to install."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_import_without_the_backend(absent):
     assert last == f"ModuleNotFoundError: {missing_backend(BACKEND, there)}"
     # The traceback of importing Keras is not shown.
     assert "site-packages/keras" not in process.stderr
+
+
+@pytest.mark.one_backend
+def test_a_backend_that_does_not_exist():
+    process = subprocess.run(
+        [sys.executable, "-c", "import keras_invdrop_command as c; c.main()"],
+        env={**os.environ, "KERAS_BACKEND": "jaxx"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr == (
+        "keras-invdrop: Keras has no such backend (Unable to import backend : "
+        "jaxx). Set the environment variable KERAS_BACKEND to one of jax, "
+        "tensorflow, torch.\n"
+    )
 
 
 @pytest.mark.one_backend

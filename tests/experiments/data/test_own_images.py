@@ -124,7 +124,11 @@ def without(arrays, name):
         ),
         (
             lambda a: a | {"y_train": a["y_train"] - 1},
-            "expected labels from 0 on. Received: -1",
+            "expected labels of at least 0 in y_train. Received: -1",
+        ),
+        (
+            lambda a: a | {"y_train": a["y_train"].astype(object)},
+            "expected numbers in y_train. Received: Python objects",
         ),
         (
             lambda a: a | {"y_train": np.eye(3)[a["y_train"]]},
@@ -138,7 +142,7 @@ def without(arrays, name):
 )
 def test_what_is_wrong_is_named(arrays, saved, change, message):
     path = saved(change(arrays))
-    with pytest.raises(ValueError, match=f"^{path} is no file of.*{message}"):
+    with pytest.raises(ValueError, match=f"^{path} cannot be used.*{message}"):
         load_images(path, "mnist")
 
 
@@ -148,7 +152,7 @@ def test_missing_and_damaged_files(tmp_path):
     for content in (b"", b"no archive"):
         path = tmp_path / "damaged.npz"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"^{path} is no file of images"):
+        with pytest.raises(ValueError, match=f"^{path} cannot.*`np.savez`"):
             load_images(path, "mnist")
     with pytest.raises(ValueError, match="`--data`. Expected a file that ends"):
         load_images(tmp_path, "mnist")

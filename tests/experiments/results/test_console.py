@@ -107,6 +107,15 @@ def test_paper_table(result):
     assert "784-1000-1000-10" in text
 
 
+def test_other_data_are_not_compared_with_the_paper(result):
+    others = [dataclasses.replace(result, dataset="pictures.npz"), result]
+    text = printed(paper_table(others, measured_only=True), width=200)
+    (line,) = (x for x in text.splitlines() if result.row in x)
+    assert "0.94" not in line
+    (line,) = (x for x in text.splitlines() if "0.94" in x)
+    assert "5.00 %" in line
+
+
 def test_ids_are_whole_on_a_narrow_screen(result):
     text = printed(paper_table([result]), width=80)
     for row in ROWS:

@@ -210,12 +210,13 @@ def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
     for other in others:
         other.touch()
     absent = tmp_path / f"{row}-learning_rate.log"
-    for other in (*others, absent):
-        with pytest.raises(
-            ValueError, match=r"`--start-from`.*\*-learning_rate.log"
-        ):
+    for path, error, said in [
+        *((other, ValueError, r"\*-learning_rate.log") for other in others),
+        (absent, FileNotFoundError, f"there is no file {absent}"),
+    ]:
+        with pytest.raises(error, match=f"`--start-from`.*{said}"):
             tuning.tune(
-                trainings, ["learning_rate"], 1, tmp_path, start_from=other
+                trainings, ["learning_rate"], 1, tmp_path, start_from=path
             )
 
 

@@ -442,7 +442,14 @@ class InvariantDropoutTest(testing.TestCase):
             ValueError, "'my_dropout' has no `set_shift` before it is built"
         ):
             InvariantDropout(0.5, name="my_dropout").set_shift([1.0, -2.0])
+        # PyTorch has its own words for a missing attribute.
+        with self.assertRaisesRegex(AttributeError, "beta"):
+            _ = layer.beta
         layer.build((None, 2))
+        with self.assertRaisesRegex(
+            ValueError, r"`value`.*shape \(2,\).*Received: shape \(3,\)"
+        ):
+            layer.set_shift([1.0, -2.0, 3.0])
         before = layer.level
         # Zero has no sign.
         self.assertEqual(str(before), "[0. 0.]")

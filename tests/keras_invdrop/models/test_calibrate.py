@@ -284,6 +284,13 @@ def test_padding_is_left_out_of_the_mean():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("data", [[[1.0, 2.0], [3.0, 4.0]], [1.0, 2.0]])
+def test_numbers_are_no_arrays(data):
+    model = sequential(InvariantDropout(0.5), shape=(2,))
+    with pytest.raises(ValueError, match="`data`.*in a list, of which `np.ar"):
+        calibrate(model, data, keep_predictions=False)
+
+
 def test_a_step_that_is_always_padding():
     model = sequential(
         layers.Masking(0.0), InvariantDropout(0.5, name="steps"), shape=(4, 3)
@@ -670,8 +677,8 @@ class MyInvariantDropout(InvariantDropout):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ([layers.ReLU(name="relu")], "'relu', a `ReLU`, is next"),
-        ([layers.LayerNormalization(name="norm")], "'norm', a `LayerNorm"),
+        ([layers.ReLU(name="relu")], "'relu' .`ReLU`. follows"),
+        ([layers.LayerNormalization(name="norm")], "'norm' .`LayerNorm"),
         (
             [layers.Conv2D(3, 3, padding="same", name="conv"), layers.ReLU()],
             "'conv' would need a bias map",
@@ -684,7 +691,7 @@ class MyInvariantDropout(InvariantDropout):
             [MaxoutDense(3, 2, use_bias=False, name="maxout")],
             "'maxout' has no bias",
         ),
-        ([], "the model's output is next"),
+        ([], "the model's output follows"),
     ],
     ids=["relu", "normalisation", "padding", "no bias", "maxout", "output"],
 )
@@ -708,7 +715,7 @@ def test_multiplication_is_in_the_way():
     x = InvariantDropout(0.5, name="stays")(inputs)
     y = InvariantDropout(0.5, name="free")(inputs)
     outputs = [layers.Multiply(name="times")([x, inputs]), layers.Dense(2)(y)]
-    with pytest.warns(UserWarning, match="'stays': 'times', a `Multiply`"):
+    with pytest.warns(UserWarning, match="'stays': 'times' .`Multiply`"):
         assert_calibrated(
             varied(keras.Model(inputs, outputs)), random(40, 6), ("stays",)
         )

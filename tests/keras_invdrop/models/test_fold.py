@@ -354,8 +354,8 @@ def test_the_report_says_where_each_beta_went():
         "adds its beta, since what 'around', a `TimeDistributed`, does with "
         "the shift is not known",
         "lstm/lstm_cell (LSTMCell, rate 0.5): nothing to fold",
-        "last (InvariantDropout, rate 0.5): not folded: the model's output is "
-        "next",
+        "last (InvariantDropout, rate 0.5): not folded: the model's output "
+        "follows",
     ]
 
 
@@ -380,7 +380,7 @@ def test_the_report_of_several_next_layers():
     assert drop.rate == 0.5
     assert drop.into == ("beta and p in kernel and bias of 'dense'",)
     assert drop.reason == (
-        "'add' takes inputs of different scales; 'relu', a `ReLU`, is next"
+        "'add' takes inputs of different scales; 'relu' (`ReLU`) follows"
     )
     assert (other.into, other.reason) == ((), None)
     for layer in model.layers:

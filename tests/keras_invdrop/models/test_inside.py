@@ -507,6 +507,11 @@ def test_a_model_that_cannot_be_called_on_random_numbers():
     assert len(betas(new)) == 3
 
 
+def test_an_example_that_is_not_of_numbers():
+    with pytest.raises(ValueError, match="`inputs`.*arrays of numbers"):
+        invariantize(graph(TransformerBlock(), shape=(6, 8)), inputs="x")
+
+
 def test_a_model_that_cannot_be_copied_is_converted_itself():
     class Reading(TransformerBlock):
         def __init__(self, file, **kwargs):

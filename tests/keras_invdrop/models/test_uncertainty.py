@@ -212,7 +212,7 @@ ONE_HOT = np.eye(3)[CLASSES]
         (P, CLASSES + 1, {}, "`y`.*classes from 0 to 2.*from 1 to 3"),
         (P, CLASSES + 0.5, {}, "`y`.*classes from 0 to 2"),
         (P, P, {}, "`y`.*one-hot rows"),
-        (P, 1 - ONE_HOT, {}, "`y`.*one-hot rows"),
+        (P, 1 - ONE_HOT, {}, "`y`.*one-hot rows.*add up to 2.0 to 2.0"),
         (P, CLASSES[:3], {}, r"`y`.*shape \(4, 3\).*\(4,\).*shape \(3,\)"),
         (P, None, {}, "`y`. Expected an array of numbers"),
         (P, ["a", "b", "c", "a"], {}, "`y`. Expected an array of numbers"),
@@ -222,6 +222,13 @@ ONE_HOT = np.eye(3)[CLASSES]
         (P, CLASSES, {"bins": 0}, "`bins`"),
         (P, CLASSES, {"batch_size": 0}, "`batch_size`"),
         (P, CLASSES, {"out_of_distribution": LOGITS}, "`out_of_distribution`"),
+        (
+            P,
+            CLASSES,
+            {"out_of_distribution": P[:, :2]},
+            "`out_of_distribution`",
+        ),
+        (P, CLASSES, {"out_of_distribution": "P"}, "`out_of_distribution`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
