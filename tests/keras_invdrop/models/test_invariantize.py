@@ -336,7 +336,9 @@ def head(backbone):
     ("application", "custom_head"),
     [
         (keras.applications.VGG16, True),
-        (keras.applications.MobileNet, False),
+        pytest.param(
+            keras.applications.MobileNet, False, marks=pytest.mark.thorough
+        ),
         pytest.param(
             keras.applications.EfficientNetB0, False, marks=pytest.mark.thorough
         ),
