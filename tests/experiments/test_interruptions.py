@@ -21,7 +21,13 @@ TRAINING = (
 LONGEST = 300  # seconds for one command, on a busy machine
 
 
-COMMAND = "from keras_invdrop_command import main; main()"
+# As in the installed script, workers that import it do not run it again.
+COMMAND = """
+from keras_invdrop_command import main
+
+if __name__ == "__main__":
+    main()
+"""
 SCREEN = {"COLUMNS": "100", "TERM": "xterm"}
 
 
