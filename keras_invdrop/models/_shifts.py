@@ -184,7 +184,13 @@ def _rearranged(layer, value):
     if None in shape:
         return None
     # Ignore the layer's dtype policy: only the weight should round the shift.
-    config = {**layer.get_config(), "dtype": finest_dtype()}
+    dtype = finest_dtype()
+    if (
+        type(layer) is layers.AveragePooling3D
+        and keras.backend.backend() == "tensorflow"
+    ):
+        dtype = "float32"  # TensorFlow has no other kernel on a CPU.
+    config = {**layer.get_config(), "dtype": dtype}
     return evaluated(type(layer).from_config(config), value.shift, shape)
 
 

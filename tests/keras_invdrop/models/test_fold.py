@@ -220,25 +220,26 @@ def test_paths_to_the_consumer(path, shape, scaling):
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "shape"),
     [
-        layers.AveragePooling2D(2),
-        layers.GlobalAveragePooling2D(),
-        layers.UpSampling2D(2),
-        layers.BatchNormalization(),
+        (layers.AveragePooling2D(2), (4, 5, 3)),
+        (layers.AveragePooling3D(2, 1, "same"), (2, 4, 5, 3)),
+        (layers.GlobalAveragePooling2D(), (4, 5, 3)),
+        (layers.UpSampling2D(2), (4, 5, 3)),
+        (layers.BatchNormalization(), (4, 5, 3)),
     ],
-    ids=lambda value: value.name,
+    ids=lambda value: getattr(value, "name", ""),
 )
 @every_scaling
-def test_paths_of_a_shift_for_each_activity(path, scaling):
+def test_paths_of_a_shift_for_each_activity(path, shape, scaling):
     model = sequential(
         InvariantDropout(0.5, scaling=scaling),
         type(path).from_config(path.get_config()),
         layers.Flatten(),
         layers.Dense(3),
-        shape=(4, 5, 3),
+        shape=shape,
     )
-    folded = assert_folded(model, random(3, 4, 5, 3))
+    folded = assert_folded(model, random(3, *shape))
     assert "EinsumDense" not in kinds(folded)
 
 
