@@ -139,14 +139,14 @@ def batches(data, batch_size, inputs=1):
             "data", "arrays, a data set or an iterable of batches", data
         )
     for batch in found:
-        if any(map(is_number, tree.flatten(batch))):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if any(map(is_number, tree.flatten(x))):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected arrays, "
                 "a data set or an iterable of batches of arrays. Received: "
                 f"numbers in a {type(data).__name__}, of which `np.array` "
                 "makes an array"
             )
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         examples = Examples("data", x, least=0)
         yield examples[range(len(examples))]
 

@@ -31,9 +31,9 @@ from ._engines import LOAD
 from ._engines import packed
 from ._fold import fold
 from ._graph import check_model
+from ._graph import not_callable
 from ._linear_layers import array
 from ._monte_carlo import MonteCarlo
-from ._places import not_callable
 from ._places import path_filter
 from ._same_distribution import beyond_chance
 from ._sampler import Sampler

@@ -104,6 +104,24 @@ def check_model(model):
     return model
 
 
+def not_callable(model, inputs, error):
+    """The error for a model that could not be called on an example.
+
+    Args:
+        model: The model.
+        inputs: The example; None if the model was called on random numbers.
+        error: What the call raised.
+    """
+    if inputs is None:
+        failed = "random numbers failed. Give an example of its input as the"
+    else:
+        failed = "the example of its input failed, given as the"
+    return ValueError(
+        f"Calling model '{model.name}' on {failed} argument `inputs`. "
+        f"{type(error).__name__}: {error}"
+    )
+
+
 def new_inputs(graph):
     """New inputs for `graph`, in the structure of its inputs."""
     return tree.map_structure(

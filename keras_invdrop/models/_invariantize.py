@@ -222,16 +222,16 @@ def invariantize(
 
 
 def _tensors(inputs):
-    def tensor(x):
-        # TensorFlow would make a tensor of a string.
-        if isinstance(x, (str, bytes)):
-            raise TypeError("a string")
-        return None if x is None else ops.convert_to_tensor(x)
-
+    """The arrays in `inputs` as tensors; None stays."""
+    expected = "an example of the input of the model, in arrays of numbers"
+    # TensorFlow would make a tensor of a string.
+    if any(isinstance(x, (str, bytes)) for x in tree.flatten(inputs)):
+        raise invalid("inputs", expected, inputs)
     try:
-        return tree.map_structure(tensor, inputs)
+        return tree.map_structure(
+            lambda x: None if x is None else ops.convert_to_tensor(x), inputs
+        )
     except (TypeError, ValueError) as error:
-        expected = "an example of the input of the model, in arrays of numbers"
         raise invalid("inputs", expected, inputs) from error
 
 

@@ -31,6 +31,7 @@ from .._keras import layers_in
 from .._keras import random_functions
 from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
+from ._graph import not_callable
 
 # Layers that do not replace activities by zero, so a shift is meaningless.
 OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
@@ -414,37 +415,17 @@ def observe(
         _noting_masks(model) as drawing,
         warnings.catch_warnings(action="ignore"),
     ):
-        given = inputs
         try:
-            if inputs is None:
-                inputs = tree.pack_sequence_as(
+            example = inputs
+            if example is None:
+                example = tree.pack_sequence_as(
                     graph.input, random_inputs(graph.inputs, size)
                 )
             with keras.StatelessScope():
-                model(inputs, training=True)
+                model(example, training=True)
         except Exception as error:  # a model may raise anything
-            raise not_callable(model, given, error) from error
+            raise not_callable(model, inputs, error) from error
     return drawing
-
-
-def not_callable(
-    model: keras.Model, inputs: Any, error: Exception
-) -> ValueError:
-    """The error for a model that could not be called on an example.
-
-    Args:
-        model: The model.
-        inputs: The example; None if the model was called on random numbers.
-        error: What the call raised.
-    """
-    if inputs is None:
-        failed = "random numbers failed. Give an example of its input as the"
-    else:
-        failed = "the example of its input failed, given as the"
-    return ValueError(
-        f"Calling model '{model.name}' on {failed} argument `inputs`. "
-        f"{type(error).__name__}: {error}"
-    )
 
 
 def observed_to_draw(model: keras.Model) -> set[keras.Layer]:
