@@ -1,12 +1,14 @@
 """The programs that `test_devices.py` and `test_hosts.py` start.
 
     python many_devices.py HEARTBEAT [dies] train ROW ...
-    python many_devices.py seen PORT PROCESSES ID
+    python many_devices.py seen PATH PORT PROCESSES ID
     python many_devices.py program
 
 The first is the command keras-invdrop, which gives up a process that has been
 silent for `HEARTBEAT` seconds; with `dies` it kills itself after an epoch.
-`seen` counts how often each example is seen, `program` the tensors of a device.
+`seen` counts how often each example is seen and writes it to the file at
+`PATH`, as Gloo prints, in pieces, to the output; `program` counts the tensors
+of a device.
 """
 
 import itertools
@@ -14,6 +16,7 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import keras
@@ -57,8 +60,9 @@ def streamed(split):
     return Stream(EXAMPLES, batches, split.reading)
 
 
-def seen(port, processes, process_id):
-    """Prints how many devices split a batch, and the uses of each example."""
+def seen(path, port, processes, process_id):
+    """Writes how many devices split a batch, and the uses of each example."""
+    lines = []
     identifiers = np.arange(EXAMPLES).reshape(-1, 1)
     split = Split(identifiers, identifiers.astype("float32"))
     with data_parallel.joined(
@@ -94,7 +98,8 @@ def seen(port, processes, process_id):
                     )
                 seen = sorted(set(counts.seen.numpy().tolist()))
                 logs = {name: each[-1] for name, each in fitted.logs.items()}
-                print([batch_size, devices.number, seen, logs], flush=True)
+                lines.append(f"{[batch_size, devices.number, seen, logs]}\n")
+    Path(path).write_text("".join(lines))
 
 
 def program():
