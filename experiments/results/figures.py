@@ -49,10 +49,8 @@ def figure_1(
         layout="constrained",
     )
     fig.suptitle(
-        f"{len(dataset.train):,} training and {len(dataset.test):,} test "
-        f"digits ({dataset.source}), {dataset.encoding} encoding"
-        + f"\n{settings}"
-        * bool(settings)
+        f"{_sizes(dataset)} digits ({dataset.source}), "
+        f"{dataset.encoding} encoding" + f"\n{settings}" * bool(settings)
     )
     _plot_histories(histories, curves)
     digits = np.asarray(in_memory(dataset.train).x)
@@ -66,6 +64,18 @@ def figure_1(
             shape=(28, 28),
         )
     return fig
+
+
+def _sizes(dataset: Dataset) -> str:
+    """The numbers of examples: "60,000 training and 10,000 test"."""
+    sizes = {"training": len(dataset.train)}
+    if len(dataset.validation):
+        sizes["validation"] = len(dataset.validation)
+    *first, last = (
+        f"{size:,} {name}"
+        for name, size in (sizes | {"test": len(dataset.test)}).items()
+    )
+    return f"{', '.join(first)} and {last}"
 
 
 def error_curves(

@@ -2,8 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import pandas as pd
@@ -18,7 +20,9 @@ from .findings import comparable
 from .findings import has_own_settings
 from .markdown import heading
 from .measurements import METHOD_LABELS
+from .measurements import METHOD_NAMES
 from .measurements import counted
+from .measurements import measurements
 from .records import Result
 
 
@@ -26,7 +30,7 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     """Draws the figures of the results; returns the Markdown that shows them.
 
     The results of Table 2 have Figures 1 and 2, those of other test errors the
-    curves alone.
+    curves alone. A figure compares methods, or the settings of one method.
     """
     groups: dict[bool, dict[str, dict[Path, Result]]] = {True: {}, False: {}}
     for path, result in found.items():
@@ -45,18 +49,18 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
         return first, name + f"-{named[name]}" * (named[name] > 1)
 
     parts = []
-    for group in groups[False].values():
+    for group in _with_other_settings(groups[False].values()):
         first, name = first_of(group)
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}\n{_trained(first)}",
+            f"{first.network}, width {first.width:g}\n{_trained(group)}",
             histories(group),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {heading(ROWS[first.row], first)}"
         parts.append(f"![{title}](errors-{name}.png)")
-    for group in groups[True].values():
+    for group in _with_other_settings(groups[True].values()):
         first, name = first_of(group)
         try:
             dataset = load(
@@ -75,7 +79,7 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
             and (saved := path.with_suffix(".keras")).exists()
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        drawn = figure_1(dataset, histories(group), model, _trained(first))
+        drawn = figure_1(dataset, histories(group), model, _trained(group))
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])
@@ -89,29 +93,73 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     return parts
 
 
-def _trained(result: Result) -> str:
+def _trained(found: Mapping[Path, Result]) -> str:
     """The length and the settings of trainings in a figure, in a few words."""
+    first = next(iter(found.values()))
+    if _compares_settings(found):
+        return f"{METHOD_NAMES[_method(first)]}, with different settings"
     settings = "settings selected for each method"
-    if not has_own_settings(result):
+    if not has_own_settings(first):
         settings = (
-            f"learning rate {result.recipe['learning_rate']:g}, "
-            f"maximum norm {result.recipe['max_norm']}"
+            f"learning rate {first.recipe['learning_rate']:g}, "
+            f"maximum norm {first.recipe['max_norm']}"
         )
-    return f"{counted(result.epochs, 'epoch')}, {settings}"
+    return f"{counted(first.epochs, 'epoch')}, {settings}"
 
 
 def _method(result: Result) -> tuple[str, bool]:
     return result.dropout, result.recipe["calibrated"]
 
 
+def _compares_settings(found: Mapping[Path, Result]) -> bool:
+    """Whether results are of one method with different settings."""
+    methods = {_method(result) for result in found.values()}
+    settings = {repr(_settings(result)) for result in found.values()}
+    return len(methods) == 1 < len(settings)
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    return {**result.recipe, "epochs": result.epochs}
+
+
+def _changes(result: Result) -> tuple[int, int]:
+    """The number of settings that are not the recipe's, and the epochs."""
+    (measured,) = measurements(ROWS[result.row], [result])
+    return len(measured.settings), result.epochs
+
+
 def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:
-    """The histories beside results, by method, in the order of the tables."""
+    """The histories beside results, one list per curve.
+
+    The curves are the methods, in the order of the tables, or the settings of
+    one method, named by their changes of those with the fewest changes.
+    """
+    labels = {
+        path: METHOD_LABELS[_method(result)] for path, result in found.items()
+    }
+    if _compares_settings(found):
+        labels = _setting_labels(found)
     runs: dict[str, list[pd.DataFrame]]
-    runs = {label: [] for label in METHOD_LABELS.values()}
-    for path, result in found.items():
+    runs = {label: [] for label in [*METHOD_LABELS.values(), *labels.values()]}
+    for path, label in labels.items():
         history = pd.read_csv(path.with_suffix(".csv"), index_col="epoch")
-        runs[METHOD_LABELS[_method(result)]].append(history)
-    return {label: of_method for label, of_method in runs.items() if of_method}
+        runs[label].append(history)
+    return {label: of_curve for label, of_curve in runs.items() if of_curve}
+
+
+def _setting_labels(found: Mapping[Path, Result]) -> dict[Path, str]:
+    """What each result changes of the usual settings, which come first."""
+    paths = sorted(found, key=lambda path: _changes(found[path]))
+    usual = _settings(found[paths[0]])
+    labels = {}
+    for path in paths:
+        settings = _settings(found[path])
+        changed = [name for name in settings if settings[name] != usual[name]]
+        # Without a comma, before which labels of equal colour agree.
+        labels[path] = " and ".join(
+            f"{name} {settings[name]}" for name in changed or ["epochs"]
+        )
+    return labels
 
 
 def _drawn_together(result: Result) -> str:
@@ -123,3 +171,22 @@ def _drawn_together(result: Result) -> str:
             result.recipe["beta_decay"],
         ]
     )
+
+
+def _with_other_settings(
+    groups: Iterable[dict[Path, Result]],
+) -> list[dict[Path, Result]]:
+    """Merges the groups of one directory that differ only in settings.
+
+    Groups of several methods stay apart: each method may have its own settings.
+    """
+    merged: dict[str, dict[Path, Result]] = {}
+    for number, group in enumerate(groups):
+        path, first = next(iter(group.items()))
+        key = str(number)
+        if len({_method(result) for result in group.values()}) == 1:
+            conditions = first.conditions
+            del conditions["recipe"]
+            key = repr((path.parent, first.row, _method(first), conditions))
+        merged.setdefault(key, {}).update(group)
+    return list(merged.values())

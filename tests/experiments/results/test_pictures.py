@@ -7,8 +7,11 @@ import keras
 import matplotlib.image
 import pytest
 from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.applications import recipes
+from keras_invdrop.experiments.results import pictures
 from keras_invdrop.experiments.results import report
 from keras_invdrop.experiments.results.records import read_result
+from keras_invdrop.experiments.results.records import results_in
 from keras_invdrop.experiments.results.records import write_result
 
 
@@ -51,6 +54,30 @@ def test_each_experiment_has_a_figure_of_its_own(on_digits, lines_with_figures):
         shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
     lines_with_figures(on_digits)
     assert len(list(on_digits.glob("figure1-*.png"))) == 4
+
+
+def test_settings_of_one_method_are_compared(on_digits, lines_with_figures):
+    directory = on_digits / "settings"
+    directory.mkdir()
+    found = read_result(on_digits / "invariant-0.json")
+    changes = {"input_rate": 0.15}, {}, {"warm_up": 0.3, "max_norm": 7.0}
+    for i, change in enumerate(changes):
+        recipe = dataclasses.asdict(recipes.DEMO) | change
+        write_result(
+            directory / f"{i}.json", dataclasses.replace(found, recipe=recipe)
+        )
+        shutil.copy(on_digits / "invariant-0.csv", directory / f"{i}.csv")
+    lines_with_figures(on_digits)
+    assert {path.name for path in on_digits.glob("*.png")} == {
+        "figure1-table2-inverted.png",
+        "figure1-settings-table2-inverted.png",
+    }
+    curves = pictures.histories(results_in(directory))
+    assert {label: len(runs) for label, runs in curves.items()} == {
+        f"epochs {found.epochs}": 1,
+        "input_rate 0.15": 1,
+        "warm_up 0.3 and max_norm 7.0": 1,
+    }
 
 
 def test_other_images_have_the_curves(on_digits, lines_with_figures):
