@@ -151,6 +151,8 @@ def test_the_page_tells_what_keras_exports_by_itself(format, tmp_path):
             _export.convert(network, path, format)
 
 
+# JAX exports through TensorFlow, which runs this code, too.
+@pytest.mark.thorough if BACKEND == "jax" else lambda test: test
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
