@@ -178,8 +178,8 @@ def under(policy, *cases):
             yield pytest.param(*case, each, marks=marks)
 
 
-# PyTorch's compiler takes ten seconds for this case, and longer for most others.
-# `make test-all` compiles all.
+# PyTorch's compiler takes ten seconds for this case, and longer for most
+# others. `make test-all` compiles all.
 COMPILED_ON_TORCH = "InvariantDropout"
 
 
