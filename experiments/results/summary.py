@@ -53,8 +53,8 @@ def summary(results: Iterable[Result]) -> list[str]:
     """The test errors as one Markdown table, with a line per method.
 
     Among several measurements of a row, the table shows the one with the most
-    training examples, then the most epochs, then the row's own settings, then
-    the most seeds, separately for beta from 0 and calibrated. The table leaves
+    training examples, then the row's own settings, then the most seeds, then
+    the most epochs, separately for beta from 0 and calibrated. The table leaves
     out networks and methods without measurements.
     """
     results = list(results)
@@ -75,9 +75,9 @@ def summary(results: Iterable[Result]) -> list[str]:
                 found,
                 key=lambda each: (
                     each.training_examples,
-                    each.epochs,
                     not set(each.settings) - {"calibrated"},
                     len(each.seeds),
+                    each.epochs,
                 ),
             )
             column = row.id.rpartition("/")[0], _title(row, largest)

@@ -29,7 +29,7 @@ def test_the_summary_takes_its_place_in_a_file(stored, tmp_path):
 
 
 def test_the_summary_has_the_largest_measurement_of_each_row(result):
-    """Largest by examples, then epochs, then seeds; calibrated separately."""
+    """Largest by examples, then seeds, then epochs; calibrated separately."""
     small = dataclasses.replace(result, row="table3/relu/invariant")
     large = dataclasses.replace(
         small, dataset="cifar10", training_examples=40_000, width=0.25
@@ -38,14 +38,19 @@ def test_the_summary_has_the_largest_measurement_of_each_row(result):
     calibrated = dataclasses.replace(
         large, recipe={**result.recipe, "calibrated": True}, test=1.0
     )
+    again = dataclasses.replace(calibrated, seed=1, test=1.5)
+    once = dataclasses.replace(calibrated, epochs=9)
     bits = dataclasses.replace(result, row="table5/1/standard", test=0.5)
-    table, notes = summary.summary([longer, small, calibrated, large, bits])
+    table, notes = summary.summary(
+        [longer, small, once, calibrated, again, large, bits]
+    )
     assert table.splitlines() == [
         "| test error (%) | CIFAR-10, width 0.25 | *paper, full width* |",
         "| --- | --- | --- |",
         "| invariant dropout, beta from 0 | 2.00 (1 seed) <sup>a</sup> | "
         "*11.70* |",
-        "| invariant dropout, calibrated | 1.00 (1 seed) <sup>b</sup> |  |",
+        "| invariant dropout, calibrated | 1.25 ± 3.18 (2 seeds) <sup>b</sup> "
+        "|  |",
     ]
     first, second = notes.splitlines()
     assert first.startswith("<sup>a</sup> ") and ": 40,000 examples" in first
