@@ -11,6 +11,7 @@ from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SharedInvariantDropout
 from keras_invdrop._checks import check_choice
+from keras_invdrop._checks import check_fraction
 from keras_invdrop._checks import check_positive_number
 from keras_invdrop._checks import invalid
 from keras_invdrop._checks import is_number
@@ -62,7 +63,10 @@ def dropouts(
         return drop
 
     on_input, on_hidden = METHODS[method]
+    check_fraction("input_rate", input_rate)
     hidden_rates = for_each("hidden_rate", hidden_rate, hidden_layers)
+    for rate in hidden_rates:
+        check_fraction("hidden_rate", rate)
     return dropout(on_input, [input_rate]), dropout(on_hidden, hidden_rates)
 
 

@@ -178,7 +178,7 @@ def mas_mlp(
     >>> mas_mlp(dropout="none").output_shape
     (None, 4, 3)
     """
-    logits = mnist_mlp(
+    network = mnist_mlp(
         dropout,
         hidden_units=hidden_units,
         width=width,
@@ -187,6 +187,12 @@ def mas_mlp(
         classifier_activation=None,
         **options,
     )
-    x = keras.layers.Reshape((tissues, classes), name="tissues")(logits.output)
-    x = keras.layers.Activation(classifier_activation, name="outcomes")(x)
-    return keras.Model(logits.input, x, name=name)
+    # In mixed precision the logits have 32 bits; keep them.
+    dtype = network.output.dtype
+    x = keras.layers.Reshape((tissues, classes), dtype=dtype, name="tissues")(
+        network.output
+    )
+    x = keras.layers.Activation(
+        classifier_activation, dtype=dtype, name="outcomes"
+    )(x)
+    return keras.Model(network.input, x, name=name)

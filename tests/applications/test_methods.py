@@ -1,6 +1,7 @@
 import keras
 import pytest
 from keras_invdrop.applications import _methods as methods
+from keras_invdrop.applications import mnist_mlp
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
@@ -55,6 +56,14 @@ def test_one_running_average_for_each_feature_map():
         for layer in layers_of("running_average", shape):
             assert isinstance(layer, RunningAverageDropout)
             assert layer.shift.shape == shift
+
+
+@pytest.mark.parametrize("method", ["none", "standard", "invariant"])
+def test_a_rate_is_between_0_and_1(method):
+    for wrong in ({"input_rate": 1.5}, {"hidden_rate": (0.5, None)}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"`{name}`.*between 0 and 1"):
+            mnist_mlp(method, **wrong)
 
 
 def test_none_drops_nothing():

@@ -5,6 +5,7 @@ from keras_invdrop.applications import METHODS
 from keras_invdrop.applications import cifar10_mlp
 from keras_invdrop.applications import mas_mlp
 from keras_invdrop.applications import mnist_mlp
+from keras_invdrop.applications.recipes import Recipe
 
 from keras_invdrop import InvariantDropout
 from keras_invdrop import RunningAverageDropout
@@ -94,6 +95,14 @@ def test_cifar10_mlp_by_hand():
     assert model.count_params() == dense + 3072 + 2000 + 2000
     assert model.input_shape == (None, 32, 32, 3)
     assert model.name == "cifar10_mlp"
+
+
+@pytest.mark.parametrize("build", [mnist_mlp, mas_mlp])
+def test_outputs_have_32_bits_in_mixed_precision(build):
+    recipe = Recipe(dtype_policy="mixed_bfloat16")
+    model = recipe.network(build, dropout="none", width=0.05)
+    assert model.output.dtype == "float32"
+    assert model.layers[1].compute_dtype == "bfloat16"
 
 
 def test_mas_mlp_by_hand():

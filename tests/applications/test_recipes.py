@@ -11,6 +11,8 @@ from keras_invdrop.applications.recipes import Recipe
 from keras_invdrop.applications.recipes import for_layers
 from keras_invdrop.experiments.paper.tables import ROWS
 
+from keras_invdrop import InvariantDropout
+
 
 def test_what_the_paper_says():
     # Section 3: 0.99 for fully connected networks, 0.9 for convolutional ones.
@@ -100,9 +102,34 @@ def test_learning_rate_rises_over_a_part_of_the_steps():
 def test_the_beta_factor_applies_only_with_beta():
     recipe = Recipe(beta_factor=10.0, learning_rate_factors={"hidden_1": 0.5})
     assert recipe.optimizer(5).learning_rate_factors == {"hidden_1": 0.5}
-    factors = recipe.optimizer(5, with_beta=True).learning_rate_factors
-    assert factors == {"hidden_1": 0.5, "beta": 10.0}
-    assert Recipe().optimizer(5, with_beta=True).learning_rate_factors == {}
+    factors = recipe.optimizer(5, ["drop", "hidden_1"]).learning_rate_factors
+    assert factors == {"hidden_1": 5.0, "drop": 10.0}
+    assert Recipe().optimizer(5, ["drop"]).learning_rate_factors == {}
+
+
+def test_the_beta_factor_leaves_the_beta_of_batch_normalization():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.BatchNormalization(name="normalized"),
+            InvariantDropout(0.5, name="dropped"),
+            keras.layers.Dense(2, "softmax"),
+        ]
+    )
+    recipe = Recipe(beta_factor=10.0)
+    recipe.compile(model, steps_per_epoch=5)
+    assert model.optimizer.learning_rate_factors == {"dropped": 10.0}
+    model.get_layer("dropped").trainable = False
+    recipe.compile(model, steps_per_epoch=5)
+    assert model.optimizer.learning_rate_factors == {}
+
+
+def test_a_geometric_fall_does_not_end_at_zero():
+    recipe = Recipe(learning_rate_end=0.0)
+    with pytest.raises(ValueError, match="`learning_rate_end`.*above 0"):
+        recipe.optimizer(5)
+    linear = dataclasses.replace(recipe, learning_rate_fall="linear")
+    assert float(linear.optimizer(5)._learning_rate(10**6)) == 0
 
 
 def test_average_of_the_weights():
@@ -218,11 +245,17 @@ def test_compile_gives_the_whole_recipe():
     recipe = dataclasses.replace(
         recipes.CIFAR10_MAXOUT, beta_factor=10.0, warm_up=0.1, ema_momentum=0.9
     )
-    for method, with_beta in (("invariant", True), ("standard", False)):
+    for method in ("invariant", "standard"):
         model = maxout_cnn(dropout=method, width=1 / 16)
         recipe.compile(model, steps_per_epoch=4)
-        expected = recipe.optimizer(4, with_beta)
+        betas = [
+            weight.path.split("/")[-2]
+            for weight in model.trainable_weights
+            if weight.name == "beta"
+        ]
+        assert bool(betas) == (method == "invariant")
+        expected = recipe.optimizer(4, betas)
         assert model.optimizer.get_config() == expected.get_config()
         factors = model.optimizer.learning_rate_factors
-        assert factors.get("beta", 1.0) == (10.0 if with_beta else 1.0)
+        assert all(factors[name] == 10.0 for name in betas)
         assert factors["convolution_1"] == 0.05
