@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from typing import Literal
 
@@ -36,8 +37,9 @@ Verdict = Literal["holds", "does not hold", "undecided"]
 # The values of a finding, each with the results that it compares.
 Values = Iterator[tuple[float, list[tuple[Result, ...]]]]
 
-# Settings that may be selected for each row; rows remain comparable if they
-# differ in selected settings.
+# Settings that may be selected for each row, which are those that the command
+# `tune` searches without beta's decay; rows remain comparable if they differ in
+# selected settings.
 SELECTED = (
     "learning_rate",
     "max_norm",
@@ -72,7 +74,8 @@ class Finding:
     compared: list[tuple[Result, ...]]
     unit: str
     values: list[float]
-    corrected: float = float("nan")
+    # NaN, unequal to itself, must not make equal findings unequal.
+    corrected: float = field(default=float("nan"), compare=False)
 
     @property
     def results(self) -> list[Result]:

@@ -26,6 +26,7 @@ METHOD_NAMES = {
     ("invariant_hidden", False): "... from 0, on hidden layers alone",
     ("invariant_hidden", True): "... calibrated, on hidden layers alone",
     ("running_average", False): "running average subtracted",
+    ("running_average", True): "running average subtracted, calibrated",
 }
 
 # Short names, for plots.
@@ -39,6 +40,7 @@ METHOD_LABELS = {
     ("invariant_hidden", False): "from 0 on hidden layers",
     ("invariant_hidden", True): "calibrated on hidden layers",
     ("running_average", False): "running average",
+    ("running_average", True): "running average, calibrated",
 }
 
 
@@ -208,11 +210,6 @@ def _conditions(row: Row, result: Result) -> dict[str, Any]:
     settings = {
         name: value
         for name, value in recipe.items()
-        if name != "epochs" and _plain(usual.get(name)) != _plain(value)
+        if name != "epochs" and usual.get(name) != value
     }
     return {**conditions, "epochs": result.epochs, "settings": settings}
-
-
-def _plain(value: Any) -> Any:
-    # JSON files return tuples as lists.
-    return list(value) if isinstance(value, tuple) else value

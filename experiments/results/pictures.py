@@ -29,14 +29,16 @@ from .records import Result
 def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     """Draws the figures of the results; returns the Markdown that shows them.
 
-    The results of Table 2 have Figures 1 and 2, those of other test errors the
-    curves alone. A figure compares methods, or the settings of one method.
+    The results of Table 2 on digits have Figures 1 and 2, those of other test
+    errors the curves alone. A figure compares methods, or the settings of one
+    method.
     """
     groups: dict[bool, dict[str, dict[Path, Result]]] = {True: {}, False: {}}
     for path, result in found.items():
         row = ROWS[result.row]
         if row.unit == "%" and path.with_suffix(".csv").exists():
-            of_table = groups[row.table == 2]
+            digits = row.table == 2 and result.dataset in ("mnist", "digits")
+            of_table = groups[digits]
             of_table.setdefault(_drawn_together(result), {})[path] = result
     named: Counter = Counter()
 

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
@@ -168,7 +169,8 @@ def write_result(path: Path, result: Result) -> None:
     """Writes `result` as JSON, replacing the file at `path`."""
     with replacing(path) as temporary:
         content = {"format": FORMAT, **asdict(result)}
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_result(path: Path) -> Result:
@@ -178,7 +180,7 @@ def read_result(path: Path) -> Result:
         ValueError: If the file is not a result, or a later version wrote it.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format", 1)
         if version > FORMAT:
             raise ValueError(
@@ -197,12 +199,16 @@ def read_result(path: Path) -> Result:
             raise ValueError(f"its recipe lacks {', '.join(sorted(unsaid))}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a result: {error}") from error
-    # JSON has no tuples.
-    recipe = {
+    return replace(result, recipe=restored(recipe))
+
+
+def restored(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe from JSON as `asdict` gives it: with tuples, in its order."""
+    values = {each.name: recipe[each.name] for each in fields(Recipe)}
+    return {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in recipe.items()
+        for name, value in values.items()
     }
-    return replace(result, recipe=recipe)
 
 
 def read_results(directory: Path) -> list[Result]:

@@ -62,7 +62,7 @@ def write_report(directory: Path) -> Path:
         parts += ["### Figures", *figures]
     path = directory / "report.md"
     with replacing(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n")
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 

@@ -36,7 +36,7 @@ def write_summary(directory: Path, path: Path) -> None:
         ValueError: If a mark is missing, or a file is not a result.
     """
     results = results_in(directory).values()
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
@@ -46,7 +46,8 @@ def write_summary(directory: Path, path: Path) -> None:
         )
     parts = [begin, *summary(results), end]
     with replacing(path) as temporary:
-        temporary.write_text(before + "\n\n".join(parts) + after)
+        text = before + "\n\n".join(parts) + after
+        temporary.write_text(text, encoding="utf-8")
 
 
 def summary(results: Iterable[Result]) -> list[str]:

@@ -45,7 +45,7 @@ def test_figure_1(blobs, network):
         beta.images[0].get_array().ravel(),
         ops.convert_to_numpy(network.get_layer("input_dropout").beta),
     )
-    assert "60 training and 30 test" in figure.get_suptitle()
+    assert "60 training, 12 validation and 30 test" in figure.get_suptitle()
     assert "original encoding" in figure.get_suptitle()
     plt.close(figure)
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from keras_invdrop.experiments.paper.claims import CLAIMS
 from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.results.findings import SELECTED
 from keras_invdrop.experiments.results.findings import findings
 from keras_invdrop.experiments.results.records import packed
+from keras_invdrop.experiments.runners.search import SPACE
 
 BETTER = (
     "Invariant dropout makes fewer errors than standard dropout, "
@@ -52,6 +54,17 @@ def pairs(made, differences, **changes):
 
 def found(results, text):
     return [each for each in findings(results) if each.claim.text == text]
+
+
+def test_the_settings_of_a_search_do_not_separate_rows():
+    assert set(SELECTED) == set(SPACE) - {"beta_decay"}
+
+
+def test_a_finding_equals_itself_before_its_p_is_corrected(made):
+    (finding,) = found(pairs(made, (0.2, 0.3)), BETTER)
+    unknown = dataclasses.replace(finding, corrected=float("nan"))
+    assert unknown == dataclasses.replace(finding, corrected=float("nan"))
+    assert unknown == dataclasses.replace(finding, corrected=0.5)
 
 
 def test_every_claim_is_about_rows_that_are_there():

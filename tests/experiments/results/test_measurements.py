@@ -64,6 +64,16 @@ def test_a_recipe_from_a_file_is_the_same(result, tmp_path):
     assert measured.settings == {}
 
 
+def test_the_order_of_settings_in_files_separates_no_seeds(result, tmp_path):
+    recipe = dataclasses.asdict(ROW.recipe) | {"max_norm": (None, 2.0, 3.0)}
+    for seed, names in enumerate((list(recipe), sorted(recipe))):
+        changed = {name: recipe[name] for name in names} | {"warm_up": 0.3}
+        each = dataclasses.replace(result, seed=seed, recipe=changed)
+        write_result(tmp_path / f"{seed}.json", each)
+    (measured,) = measurements(ROW, read_results(tmp_path))
+    assert measured.seeds == [0, 1]
+
+
 def test_a_recipe_from_before_there_was_calibration_is_the_usual_one(result):
     recipe = dataclasses.asdict(ROW.recipe)
     old = {k: v for k, v in recipe.items() if k != "calibrated"}

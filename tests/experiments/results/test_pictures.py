@@ -97,6 +97,17 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
     }
 
 
+def test_own_images_in_rows_of_digits_have_the_curves(
+    on_digits, lines_with_figures
+):
+    for path in on_digits.glob("*.json"):
+        found = read_result(path)
+        write_result(path, dataclasses.replace(found, dataset="pictures.npz"))
+    lines = lines_with_figures(on_digits)
+    title = "Errors by epoch, pictures.npz, 4,000 training examples"
+    assert f"![{title}](errors-table2-inverted.png)" in lines
+
+
 @pytest.mark.thorough
 @pytest.mark.one_backend
 def test_the_pictures_are_those_of_the_committed_results(tmp_path):
