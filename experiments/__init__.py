@@ -4,14 +4,15 @@ The experiments need the extra `experiments` (docs/installation.md). Each part
 imports only parts further down this list:
 
     command_line    the command
-    runners         many trainings: pool, search, demonstration
+    options         the options of the command, from typed classes
+    runners         many trainings: reproduce, search, demonstration, pool
     train           one training
     results         saved results, tables, figures, reports
     data, paper     data sets; the rows of the paper's tables
 
 Its words:
 
-    row         a line of a table of the paper, with the recipe of its network
+    row         a line of a table of the paper, with the recipe of its training
     trial       a training: a row with one seed and the settings of `Trial`.
                 Where Optuna searches, a trial is Optuna's: settings that it
                 tries in one or several trainings

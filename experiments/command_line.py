@@ -238,9 +238,9 @@ def tune(
 ):
     """Search for settings on the validation examples alone, with Optuna.
 
-    Several rows share the settings with the best mean figure. Each finished
-    trial is written to trials-*.csv, and the same command resumes a stopped
-    search.
+    Given several rows, the search finds the settings with the best mean
+    figure, the same for all of them. Each finished trial is written to
+    trials-*.csv, and the same command resumes a stopped search.
     """
     names = settings.split(",")
     for name in names:

@@ -69,6 +69,9 @@ class Download:
                 _connect(url)
             self.builder.download_and_prepare()
         except Exception as error:
+            if folder.exists():  # Another process has prepared it meanwhile.
+                self.builder = self._find()
+                return
             for path in made:
                 with suppress(OSError):  # The directory is not empty.
                     path.rmdir()

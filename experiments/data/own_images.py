@@ -143,11 +143,20 @@ def _read(path: Path) -> tuple[Split, Split]:
             raise ValueError(
                 f"label {unknown[0]} is in y_test, and not in y_train"
             )
+        classes = len(np.unique(train.y))
+        if train.y.max() >= classes:
+            raise ValueError(
+                f"expected labels from 0 to {classes - 1} for the {classes} "
+                f"classes in y_train. Received: {train.y.max()}"
+            )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be used as a file of images: {error}"
         ) from error
-    return train, test
+    return (
+        Split(train.x, train.y.astype("int32")),
+        Split(test.x, test.y.astype("int32")),
+    )
 
 
 def _array(name: str, file: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -193,4 +202,4 @@ def _labels(name: str, y: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"expected labels of at least 0 in {name}. Received: {y.min()}"
         )
-    return y.astype("int32")
+    return y

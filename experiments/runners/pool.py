@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import keras
 from keras_invdrop.applications.recipes import setting
@@ -29,9 +30,6 @@ from ..train.training import finished
 from ..train.training import run
 from ..train.trial import IMAGE_DATA_FORMAT
 from ..train.trial import Trial
-
-# Topic of the events by which workers report their progress.
-TOPIC = "keras-invdrop"
 
 # How often a training restarts on this machine, from its backup, after its
 # process was killed.
@@ -117,7 +115,7 @@ def train_all(
         error = outcome.exception()
         if error is None:
             table.ended(trial.title, outcome.result())
-        elif isinstance(error, (Diverged, *_killed(client))):
+        elif isinstance(error, (Diverged, *killed(client))):
             table.failed(trial.title, error)
         else:
             raise error
@@ -129,9 +127,9 @@ def _train(directory: Path, trial: Trial, tell: Tell) -> Result:
     return run(trial, directory, functools.partial(tell, "epoch", trial.title))
 
 
-def _killed(client: Any) -> list[type[Exception]]:
+def killed(client: Any) -> tuple[type[Exception], ...]:
     """The errors for a task whose workers died repeatedly."""
-    return [] if client is None else [_dask()[1].KilledWorker]
+    return () if client is None else (_dask()[1].KilledWorker,)
 
 
 def outcomes(
@@ -162,8 +160,10 @@ def outcomes(
                 future.set_exception(error)
             yield each, future
         return
-    client.subscribe_topic(TOPIC, lambda event: on_told(*event[1]))
-    call = functools.partial(_called_on_worker, function)
+    # Other commands may use the same cluster at the same time.
+    topic = f"keras-invdrop-{uuid4().hex}"
+    client.subscribe_topic(topic, lambda event: on_told(*event[1]))
+    call = functools.partial(_called_on_worker, function, topic)
     with client.get_executor(pure=False) as executor:
         futures = {executor.submit(call, each): each for each in arguments}
         try:
@@ -179,9 +179,9 @@ def outcomes(
                 future.cancel()
 
 
-def _called_on_worker(function: Callable, argument: Any) -> Any:
+def _called_on_worker(function: Callable, topic: str, argument: Any) -> Any:
     worker = _prepared_worker()
-    return function(argument, lambda *told: worker.log_event(TOPIC, told))
+    return function(argument, lambda *told: worker.log_event(topic, told))
 
 
 def _prepared_worker() -> Any:
@@ -223,8 +223,18 @@ def _share_of_cores(worker: int, workers: int) -> set[int]:
 
 
 def cluster(resources: Resources) -> AbstractContextManager:
-    """Yields a client of the cluster, or None for this process."""
+    """Yields a client of the cluster, or None for this process.
+
+    Raises:
+        ValueError: If the resources name two clusters.
+    """
     if resources.scheduler is not None:
+        if resources.workers > 1:
+            raise invalid(
+                "--workers",
+                "nothing with `--scheduler`, whose workers train",
+                resources.workers,
+            )
         return running_cluster(resources.scheduler)
     if resources.workers > 1:
         return local_cluster(resources.workers)

@@ -221,12 +221,12 @@ def _joined(data_parallel: bool, resources: Resources) -> Iterator[None]:
         OSError: If the processes cannot connect to one another.
     """
     if not data_parallel:
-        if any(each is not None for each in resources.joins):
-            raise invalid(
-                "--coordinator",
-                "nothing, or `--data-parallel` with it",
-                resources.joins,
-            )
+        names = "--coordinator", "--processes", "--process-id"
+        for name, value in zip(names, resources.joins, strict=True):
+            if value is not None:
+                raise invalid(
+                    name, "nothing, or `--data-parallel` as well", value
+                )
         yield
         return
     if resources.workers > 1 or resources.scheduler is not None:

@@ -23,6 +23,7 @@ from ..train.fitting import Fitted
 from ..train.trainer import Trainer
 from ..train.trial import Trial
 from .pool import Tell
+from .pool import killed
 from .pool import outcomes
 
 # Draws the value of a setting, by its name, for a trial.
@@ -128,12 +129,21 @@ def space_of(
         settings: Names in `SPACE`, or in `SPACES` for sets of settings.
         trainings: The trainings. Without any beta among them, the function
             leaves out the settings of beta.
+
+    Raises:
+        ValueError: If no setting is left.
     """
     found: dict[str, Draw] = {}
     for name in settings:
         found |= SPACES.get(name) or {name: SPACE[name]}
     if not any(each.row.method.startswith("invariant") for each in trainings):
         found = {k: each for k, each in found.items() if k not in OF_BETA}
+    if not found:
+        raise invalid(
+            "--settings",
+            "a setting that has an effect without a trained beta",
+            ",".join(settings),
+        )
     return found
 
 
@@ -179,17 +189,27 @@ def tune(
         The study (`optuna.Study`).
 
     Raises:
-        ValueError: If `start_from` is not the journal of such a search, or
-            has no completed trials with these numbers.
+        OSError: If the examples cannot be read, a file cannot be written, or
+            a process is killed repeatedly.
+        ValueError: If the settings do not affect the trainings, there are no
+            validation examples, or `start_from` is not the journal of such a
+            search, or has no completed trials with these numbers.
     """
     optuna = _optuna()
     first = []
     if start_trials and not start_from:
-        raise invalid("--start-trials", "--start-from with it", start_trials)
+        raise invalid("--start-trials", "`--start-from` as well", start_trials)
+    space_of(settings, trainings)
     if start_from:
         first = _first_trials(start_from, settings, start_trials, trials)
     for training in trainings:
-        training.dataset()  # Report absent data before the first trial.
+        # Report data that are absent or too few before the first trial.
+        if not len(training.dataset().validation):
+            raise invalid(
+                "--validation",
+                "validation examples, by which the search selects",
+                training.validation,
+            )
     names = " ".join(training.name for training in trainings)
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
     name = "-".join([trainings[0].row.id.replace("/", "-"), digest, *settings])
@@ -212,7 +232,13 @@ def tune(
     seeds = map(int, sequence.generate_state(max(0, trials - ended)))
     make = functools.partial(_make_trial, trainings, settings, journal, name)
     for _, outcome in outcomes(make, seeds, on_epoch, client):
-        number = outcome.result()
+        try:
+            number = outcome.result()
+        except killed(client) as error:
+            raise OSError(
+                "The process of a trial was killed repeatedly, perhaps for "
+                "lack of memory. The same command resumes the search"
+            ) from error
         with replacing(journal.with_suffix(".csv")) as temporary:
             study.trials_dataframe().to_csv(temporary, index=False)
         on_trial(study.trials[number])
@@ -239,7 +265,14 @@ def _first_trials(
             str(journal),
         )
     optuna = _optuna()
-    study = optuna.load_study(study_name=name, storage=_storage(journal))
+    try:
+        study = optuna.load_study(study_name=name, storage=_storage(journal))
+    except KeyError as error:
+        raise invalid(
+            "--start-from",
+            "a journal that has the name under which the search wrote it",
+            str(journal),
+        ) from error
     best = sorted(
         filter(completed, study.trials),
         key=lambda trial: trial.value,

@@ -107,8 +107,8 @@ class Fitted(BestEpoch):
 
 def _diverged(epoch: int, loss: float) -> Diverged:
     return Diverged(
-        f"The loss of epoch {epoch + 1} is {loss}: training diverged. Take a "
-        "smaller `learning_rate`."
+        f"The loss of epoch {epoch + 1} is {loss}: training diverged. Use a "
+        "smaller learning rate (`--learning-rate`)."
     )
 
 

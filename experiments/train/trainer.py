@@ -11,6 +11,7 @@ import numpy as np
 from keras_invdrop.applications.metrics import CodeQuality
 
 from keras_invdrop import calibrate
+from keras_invdrop._checks import invalid
 from keras_invdrop.callbacks import ExactResume
 from keras_invdrop.callbacks import Reseed
 
@@ -34,10 +35,18 @@ class Trainer:
     Attributes:
         trial: The training.
         dataset: The examples.
+
+    Raises:
+        ValueError: If the trial is for another backend than Keras'.
     """
 
     trial: Trial
     dataset: Dataset
+
+    def __post_init__(self) -> None:
+        backend = keras.backend.backend()
+        if self.trial.backend != backend:  # on a worker of a cluster
+            raise invalid("KERAS_BACKEND", f"'{self.trial.backend}'", backend)
 
     @property
     def row(self) -> Row:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -24,6 +25,7 @@ from ..data.datasets import in_memory
 from ..results.records import Result
 from ..results.records import packed
 from ..results.records import read_result
+from ..results.records import restored
 from ..results.records import this_code
 from ..results.records import write_result
 from .devices import from_first
@@ -312,10 +314,6 @@ def run(
             finite.
         OSError: If a file cannot be read or written.
     """
-    if trial.backend != keras.backend.backend():
-        raise invalid(
-            "KERAS_BACKEND", f"'{trial.backend}'", keras.backend.backend()
-        )
     backup = directory / f"{trial.name}.npz"
     first = not trial.data_parallel or is_first()
     result = finished(trial, directory) if first else None
@@ -335,4 +333,7 @@ def _from_first(result: Result | None) -> Result | None:
     """Sends the first process' result to every process."""
     found = json.dumps(asdict(result)) if result else ""
     sent = from_first(found.encode())
-    return Result(**json.loads(sent)) if sent else None
+    if not sent:
+        return None
+    received = Result(**json.loads(sent))
+    return replace(received, recipe=restored(received.recipe))

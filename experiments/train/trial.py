@@ -21,6 +21,7 @@ from ..data.datasets import Dataset
 from ..data.datasets import load
 from ..data.own_images import check_images
 from ..data.own_images import load_images
+from ..data.splicing import Splicing
 from ..data.splicing import check_file
 from ..data.splicing import load_splicing
 from ..data.splicing import partition_of
@@ -35,8 +36,17 @@ IMAGE_DATA_FORMAT = (
 # Consecutive trials share their examples, in two encodings: keep both in
 # memory.
 _load = functools.lru_cache(maxsize=2)(load)
-_load_images = functools.lru_cache(maxsize=2)(load_images)
-_load_splicing = functools.lru_cache(maxsize=1)(load_splicing)
+
+
+# The digest distinguishes what a file has held at different times.
+@functools.lru_cache(maxsize=2)
+def _load_images(path: Path, digest: str, *how: Any) -> Dataset:
+    return load_images(path, *how)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_splicing(path: Path, digest: str) -> Splicing:
+    return load_splicing(path)
 
 
 @dataclass(frozen=True)
@@ -221,10 +231,11 @@ class Trial:
         """
         self.check_data()
         row = self.row
-        if row.partition is not None:
-            splicing = _load_splicing(Path(str(self.data)))
-            return partition_of(splicing, row.partition, self.limit_train)
         how = row.encoding, self.validation, self.limit_train
         if self.data in (None, "digits"):
             return _load(self.data or row.dataset, *how)
-        return _load_images(Path(self.data), row.dataset, *how)
+        path = Path(str(self.data))
+        if row.partition is None:
+            return _load_images(path, sha256(path), row.dataset, *how)
+        splicing = _load_splicing(path, sha256(path))
+        return partition_of(splicing, row.partition, self.limit_train)

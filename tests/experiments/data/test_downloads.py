@@ -279,6 +279,19 @@ def test_download(host):
     assert host.requests == 2 + host.refused  # one to see that it is there
 
 
+def test_another_process_is_faster(host, monkeypatch):
+    mnist = tfds.builder_cls("mnist")
+    whole = mnist._split_generators
+
+    def split_generators(self, manager):
+        monkeypatch.setattr(mnist, "_split_generators", whole)
+        Download("mnist", (28, 28, 1))  # in place of the other process
+        return whole(self, manager)
+
+    monkeypatch.setattr(mnist, "_split_generators", split_generators)
+    assert len(Download("mnist", (28, 28, 1)).labels("train")) == 5
+
+
 def test_downloaded_files_need_no_network(host, data_dir):
     Download("mnist", (28, 28, 1))
     host.close()

@@ -138,6 +138,13 @@ def without(arrays, name):
             lambda a: a | {"y_test": a["y_test"] + 1},
             "label 3 is in y_test, and not in y_train",
         ),
+        (
+            lambda a: (
+                a | {name: a[name] * 2**31 for name in ("y_train", "y_test")}
+            ),
+            "expected labels from 0 to 2 for the 3 classes in y_train. "
+            "Received: 4294967296",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(arrays, saved, change, message):

@@ -244,6 +244,12 @@ def test_no_scheduler_at_the_address():
         pass
 
 
+def test_one_cluster_alone():
+    resources = pool.Resources(workers=2, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(ValueError, match="`--workers`.*nothing with `--sched"):
+        pool.cluster(resources)
+
+
 def test_trials_on_workers(trials, two_workers, tmp_path):
     seen = []
     settings = ["learning_rate", "max_norm"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.runners import search as tuning
 from keras_invdrop.experiments.train.trainer import Trainer
@@ -149,7 +150,7 @@ def test_each_setting_is_one_of_a_recipe(trainings, name):
     recipe = dataclasses.replace(trainings[0].row.recipe, **{name: drawn})
     row = dataclasses.replace(trainings[0].row, recipe=recipe)
     dataclasses.replace(trainings[0], row=row).network()
-    recipe.optimizer(5, with_beta=True)
+    recipe.optimizer(5, ["input_dropout"])
 
 
 def test_another_search_has_trials_of_its_own(trainings, tmp_path):
@@ -192,7 +193,7 @@ def test_a_search_starts_from_the_best_of_another(
     assert [trial.params for trial in numbered.trials] == expected
     for wrong, options in (
         ("completed trials, of 0, 1, 2, 3", {"start_from": journal}),
-        ("--start-from with it", {}),
+        ("`--start-from` as well", {}),
     ):
         with pytest.raises(ValueError, match=f"`--start-trials`.*{wrong}"):
             tuning.tune(
@@ -218,6 +219,34 @@ def test_the_other_search_must_be_for_the_same_settings(trainings, tmp_path):
             tuning.tune(
                 trainings, ["learning_rate"], 1, tmp_path, start_from=path
             )
+
+
+def test_a_renamed_journal_is_named(trainings, tmp_path):
+    tuning.tune(trainings, ["learning_rate"], 1, tmp_path)
+    (journal,) = tmp_path.glob("*.log")
+    name = "trials-mine-00000000-learning_rate.log"
+    renamed = journal.rename(tmp_path / name)
+    with pytest.raises(ValueError, match=f"`--start-from`.*wrote it.*{name}"):
+        tuning.tune(
+            trainings, ["learning_rate"], 1, tmp_path, start_from=renamed
+        )
+
+
+def test_a_search_needs_validation_examples(
+    trainings, tmp_path, blobs, monkeypatch
+):
+    x, y = blobs.validation.x[:0], blobs.validation.y[:0]
+    none = dataclasses.replace(blobs, validation=Split(x, y))
+    monkeypatch.setattr(Trial, "dataset", lambda self: none)
+    with pytest.raises(ValueError, match="`--validation`. Expected validation"):
+        tuning.tune(trainings, ["learning_rate"], 1, tmp_path)
+
+
+def test_a_search_needs_settings_with_an_effect(trainings, tmp_path):
+    row = dataclasses.replace(trainings[0].row, method="standard")
+    standard = dataclasses.replace(trainings[0], row=row)
+    with pytest.raises(ValueError, match="`--settings`.*effect without"):
+        tuning.tune([standard], ["beta_factor"], 1, tmp_path)
 
 
 def test_an_interrupted_trial_does_not_count(trainings, tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from keras_invdrop.applications import METHODS
 from keras_invdrop.experiments.paper.tables import ROWS
+from keras_invdrop.experiments.results.measurements import METHOD_LABELS
+from keras_invdrop.experiments.results.measurements import METHOD_NAMES
 from keras_invdrop.experiments.train.trial import Trial
 
 TRIAL = Trial(ROWS["table2/original/invariant"])
@@ -46,3 +49,14 @@ def test_dropout_without_a_shift_is_not_calibrated(method):
             Trial(row)
     else:
         assert Trial(row).row.recipe.calibrated
+        assert (method, True) in METHOD_NAMES.keys() & METHOD_LABELS.keys()
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    path = tmp_path / "pictures.npz"
+    trial = replace(TRIAL, data=str(path), validation=0)
+    y = np.arange(4) % 2
+    for level in (0.0, 1.0):
+        x = np.full((4, 2, 2), level)
+        np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+        assert trial.dataset().train.x.max() == level
