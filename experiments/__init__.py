@@ -5,7 +5,7 @@ imports only parts further down this list:
 
     command_line    the command
     options         the options of the command, from typed classes
-    runners         many trainings: reproduce, search, demonstration, pool
+    runners         many trainings: reproduce, search, demo; trials, pool
     train           one training
     results         saved results, tables, figures, reports
     data, paper     data sets; the rows of the paper's tables

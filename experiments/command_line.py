@@ -32,6 +32,7 @@ from .results.console import ProgressTable
 from .results.console import console
 from .results.console import encodings_table
 from .results.console import paper_table
+from .results.console import say
 from .results.measurements import as_objects
 from .results.measurements import counted
 from .results.records import read_results
@@ -40,16 +41,15 @@ from .results.summary import write_summary
 from .runners.demo import run_demo
 from .runners.pool import Resources
 from .runners.pool import cluster
-from .runners.reproduce import announced
-from .runners.reproduce import check
-from .runners.reproduce import check_writable
 from .runners.reproduce import reproduce as train_rows
-from .runners.reproduce import say
-from .runners.reproduce import trials_of
 from .runners.search import SPACE
 from .runners.search import SPACES
 from .runners.search import completed
 from .runners.search import tune as search
+from .runners.trials import announced
+from .runners.trials import check
+from .runners.trials import check_writable
+from .runners.trials import trials_of
 from .train.trial import IMAGE_DATA_FORMAT
 from .train.trial import Trial
 

@@ -32,6 +32,11 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
     )
 
 
+def say(text: str) -> None:
+    """Prints a message to stderr, without wrapping."""
+    console(stderr=True).print(text, soft_wrap=True)
+
+
 # Seconds between two progress lines of a training.
 INTERVAL = 5.0
 

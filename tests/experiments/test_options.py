@@ -11,7 +11,7 @@ from keras_invdrop.experiments.options import Given
 from keras_invdrop.experiments.options import taken
 from keras_invdrop.experiments.options import takes
 from keras_invdrop.experiments.runners.pool import Resources
-from keras_invdrop.experiments.runners.reproduce import trials_of
+from keras_invdrop.experiments.runners.trials import trials_of
 from keras_invdrop.experiments.train.trial import Trial
 from typer.testing import CliRunner
 
