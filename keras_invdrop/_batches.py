@@ -65,7 +65,7 @@ class Examples:
     def __getitem__(self, rows):
         """The examples with the numbers `rows`, as NumPy arrays."""
         rows = np.asarray(rows)
-        return _mapped(
+        return mapped(
             lambda array: np.asarray(array.convert_to_numpy(array[rows])),
             self._arrays,
         )
@@ -101,7 +101,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index):
         start = index * self.batch_size
         which = self.which(slice(start, start + self.batch_size))
-        return _mapped(lambda array: array[which], self.arrays)
+        return mapped(lambda array: array[which], self.arrays)
 
     def which(self, places: slice) -> Any:
         """The examples at these places; a subclass may reorder them."""
@@ -139,8 +139,10 @@ def batches(data, batch_size, inputs=1):
             "data", "arrays, a data set or an iterable of batches", data
         )
     for batch in found:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        if any(map(is_number, tree.flatten(x))):
+        x = batch
+        if not _has_numbers(batch):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if _has_numbers(x):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected arrays, "
                 "a data set or an iterable of batches of arrays. Received: "
@@ -149,6 +151,11 @@ def batches(data, batch_size, inputs=1):
             )
         examples = Examples("data", x, least=0)
         yield examples[range(len(examples))]
+
+
+def _has_numbers(batch):
+    """Whether numbers stand where arrays should."""
+    return any(map(is_number, tree.flatten(batch)))
 
 
 def standardized(graph, x, argument, shapes=None):
@@ -177,7 +184,7 @@ def standardized(graph, x, argument, shapes=None):
             named = isinstance(graph.input, dict)
             names = graph.input if named else [i.name for i in graph.inputs]
             given = {name: x[name] for name in names}
-        tensors = _mapped(ops.convert_to_tensor, given)
+        tensors = mapped(ops.convert_to_tensor, given)
         tensors = standardize_inputs(graph, tensors)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         cause = error
@@ -218,11 +225,11 @@ def _is_text(value):
 
 
 def _shapes(x):
-    return _mapped(lambda array: tuple(np.shape(array)), x)
+    return mapped(lambda array: tuple(np.shape(array)), x)
 
 
-def _mapped(function, x):
-    """The structure `x` with `function` applied to each array."""
+def mapped(function, x):
+    """The structure `x` with `function` applied to each array; None stays."""
     return tree.map_structure(
         lambda array: None if array is None else function(array), x
     )

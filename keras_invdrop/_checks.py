@@ -3,6 +3,8 @@
 import inspect
 import math
 import numbers
+import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -76,6 +78,13 @@ def is_shape(value, ranks):
         and len(value) in ranks
         and all(is_integer(size) and size > 0 for size in value)
     )
+
+
+def check_path(argument, path):
+    """Returns `path` as a `Path`."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise invalid(argument, "a path", path)
+    return Path(path)
 
 
 def check_boolean(argument, value):
@@ -199,13 +208,19 @@ def check_noise_shape(noise_shape):
     return tuple(noise_shape)
 
 
+def of_all_axes(noise_shape, rank):
+    """`noise_shape` with 1 for leading axes that it lacks, as in Keras."""
+    return (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
+
+
 def check_broadcast(noise_shape, input_shape):
     """Raises an error if `noise_shape` does not broadcast to `input_shape`."""
     if noise_shape is None:
         return
-    fits = len(noise_shape) == len(input_shape) and all(
+    aligned = of_all_axes(noise_shape, len(input_shape))
+    fits = len(aligned) == len(input_shape) and all(
         mask_size in (None, 1) or size in (None, mask_size)
-        for mask_size, size in zip(noise_shape, input_shape, strict=True)
+        for mask_size, size in zip(aligned, input_shape, strict=True)
     )
     if not fits:
         raise invalid(

@@ -17,16 +17,19 @@ import keras
 import numpy as np
 from keras import ops
 
+from ._checks import of_all_axes
 from ._keras import random_functions
 
 
 def mask_shape(noise_shape: Sequence | None, shape: tuple) -> tuple:
     """The shape of the mask for activities of shape `shape`.
 
-    It is `noise_shape`, with the activities' size in the place of each None.
+    It is `noise_shape`, with the activities' size in the place of each None and
+    1 for leading axes that it lacks.
     """
     if noise_shape is None:
         return shape
+    noise_shape = of_all_axes(noise_shape, len(shape))
     return tuple(
         size if mask_size is None else mask_size
         for mask_size, size in zip(noise_shape, shape, strict=True)

@@ -2,9 +2,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from keras import tree
 
 from .._batches import Batches
+from .._batches import mapped
 from .._checks import check_positive_integer
 from .._checks import invalid
 from .._checks import is_integer
@@ -99,12 +101,19 @@ class Reseed(keras.callbacks.Callback):
             ValueError: If the arrays have no examples or different numbers of
                 examples, or if `batch_size` is not a positive integer.
         """
-        given: tuple = (x, y, sample_weight)
-        while given[-1] is None:
+        given: tuple = mapped(_as_array, (x, y, sample_weight))
+        while len(given) > 1 and given[-1] is None:
             given = given[:-1]
         return _Shuffled(
             self, given, check_positive_integer("batch_size", batch_size)
         )
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """A NumPy array; pandas would select examples by label."""
+    if ops.is_tensor(value):
+        return ops.convert_to_numpy(value)
+    return np.asarray(value)
 
 
 class _Shuffled(Batches):

@@ -12,6 +12,7 @@ from .._checks import check_fraction
 from .._checks import check_noise_shape
 from .._checks import check_seed
 from .._checks import check_shared_axes
+from .._checks import of_all_axes
 from .._checks import resolve_axes
 from .._masks import check_first_pass
 from .._masks import dropout_mask
@@ -181,7 +182,11 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
         if self.noise_shape is not None and any(
             size is None and mask_size not in (None, 1)
-            for mask_size, size in zip(self.noise_shape, x.shape, strict=True)
+            for mask_size, size in zip(
+                of_all_axes(self.noise_shape, len(x.shape)),
+                x.shape,
+                strict=True,
+            )
         ):
             # In a compiled TensorFlow step, only this checks the size.
             mask = ops.broadcast_to(mask, ops.shape(x))

@@ -151,7 +151,7 @@ class InvariantDropout(ShiftedDropout):
         return self.beta
 
     def set_shift(self, value: Any) -> None:
-        self.check_built("set_shift")
+        self.check_built("shift")
         self.check_shift(value, self.beta)
         self.beta.assign(value)
 

@@ -92,7 +92,7 @@ class RunningAverageDropout(ShiftedDropout):
         return -self.average
 
     def set_shift(self, value: Any) -> None:
-        self.check_built("set_shift")
+        self.check_built("shift")
         self.check_shift(value, self.average)
         self.average.assign(ops.negative(value))
 

@@ -10,12 +10,14 @@ from keras import ops
 from keras import tree
 
 from .._batches import batches
+from .._batches import mapped
 from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_positive_integer
 from .._checks import invalid
 from .._keras import graph_of
 from .._keras import layers_in
+from .._precision import dtype_of_sums
 from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 from ._compensate import compensated
@@ -183,7 +185,10 @@ def calibrate(
         found = batches(data, batch_size, inputs)
         return _checked(itertools.islice(found, steps), graph)
 
-    arriving = _Arriving(model, scratch, chosen)
+    # In training mode batch normalisation updates its moving statistics, which
+    # would become those of the result.
+    untrained = [] if keep_predictions else untrained_normalization(scratch)
+    arriving = _Arriving(model, scratch, chosen, [*untrained])
     if keep_predictions:
         found = _means(arriving, read(), paths)
         means = {layer: mean.value() for layer, mean in found.items()}
@@ -194,7 +199,9 @@ def calibrate(
     found = read()
     first = [*itertools.islice(found, 2)]
     if len(first) > 1 or not _set_in_flight(
-        _Arriving(model, scratch, chosen, in_flight=True), first, paths
+        _Arriving(model, scratch, chosen, arriving.untrained, in_flight=True),
+        first,
+        paths,
     ):
 
         def readings():
@@ -382,15 +389,17 @@ class _Arriving(keras.Model):
         model: The user's model.
         scratch: The copy to call.
         chosen: The dropout layers of the copy.
+        untrained: Its batch normalisation that uses the statistics of each
+            batch.
         in_flight: Whether to set the shift of each layer before calling it.
     """
 
-    def __init__(self, model, scratch, chosen, in_flight=False):
+    def __init__(self, model, scratch, chosen, untrained, in_flight=False):
         super().__init__(name="calibrate", autocast=False)
         self.scratch = scratch
         self.chosen = chosen
         self.in_flight = in_flight
-        self.untrained = [*untrained_normalization(scratch)]
+        self.untrained = untrained
         # A loop over time has to run eagerly, to reveal each step.
         loops = (keras.layers.RNN, keras.layers.Wrapper)
         self.run_eagerly = model.run_eagerly or bool(
@@ -421,11 +430,11 @@ class _Arriving(keras.Model):
 def _sums(layer, x, inputs):
     """The sum of the counted activities for each shift, and their number.
 
-    Both are arrays of shape `(batch, ...)`: the sums have single precision, so
-    `_Mean` adds the examples in double precision.
+    Both are arrays of shape `(batch, ...)`: the sums have single precision
+    unless `x` has double, so `_Mean` adds the examples in double precision.
     """
     mask = counting(x, inputs)
-    x = ops.cast(x, "float32")
+    x = ops.cast(x, dtype_of_sums(x.dtype))
     counts = ops.ones_like(x)
     if mask is not None:
         counts = ops.where(mask, counts, 0)
@@ -495,10 +504,7 @@ def _checked(found, graph):
     for batch in found:
         if graph is not None:
             batch = standardized(graph, batch, "data")
-        arrays = [
-            None if x is None else ops.convert_to_numpy(x)
-            for x in tree.flatten(batch)
-        ]
+        arrays = tree.flatten(mapped(ops.convert_to_numpy, batch))
         names = sorted(batch) if isinstance(batch, dict) else range(len(arrays))
         if graph is not None:
             names = [x.name for x in graph.inputs]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from keras import activations
 from keras import layers
+from keras import ops
 
 from .._keras import nodes
 from ..layers._shifted_dropout import ShiftedDropout
@@ -143,7 +144,9 @@ class _Walk:
             shift, shared = np.zeros_like(shift), ()
         # The mean of the input with the new shifts of earlier layers.
         mean = self.means[layer] - shift.mean(axis=shared, keepdims=True)
-        new = np.broadcast_to(-mean, before.shape).astype("float32")
+        # As the weight rounds it: the bias compensates for the rest.
+        new = array(ops.cast(-mean, layer.shift.dtype))
+        new = np.broadcast_to(new, before.shape)
         self.shifts[layer] = new
         sources = (*value.sources, layer) if shared else (layer,)
         return kept_by(layer) * (shift + before - new), sources

@@ -148,7 +148,7 @@ def dropout_sites(model: keras.Model, x: Any = None) -> list[DropoutSite]:
         if site is None:
             site = DropoutSite(layer, path)
         left.pop(id(site), None)
-        sites.append(replace(site, adds_up=adds_up(calls[0].values)))
+        sites.append(replace(site, name=path, adds_up=adds_up(calls[0].values)))
     return sites
 
 

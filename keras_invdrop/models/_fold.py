@@ -310,13 +310,14 @@ class _Folding:
 
         return affine
 
-    def once(self, layer, value, make):
+    def once(self, layer, value, make, size=()):
         """The result of `make`, called once for each layer, scale and shift.
 
-        Shared layers thus stay shared where possible.
+        Shared layers thus stay shared where possible. `size` is that of the
+        input, if the result fits only one.
         """
         shift = value.constant()
-        key = id(layer), value.scale, shift.shape, shift.tobytes()
+        key = id(layer), value.scale, shift.shape, shift.tobytes(), size
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
@@ -416,7 +417,12 @@ class _Folding:
         core = core_of(layer)
         if fixed_kernel(layer):
             return None
-        chain = self.once(layer, value, lambda: self.linear(layer, core, value))
+        # Where a convolution pads, the bias map fits one size.
+        pads = getattr(core, "padding", "valid") != "valid"
+        size = tuple(value.tensor.shape[1:]) if pads else ()
+        chain = self.once(
+            layer, value, lambda: self.linear(layer, core, value), size
+        )
         if chain is None:
             return None
         where = "bias" if value.scale == 1 else "kernel and bias"

@@ -7,10 +7,12 @@ import keras
 from keras import ops
 from keras import tree
 
+from .._batches import mapped
 from .._checks import channel_axis
 from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_data_format
+from .._checks import check_keras_object
 from .._checks import invalid
 from .._keras import graph_of
 from .._keras import layers_in
@@ -174,6 +176,8 @@ def invariantize(
     check_boolean("attention", attention)
     check_boolean("inplace", inplace)
     check_boolean("return_report", return_report)
+    check_keras_object("beta_regularizer", beta_regularizer)
+    check_keras_object("beta_constraint", beta_constraint)
     is_on_path = path_filter(filters)
     inputs = _tensors(inputs)
     _build(model, inputs)
@@ -228,9 +232,7 @@ def _tensors(inputs):
     if any(isinstance(x, (str, bytes)) for x in tree.flatten(inputs)):
         raise invalid("inputs", expected, inputs)
     try:
-        return tree.map_structure(
-            lambda x: None if x is None else ops.convert_to_tensor(x), inputs
-        )
+        return mapped(ops.convert_to_tensor, inputs)
     except (TypeError, ValueError) as error:
         raise invalid("inputs", expected, inputs) from error
 
@@ -254,7 +256,7 @@ def _build(model, inputs):
 def _check_names(found, names):
     if names is None:
         return
-    if isinstance(names, str) or not all(
+    if not isinstance(names, (list, tuple, set)) or not all(
         isinstance(name, str) for name in names
     ):
         raise invalid("layers", "a list of names of layers", names)

@@ -2,7 +2,6 @@ import json
 import os
 import random
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,8 +10,10 @@ from keras import ops
 from keras import tree
 
 from .._batches import Examples
+from .._batches import mapped
 from .._batches import standardized
 from .._checks import check_boolean
+from .._checks import check_path
 from .._checks import check_positive_integer
 from .._checks import check_seed
 from .._checks import invalid
@@ -217,9 +218,8 @@ class MonteCarlo:
             rows = np.minimum(np.arange(start, start + size), examples - 1)
             batch = given[rows]
             if graph is not None:
-                batch = tree.map_structure(
-                    ops.convert_to_numpy, standardized(graph, batch, argument)
-                )
+                batch = standardized(graph, batch, argument)
+                batch = mapped(ops.convert_to_numpy, batch)
             if start == 0 or self.consistent_masks:
                 self._sampler.set_seeds(seed)
             part: list[Samples] = []
@@ -370,7 +370,7 @@ class MonteCarlo:
             ValueError: If `filepath` has another ending.
             OSError: If the file cannot be written.
         """
-        path = Path(filepath)
+        path = check_path("filepath", filepath)
         if path.suffix != ".keras":
             raise invalid("filepath", "a path that ends in `.keras`", filepath)
         with replacing(path) as temporary:

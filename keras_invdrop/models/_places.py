@@ -240,6 +240,9 @@ def path_filter(filters: Filters | None) -> Callable[[str], bool]:
         return lambda path: True
     given = [filters] if isinstance(filters, str) else filters
     try:
+        # `MonteCarlo.save` writes them, so no compiled ones.
+        if not all(isinstance(pattern, str) for pattern in given):
+            raise TypeError
         patterns = [re.compile(pattern) for pattern in given]
     except (TypeError, re.error):
         raise invalid(

@@ -5,8 +5,8 @@ import inspect
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
+from .._batches import mapped
 from .._checks import invalid
 from .._keras import layers_in
 from .._keras import own_trainable
@@ -99,9 +99,7 @@ class Sampler(keras.Model):
         return model
 
     def call(self, inputs):
-        repeated = tree.map_structure(
-            lambda x: ops.repeat(x, self.repeats, axis=0), inputs
-        )
+        repeated = mapped(lambda x: ops.repeat(x, self.repeats, axis=0), inputs)
         return self.model(repeated, training=False)
 
     def set_repeats(self, repeats):

@@ -11,6 +11,7 @@ from keras import ops
 
 from .._batches import Examples
 from .._checks import check_positive_integer
+from .._checks import invalid
 from .._keras import graph_of
 from .._masks import keep_probability
 from ..layers._shifted_dropout import ShiftedDropout
@@ -20,41 +21,30 @@ from ._dropout_sites import DropoutSite
 from ._dropout_sites import all_activities
 from ._dropout_sites import dropout_sites
 from ._graph import check_callable
+from ._linear_layers import LINEAR
 from ._linear_layers import core_of
 from ._linear_layers import without_bias
 from ._shifts import kept_by
 
 # Layers whose output, before bias and activation function, is linear in the
-# input and in their `kernel`.
-LINEAR_IN_KERNEL = (
-    layers.Dense,
-    layers.EinsumDense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
+# input and in their `kernel`. Separable convolutions have two kernels.
+LINEAR_IN_KERNEL = tuple(
+    each
+    for each in LINEAR
+    if each not in (layers.SeparableConv1D, layers.SeparableConv2D)
 )
 
 
 class _Compared:
-    """Injected variances at three shifts, and the saving by the best one."""
-
-    at_zero: float
-    at_present: float
-    at_best: float
-    of_data: float
+    """The saving by the best shift, of variances at three shifts."""
 
     @property
-    def saving(self) -> float:
+    def saving(self: Any) -> float:
         """The fraction of the present variance that the best shift removes."""
         return fraction_saved(self.at_present, self.at_best)
 
     @property
-    def excess(self) -> float:
+    def excess(self: Any) -> float:
         """The variance that the best shift removes, as a multiple of `of_data`.
 
         Infinite if the dropped activities do not vary between examples.
@@ -64,7 +54,7 @@ class _Compared:
             return math.copysign(math.inf, difference) if difference else 0.0
         return difference / self.of_data
 
-    def _sentence(self):
+    def _sentence(self: Any) -> str:
         return (
             f"variance {self.at_zero:.4g} with the shift at zero, "
             f"{self.at_present:.4g} now, {self.at_best:.4g} at minus the mean "
@@ -108,7 +98,6 @@ class InjectedVariance(_Compared):
         return f"{self.layer} (rate {self.rate:g}){to}: {self._sentence()}"
 
 
-@dataclass(init=False, repr=False, eq=False)
 class VarianceReport(list[InjectedVariance], _Compared):
     """The rows of `variance_report`, and their sums.
 
@@ -122,17 +111,21 @@ class VarianceReport(list[InjectedVariance], _Compared):
         of_data: The sum of the variances over the examples.
     """
 
-    at_zero: float
-    at_present: float
-    at_best: float
-    of_data: float
+    @property
+    def at_zero(self) -> float:
+        return sum(row.at_zero for row in self)
 
-    def __init__(self, rows: Iterable[InjectedVariance]):
-        super().__init__(rows)
-        self.at_zero = sum(row.at_zero for row in self)
-        self.at_present = sum(row.at_present for row in self)
-        self.at_best = sum(row.at_best for row in self)
-        self.of_data = sum(row.of_data for row in self)
+    @property
+    def at_present(self) -> float:
+        return sum(row.at_present for row in self)
+
+    @property
+    def at_best(self) -> float:
+        return sum(row.at_best for row in self)
+
+    @property
+    def of_data(self) -> float:
+        return sum(row.of_data for row in self)
 
     def __str__(self):
         return "\n".join([*map(str, self), f"in all: {self._sentence()}"])
@@ -184,8 +177,9 @@ def variance_report(
     padding, by Keras' masks or by an input named `padding_mask` as in KerasHub.
     It follows `Flatten`, `Reshape` and `Permute` between the dropout layer and
     the next layer. If the next layer is not a `Dense`, `EinsumDense`, `Conv`,
-    `ConvTranspose`, `DepthwiseConv` or maxout layer, the report takes its
-    weights as 1 and gives the variance of the dropped activities themselves.
+    `ConvTranspose`, `DepthwiseConv`, `LocallyConnected2D` or maxout layer, the
+    report takes its weights as 1 and gives the variance of the dropped
+    activities themselves.
 
     Batch normalisation whose moving statistics are still the initial ones
     uses the statistics of each batch, as in training and in `calibrate`.
@@ -237,10 +231,7 @@ def variance_report(
         examples.check(graph)
     sites = dropout_sites(model, examples[[0]])
     if not sites:
-        raise ValueError(
-            "Invalid value received for argument `model`. Expected a model "
-            f"with a dropout layer. Received: model={model}"
-        )
+        raise invalid("model", "a model with a dropout layer", model)
 
     # Recomputed at each call, so that memory never holds all activities.
     def batches():

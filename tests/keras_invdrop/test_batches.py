@@ -202,3 +202,9 @@ def test_batches_of_kinds_of_arrays():
     frame = pd.DataFrame(WIDE)
     found = list(batches([frame[:5], (torch(WIDE[5:]), NARROW[5:])], 32))
     np.testing.assert_array_equal(np.concatenate(found), WIDE)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_rows_of_numbers_are_named(count):
+    with pytest.raises(ValueError, match="numbers in a list, of which"):
+        list(batches([[1.0] * count] * 3, 2))

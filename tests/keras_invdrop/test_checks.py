@@ -57,6 +57,9 @@ def test_axes_count_from_both_ends():
         ((8, 1, 3), (8, 5, 3)),
         ((1, 5, None), (8, 5, 3)),
         ((None, 7), (None, None)),
+        # As in Keras, the leading axes may be left out.
+        ((1, 3), (8, 5, 3)),
+        ((3,), (None, 5, 3)),
     ],
 )
 def test_noise_shapes_that_broadcast(noise_shape, input_shape):
@@ -68,7 +71,7 @@ def test_noise_shapes_that_broadcast(noise_shape, input_shape):
     [
         ((None, 2, 3), (None, 5, 3)),
         ((4, 1, 3), (8, 5, 3)),
-        ((1, 3), (8, 5, 3)),
+        ((2, 3), (8, 5, 3)),
         ((1, 1, 5, 3), (8, 5, 3)),
     ],
 )

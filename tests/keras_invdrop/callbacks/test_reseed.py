@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 from keras_invdrop import Reseed
@@ -114,3 +115,15 @@ def test_arguments_are_checked():
     for x, y in ((np.ones(3), np.ones(2)), (np.ones(0), None)):
         with pytest.raises(ValueError, match="the same number of examples"):
             Reseed().shuffled(x, y)
+
+
+def test_pandas_rows_are_examples_in_their_order():
+    x = np.arange(8.0)[:, None]
+    targets = pd.Series(np.arange(8.0), index=range(7, -1, -1))
+    frame = pd.DataFrame(x, index=range(10, 18))
+    for given in (x, frame, keras.ops.convert_to_tensor(x)):
+        batches = Reseed().shuffled(given, targets, batch_size=4)
+        for found, wanted in (batches[0], batches[1]):
+            np.testing.assert_array_equal(found[:, 0], wanted)
+    with pytest.raises(ValueError, match="`x, y, sample_weight`. Expected"):
+        Reseed().shuffled(None)

@@ -439,7 +439,7 @@ class InvariantDropoutTest(testing.TestCase):
         ):
             _ = InvariantDropout(0.5, name="my_dropout").level
         with self.assertRaisesRegex(
-            ValueError, "'my_dropout' has no `set_shift` before it is built"
+            ValueError, "'my_dropout' has no `shift` before it is built"
         ):
             InvariantDropout(0.5, name="my_dropout").set_shift([1.0, -2.0])
         # PyTorch has its own words for a missing attribute.
@@ -557,3 +557,18 @@ class InvariantDropoutTest(testing.TestCase):
         layer(np.ones((4, 3)))
         with self.assertRaisesRegex(ValueError, "incompatible"):
             layer(np.ones((4, 5)))
+
+
+def test_a_noise_shape_may_lack_leading_axes():
+    """As in Keras' own layer."""
+    x = np.ones((4, 5, 6), "float32")
+    for noise_shape in ((6,), (5, 1)):
+        for layer in (InvariantDropout, keras.layers.Dropout):
+            drawn = layer(0.5, noise_shape=noise_shape)(x, training=True)
+            drawn = keras.ops.convert_to_numpy(drawn)
+            varying = [bool(np.ptp(drawn, axis=i).any()) for i in range(3)]
+            assert varying == [
+                False,
+                noise_shape == (5, 1),
+                noise_shape == (6,),
+            ]

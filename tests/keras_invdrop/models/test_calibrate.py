@@ -807,6 +807,10 @@ def test_batch_normalisation_that_takes_its_moving_statistics():
     for keep_predictions in (False, True):
         new = calibrate(model, x, keep_predictions=keep_predictions)
         np.testing.assert_allclose(new.layers[0].beta, -x.mean(0), rtol=1e-5)
+    # `new` has kept the predictions.
+    np.testing.assert_allclose(
+        new.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-4
+    )
 
 
 def test_masks_reach_batch_normalisation_that_has_not_been_trained():
@@ -837,3 +841,40 @@ def test_batch_normalisation_inside_layers_that_has_not_been_trained():
     model.add(layers.Dense(2))
     with pytest.raises(ValueError, match="initial moving.*'around/norm'"):
         calibrate(model, x, keep_predictions=True)
+
+
+def test_predictions_of_a_branch_without_dropout_are_kept():
+    x = keras.Input((3,))
+    dropped = layers.Dense(2)(InvariantDropout(0.5)(x))
+    other = layers.BatchNormalization()(layers.Dense(2)(x))
+    model = keras.Model(x, [dropped, other])
+    data = random(50, 3, mean=4.0)
+    new = calibrate(model, data, keep_predictions=True)
+    for found, expected in zip(
+        new.predict(data, verbose=0),
+        model.predict(data, verbose=0),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has no float64 by default"
+)
+@pytest.mark.parametrize("keep_predictions", [False, True])
+def test_means_of_double_precision(keep_predictions):
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        model = sequential(
+            InvariantDropout(0.5, dtype="float64"),
+            layers.Dense(2, dtype="float64"),
+        )
+        # Seconds since 1970: float32 is accurate to two minutes.
+        x = 1.7e9 + np.random.default_rng(0).normal(size=(50, 6))
+        new = calibrate(model, x, keep_predictions=keep_predictions)
+        np.testing.assert_allclose(
+            new.layers[0].level, x.mean(axis=0), rtol=0, atol=1e-5
+        )
+    finally:
+        keras.config.set_floatx(before)

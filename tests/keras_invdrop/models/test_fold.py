@@ -826,3 +826,19 @@ class Subclassed(keras.Model):
 def test_bad_models(model, match):
     with pytest.raises(ValueError, match=match):
         fold(model())
+
+
+def test_a_shared_convolution_that_pads_follows_two_sizes():
+    dropped = SharedInvariantDropout(
+        0.5, "channels_last", beta_initializer="ones"
+    )
+    conv = layers.Conv2D(2, 3, padding="same", data_format="channels_last")
+    inputs = [keras.Input((size, size, 3)) for size in (8, 6)]
+    model = keras.Model(inputs, [conv(dropped(each)) for each in inputs])
+    x = [random(4, size, size, 3) for size in (8, 6)]
+    for found, expected in zip(
+        fold(model).predict(x, verbose=0),
+        model.predict(x, verbose=0),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -586,3 +586,17 @@ def test_bad_arguments(kwargs, match):
     model = sequential(layers.Dropout(0.5, name="drop"))
     with pytest.raises(ValueError, match=match):
         invariantize(model, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 3}, "`layers`. Expected a list of names"),
+        ({"beta_regularizer": "foo"}, "`beta_regularizer`. Expected what"),
+        ({"beta_constraint": "foo"}, "`beta_constraint`. Expected what"),
+    ],
+)
+def test_other_bad_arguments_are_named(options, message):
+    model = sequential(layers.Dropout(0.5), layers.Dense(2), shape=(3,))
+    with pytest.raises(ValueError, match=message):
+        invariantize(model, **options)

@@ -1,4 +1,5 @@
 import itertools
+import re
 import warnings
 
 import keras
@@ -734,3 +735,33 @@ def test_inputs_of_different_sizes():
     model = keras.Model([a, b], layers.Add()([layers.Dropout(0.5)(a), b]))
     with pytest.raises(ValueError, match=r"`x`.*same.*\(4, 3\), \(5, 3\)"):
         MonteCarlo(model).predict([random(4, 3), random(5, 3)])
+
+
+@keras.saving.register_keras_serializable("tests")
+class AddsIfGiven(keras.Layer):
+    def call(self, x, other=None):
+        return x if other is None else x + other
+
+
+def test_an_optional_input_may_be_none():
+    other = keras.Input((3,), optional=True)
+    x = keras.Input((3,))
+    outputs = layers.Dropout(0.5)(AddsIfGiven()(x, other))
+    model = keras.Model([x, other], outputs)
+    given = np.ones((2, 3), "float32")
+    prediction = MonteCarlo(model, 20, seed=0).predict([given, None])
+    assert prediction.mean.shape == (2, 3)
+    assert prediction.standard_deviation.min() > 0
+
+
+@pytest.mark.parametrize("filters", [3, [re.compile("drop")]])
+def test_filters_are_texts(filters):
+    model = sequential(layers.Dropout(0.5), shape=(3,))
+    with pytest.raises(ValueError, match="`filters`. Expected a regular"):
+        MonteCarlo(model, filters=filters)
+
+
+def test_the_path_of_a_file_is_checked():
+    model = sequential(layers.Dropout(0.5), shape=(3,))
+    with pytest.raises(ValueError, match="`filepath`. Expected a path"):
+        MonteCarlo(model).save(3)

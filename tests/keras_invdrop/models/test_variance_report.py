@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_invdrop import InjectedVariance
 from keras_invdrop import InvariantDropout
+from keras_invdrop import LocallyConnected2D
 from keras_invdrop import MaxoutConv2D
 from keras_invdrop import MaxoutDense
 from keras_invdrop import RunningAverageDropout
@@ -469,3 +470,33 @@ def test_attention_scores_in_the_graph_have_one_mean_per_head():
     # The mean of four numbers that add up to 1.
     y = np.exp(x) / np.exp(x).sum(-1, keepdims=True) - 0.25
     assert row.at_best == pytest.approx(np.mean(y**2), rel=1e-4)
+
+
+def test_layers_of_nested_models_have_paths():
+    def nested(name):
+        inputs = keras.Input((3,))
+        outputs = layers.Dense(3)(layers.Dropout(0.5, name="drop")(inputs))
+        return keras.Model(inputs, outputs, name=name)
+
+    x = keras.Input((3,))
+    model = keras.Model(x, nested("decoder")(nested("encoder")(x)))
+    report = variance_report(model, examples(20, 3))
+    assert [row.layer for row in report] == ["encoder/drop", "decoder/drop"]
+    # The sums are those of the rows that the list still has.
+    both = report.at_zero
+    last = report.pop()
+    assert report.at_zero == pytest.approx(both - last.at_zero)
+
+
+def test_locally_connected_layers_are_linear_in_their_kernels():
+    rows = {}
+    for layer in (
+        LocallyConnected2D(2, 1, data_format="channels_last"),
+        layers.Conv2D(2, 1, data_format="channels_last"),
+    ):
+        model = sequential(layers.Dropout(0.5), layer, shape=(1, 1, 3))
+        size = np.prod(layer.kernel.shape)
+        layer.kernel.assign(np.arange(size).reshape(layer.kernel.shape))
+        (rows[type(layer)],) = variance_report(model, examples(9, 1, 1, 3))
+    one, other = rows.values()
+    assert one.at_zero == pytest.approx(other.at_zero, rel=1e-5)
