@@ -240,6 +240,22 @@ def set_direction(metric, direction):
     metric._direction = direction
 
 
+def better(monitor, model):
+    """Whether a smaller (`"min"`) or larger (`"max"`) value is better.
+
+    Args:
+        monitor: Name of a loss or metric, perhaps after `"val_"`.
+        model: A compiled model, after a step of training.
+
+    Raises:
+        ValueError: If Keras does not know.
+    """
+    stopping = keras.callbacks.EarlyStopping(monitor)
+    stopping.set_model(model)
+    stopping._set_monitor_op()
+    return "max" if stopping.monitor_op is keras.ops.greater else "min"
+
+
 def initial_state(old):
     """The attributes to copy from a Keras object."""
     state = dict(vars(old))

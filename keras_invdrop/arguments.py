@@ -1,4 +1,4 @@
-"""Types of arguments that Keras' layers have, too."""
+"""Types of arguments that accept several forms."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -261,7 +261,8 @@ def _curves(errors):
     for label, values in errors.items():
         try:
             array = np.atleast_2d(np.asarray(values, dtype="float64"))
-        except ValueError as error:  # seeds with different numbers of epochs
+        # Seeds with different numbers of epochs, or no numbers.
+        except (TypeError, ValueError) as error:
             raise invalid("errors", expected, errors) from error
         if array.ndim != 2 or not array.size:
             raise invalid("errors", expected, errors)
@@ -310,7 +311,7 @@ def _limit_below(ax, *curves):
     means = np.concatenate([mean for mean, _ in curves])
     bands = np.concatenate([mean - half for mean, half in curves])
     lowest = np.min(means, where=means > 0, initial=np.inf)
-    if (bands < lowest / 2).any():
+    if np.isfinite(lowest) and (bands < lowest / 2).any():
         ax.set_ylim(bottom=lowest / 2)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from .._averages import averaged
 from .._checks import check_choice
 from .._checks import invalid
+from .._keras import better
 
 
 class BestEpoch(keras.callbacks.Callback):
@@ -18,7 +19,8 @@ class BestEpoch(keras.callbacks.Callback):
     Args:
         monitor: Name of the loss or metric by which to compare epochs, such as
             `"val_accuracy"`. None keeps the last epoch.
-        mode: `"min"` if smaller values of `monitor` are better, or `"max"`.
+        mode: `"min"` if smaller values of `monitor` are better, `"max"`, or
+            `"auto"` to find out as `keras.callbacks.EarlyStopping` does.
 
     Attributes:
         epoch: The number of the best epoch, counted from 0; None before the
@@ -28,8 +30,9 @@ class BestEpoch(keras.callbacks.Callback):
             `model.get_weights()`.
 
     Raises:
-        ValueError: If `mode` is not `"min"` or `"max"`; when an epoch ends, if
-            no loss or metric has the name `monitor`.
+        ValueError: If `mode` is not one of these; when an epoch ends, if no
+            loss or metric has the name `monitor`, or if Keras does not know
+            which of its values are better.
 
     Example:
 
@@ -43,10 +46,10 @@ class BestEpoch(keras.callbacks.Callback):
     >>> model.set_weights(best.weights)
     """
 
-    def __init__(self, monitor: str | None = "val_loss", mode: str = "min"):
+    def __init__(self, monitor: str | None = "val_loss", mode: str = "auto"):
         super().__init__()
         self.monitor = monitor
-        self.mode = check_choice("mode", mode, ("min", "max"))
+        self.mode = check_choice("mode", mode, ("auto", "min", "max"))
         self._begin()
 
     def _begin(self) -> None:
@@ -77,4 +80,15 @@ class BestEpoch(keras.callbacks.Callback):
     def _better(self, value: float | None) -> bool:
         if value is None or self.best is None or math.isnan(self.best):
             return True
-        return value < self.best if self.mode == "min" else value > self.best
+        mode = self.mode
+        if mode == "auto":
+            try:
+                mode = better(self.monitor, self.model)
+            except ValueError as error:
+                raise invalid(
+                    "mode",
+                    "'min' or 'max', since Keras does not know which values "
+                    f"of '{self.monitor}' are better",
+                    mode,
+                ) from error
+        return value < self.best if mode == "min" else value > self.best

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 
 from .._batches import Examples
+from .._checks import check_path
 from .._checks import check_positive_integer
 from .._checks import invalid
 from .._extras import require
@@ -149,8 +149,12 @@ class BetaMonitor(keras.callbacks.Callback):
         super().__init__()
         self.examples = check_positive_integer("examples", examples)
         self.x = _sample(Examples("x", x), self.examples)
-        self.filename = _check_path("filename", filename)
-        self.log_dir = _check_path("log_dir", log_dir)
+        self.filename: Any = None
+        if filename is not None:
+            self.filename = check_path("filename", filename)
+        self.log_dir: Any = None
+        if log_dir is not None:
+            self.log_dir = check_path("log_dir", log_dir)
         self.freq = check_positive_integer("freq", freq)
         self.batch_size = check_positive_integer("batch_size", batch_size)
         if self.filename is not None:
@@ -297,15 +301,6 @@ def _sample(examples, size):
         return examples[range(count)]
     which = np.random.default_rng(0).choice(count, size, replace=False)
     return examples[np.sort(which)]
-
-
-def _check_path(argument, path):
-    """Returns `path` as a `Path`, or None."""
-    if path is None:
-        return None
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise invalid(argument, "a path or None", path)
-    return Path(path)
 
 
 def _read_rows(path):

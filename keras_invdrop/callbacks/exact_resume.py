@@ -5,13 +5,13 @@ import os
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from .._checks import check_boolean
+from .._checks import check_path
 from .._files import replacing
 from .._keras import set_initial_epoch
 from .reseed import Reseed
@@ -85,7 +85,7 @@ class ExactResume(Reseed):
         delete_checkpoint: bool = True,
     ):
         super().__init__(seed)
-        self.filepath = Path(filepath)
+        self.filepath = check_path("filepath", filepath)
         self.callbacks = list(callbacks)
         self.identity = str(identity)
         self.delete_checkpoint = check_boolean(
@@ -246,7 +246,7 @@ def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
     """`value` as JSON, with a number for each array."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
-        return {"array": len(arrays) - 1}
+        return {"array": len(arrays) - 1, "dtype": value.dtype.name}
     if isinstance(value, (list, tuple)):
         return [_packed(each, arrays) for each in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -266,7 +266,10 @@ def _unpacked(packed: Any, kept: list[np.ndarray]) -> Any:
     if not isinstance(packed, dict):
         return packed
     if "array" in packed:
-        return kept[packed["array"]]
+        array = kept[packed["array"]]
+        if array.dtype.kind == "V":  # NumPy files do not name bfloat16.
+            array = array.view(packed["dtype"])
+        return array
     return {
         key: _unpacked(each, kept) for key, each in packed["attributes"].items()
     }

@@ -90,14 +90,16 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
             x = centred
         measure = numpy.mean if self.use_std else numpy.sum
 
-        def norm_of(values):
-            square = measure(values * values, axis=axes, keepdims=True)
-            return numpy.sqrt(square)
+        def square_of(values):
+            return measure(values * values, axis=axes, keepdims=True)
 
-        norm = norm_of(centred if self.use_std else x)
-        rounding = 8 * np.finfo(dtype).eps * norm_of(given)
+        square = square_of(centred if self.use_std else x)
+        norm = numpy.sqrt(square)
+        rounding = 8 * np.finfo(dtype).eps * numpy.sqrt(square_of(given))
         small = numpy.logical_or(norm < self.epsilon, norm <= rounding)
-        factor = self.scale / numpy.where(small, numpy.ones_like(norm), norm)
+        # Not `norm`: the gradient of a square root is infinite at 0.
+        square = numpy.where(small, numpy.ones_like(square), square)
+        factor = self.scale / numpy.sqrt(square)
         x = numpy.where(small, x, x * factor)
         return self.backend.cast(x, self.compute_dtype)
 

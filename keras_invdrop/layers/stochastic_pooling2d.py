@@ -91,6 +91,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         build_at_init(self)
 
     def call(self, inputs, training=False):
+        inputs = ops.cast(inputs, self.compute_dtype)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
         # (batch, new_height, new_width, channels, locations)

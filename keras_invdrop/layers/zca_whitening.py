@@ -9,6 +9,7 @@ from .._batches import batches
 from .._checks import StrictConfig
 from .._checks import check_not_negative
 from .._checks import config_of
+from .._checks import invalid
 from .._keras import DataLayer
 from .._keras import in_symbolic_scope
 from .._precision import dtype_of_sums
@@ -126,6 +127,7 @@ class ZCAWhitening(StrictConfig, DataLayer):
         count, shape = 0, ()
         for x in _chunks(data):
             if count == 0:
+                self._check_shape(x.shape[1:])
                 shape = x.shape[1:]
                 size = math.prod(shape)
                 mean, scatter = np.zeros(size), np.zeros((size, size))
@@ -167,6 +169,18 @@ class ZCAWhitening(StrictConfig, DataLayer):
         root = vectors / variances**0.25
         self.whitening.assign(root @ root.T)
         self._adapted = True
+
+    def _check_shape(self, shape):
+        """Raises an error if the layer was built for another shape."""
+        expected = shape
+        if self.built:
+            expected = tuple(self.input_spec.axes.values())
+        if shape != expected:
+            raise ValueError(
+                "Invalid value received for argument `data`. Expected "
+                f"examples of shape {expected}, for which layer "
+                f"'{self.name}' was built. Received: {shape}"
+            )
 
     def call(self, inputs):
         backend, numpy = self.backend, self.backend.numpy
@@ -214,6 +228,10 @@ def _chunks(data):
     """The examples in arrays of at least `CHUNK` examples, except the last."""
     gathered, examples, shape = [], 0, None
     for batch in batches(data, CHUNK):
+        if not isinstance(batch, np.ndarray) or batch.ndim < 2:
+            raise invalid(
+                "data", "examples in one array of rank 2 or more", batch
+            )
         if shape not in (None, batch.shape[1:]):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected "

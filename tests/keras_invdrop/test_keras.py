@@ -442,6 +442,19 @@ def test_the_direction_of_a_metric(room, model):
     )
 
 
+def test_which_values_of_a_metric_are_better(room, model):
+    model.compile(loss="mse", metrics=[keras.metrics.R2Score()])
+    x, y = np.ones((2, 3)), np.ones((2, 2))
+    model.fit(x, y, verbose=0)
+    found = room.better("val_r2_score", model), room.better("loss", model)
+    assert found == ("max", "min"), (
+        "`EarlyStopping._set_monitor_op` no longer finds out which values are "
+        "better, which `BestEpoch` needs to know."
+    )
+    with pytest.raises(ValueError, match="mine"):
+        room.better("mine", model)
+
+
 def test_the_initial_state_of_a_copy(room, model):
     model.compile("sgd", "mse")
     model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)

@@ -321,3 +321,10 @@ def test_new_axes_where_none_are_given():
     ax = plots.plot_image([[1.0]])
     assert ax.figure.axes[0] is ax
     plt.close(ax.figure)
+
+
+def test_errors_of_zero_are_drawn():
+    ax = plots.plot_errors({"a": np.zeros((2, 3))})
+    assert ax.get_legend_handles_labels()[1] == ["a"]
+    with pytest.raises(ValueError, match="`errors`. Expected a dict from lab"):
+        plots.plot_errors({"a": {"b": 1}})

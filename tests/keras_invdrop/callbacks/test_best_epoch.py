@@ -45,6 +45,22 @@ def test_the_first_of_the_best_epochs(mode, figures, epoch):
     assert best.weights[0].tolist() == [[float(epoch)]]
 
 
+def test_keras_knows_which_values_of_a_metric_are_better():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    model.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.fit(np.ones((2, 1)), np.ones(2), verbose=0)
+    for monitor, epoch in {"val_accuracy": 1, "val_loss": 2, "loss": 2}.items():
+        best = BestEpoch(monitor)
+        best.set_model(model)
+        best.on_train_begin()
+        for number, figure in enumerate([0.5, 0.9, 0.1]):
+            best.on_epoch_end(number, {monitor: figure})
+        assert best.epoch == epoch
+
+
 def test_the_last_epoch_where_nothing_is_monitored():
     best = followed(BestEpoch(None), [1.0, 2.0])
     assert (best.epoch, best.best) == (1, None)
@@ -67,7 +83,13 @@ def test_each_fit_begins_anew():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="`mode`. Expected one of 'min', 'ma"):
-        BestEpoch(mode="auto")
+    with pytest.raises(ValueError, match="`mode`. Expected one of 'auto', 'm"):
+        BestEpoch(mode="largest")
+    mine = BestEpoch("mine")
+    mine.set_model(model_of())
+    mine.on_train_begin()
+    mine.on_epoch_end(0, {"mine": 1.0})
+    with pytest.raises(ValueError, match="`mode`.*which values of 'mine' are"):
+        mine.on_epoch_end(1, {"mine": 2.0})
     with pytest.raises(ValueError, match="`monitor`. Expected one of 'val_lo"):
         followed(BestEpoch("val_acc"), [1.0])

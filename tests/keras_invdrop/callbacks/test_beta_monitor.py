@@ -319,7 +319,7 @@ def test_a_shared_layer_counts_once_and_names_are_unique():
     a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
     drop = InvariantDropout(0.5, name="drop")
     inner = keras.Sequential(
-        [keras.Input((2,)), InvariantDropout(0.5, name="drop")]
+        [keras.Input((2,)), InvariantDropout(0.5, name="drop")], name="inner"
     )
     outputs = inner(layers.Add()([drop(a), drop(b)]))
     model = keras.Model({"a": a, "b": b}, outputs)
@@ -333,7 +333,7 @@ def test_a_shared_layer_counts_once_and_names_are_unique():
     monitor.on_train_begin()
     logs = {}
     monitor.on_epoch_end(0, logs)
-    assert {name.split("/")[0] for name in logs} == {"drop", "drop_1"}
+    assert {name.rpartition("/")[0] for name in logs} == {"drop", "inner/drop"}
     # The mean activities over both calls are (1/2, 3); beta is (1, 0).
     assert logs["drop/correlation"] == pytest.approx(-1)
     # The next layer has no weights: the squares of (1, 2) and (0, 4) compare

@@ -254,6 +254,9 @@ def is_random(case):
     return "Dropout" in case or "Stochastic" in case
 
 
+KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
+
+
 @pytest.fixture
 def compiles():
     """Makes PyTorch compile each model; it would run the ninth eagerly.
@@ -264,6 +267,8 @@ def compiles():
     if keras.backend.backend() != "torch":
         yield
         return
+    if KERAS < (3, 13):
+        pytest.skip("PyTorch compiles no training step of Keras 3.10")
     from torch import _dynamo
 
     _dynamo.reset()
@@ -329,8 +334,10 @@ def test_a_batch_of_no_examples(case):
         assert tuple(outputs.shape) == layer.compute_output_shape(x[:0].shape)
         try:
             layer.conv(x[:0])
-        except Exception:
-            assert keras.backend.backend() == "tensorflow"
+        except Exception as error:
+            # Keras 3.13 refuses an output without elements.
+            refused = "resulted in an empty output" in str(error)
+            assert refused or keras.backend.backend() == "tensorflow"
             return
     for training in (False, True) if is_random(case) else (None,):
         options = {} if training is None else {"training": training}
@@ -354,6 +361,8 @@ def test_export(case, tmp_path):
     model, x = build(case)
     expected = model.predict(x, verbose=0)
     if keras.backend.backend() == "torch":
+        if KERAS < (3, 15):
+            pytest.skip("Keras 3.15 is the first that exports with PyTorch")
         import torch
 
         path = tmp_path / "model.pt2"

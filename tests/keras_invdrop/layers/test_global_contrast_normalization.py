@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from keras import ops
@@ -136,3 +137,17 @@ class GlobalContrastNormalizationTest(testing.TestCase):
             GlobalContrastNormalization(use_std=1)
         with self.assertRaisesRegex(ValueError, "`subtract_mean`. Expected"):
             GlobalContrastNormalization(subtract_mean="yes")
+
+
+@pytest.mark.parametrize("use_std", [False, True])
+def test_constant_examples_pass_finite_gradients(use_std):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4, kernel_initializer="zeros"),
+            GlobalContrastNormalization(use_std=use_std),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())

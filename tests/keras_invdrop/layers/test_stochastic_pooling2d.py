@@ -167,3 +167,9 @@ class StochasticPooling2DTest(testing.TestCase):
             StochasticPooling2D(2, data_format="first")
         with self.assertRaisesRegex(ValueError, "No window of size 3 fits"):
             pool(np.ones((1, 2, 2, 1)), 3)
+
+
+def test_integers_are_averaged_as_floats():
+    layer = StochasticPooling2D(2, data_format="channels_last")
+    x = np.array([[1, 3], [0, 0]], "int32").reshape((1, 2, 2, 1))
+    assert float(layer(x)[0, 0, 0, 0]) == 2.5

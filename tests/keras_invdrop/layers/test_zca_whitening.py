@@ -2,6 +2,7 @@ import weakref
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from keras import ops
@@ -279,3 +280,13 @@ class ZCAWhiteningTest(testing.TestCase):
                 ZCAWhitening(value)
         with self.assertRaisesRegex(ValueError, "fixed size.*Received: input"):
             ZCAWhitening()(keras.Input((None, 3)))
+
+
+def test_examples_of_the_shape_that_the_layer_was_built_for():
+    layer = ZCAWhitening()
+    layer.build((None, 4, 6))
+    with pytest.raises(ValueError, match=r"`data`.*\(4, 6\), for.*\(6, 4\)"):
+        layer.adapt(np.ones((50, 6, 4)))
+    for wrong in (np.ones(5), {"a": np.ones((5, 3))}):
+        with pytest.raises(ValueError, match="`data`. Expected examples in"):
+            ZCAWhitening().adapt(wrong)
