@@ -167,10 +167,16 @@ def test_weights_of_sixteen_bits(tmp_path):
         finally:
             keras.config.set_dtype_policy("float32")
 
-    expected, _ = fitted(tmp_path / "one", model=model())
+    # The loss is largest before the interruption.
+    one, two, three = (BestEpoch("loss", "max") for _ in range(3))
+    expected, _ = fitted(tmp_path / "one", model=model(), before=[one])
     with pytest.raises(Stopped):
-        fitted(tmp_path / "two", 2, model=model())
-    found, _ = fitted(tmp_path / "two", model=model())
+        fitted(tmp_path / "two", 2, model=model(), before=[two])
+    found, _ = fitted(tmp_path / "two", model=model(), before=[three])
+    assert weights(found) == weights(expected)
+    assert three.epoch == one.epoch < 2
+    found.set_weights(three.weights)
+    expected.set_weights(one.weights)
     assert weights(found) == weights(expected)
 
 
@@ -206,6 +212,8 @@ def test_arguments_are_checked():
     for seed in (-1, 0.5, None, True):
         with pytest.raises(ValueError, match="`seed`. Expected a non-neg"):
             Reseed(seed)
+    with pytest.raises(ValueError, match="`filepath`. Expected a path"):
+        ExactResume(3)
     with pytest.raises(ValueError, match="`delete_checkpoint`. Expected a b"):
         ExactResume("backup.npz", delete_checkpoint="no")
     model = keras.Sequential([keras.layers.Dense(1)])
