@@ -111,6 +111,9 @@ class VarianceReport(list[InjectedVariance], _Compared):
         of_data: The sum of the variances over the examples.
     """
 
+    def __init__(self, rows: Iterable[InjectedVariance] = ()):
+        super().__init__(rows)
+
     @property
     def at_zero(self) -> float:
         return sum(row.at_zero for row in self)

@@ -18,7 +18,8 @@ EXAMPLES = {
     for module in (keras_invdrop, applications)
     for name, value in inspect.getmembers(module)
     if inspect.isclass(value) or inspect.isfunction(value)
-    if not is_dataclass(value)  # a result, whose function has the example
+    # A result's function has the example.
+    if not is_dataclass(value) and value is not keras_invdrop.VarianceReport
 } | {"Variance": keras_invdrop.regularizers.Variance}
 
 
