@@ -140,9 +140,9 @@ def batches(data, batch_size, inputs=1):
         )
     for batch in found:
         x = batch
-        if not _has_numbers(batch):
+        if not _is_row(batch):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        if _has_numbers(x):
+        if any(map(is_number, tree.flatten(x))):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected arrays, "
                 "a data set or an iterable of batches of arrays. Received: "
@@ -153,9 +153,9 @@ def batches(data, batch_size, inputs=1):
         yield examples[range(len(examples))]
 
 
-def _has_numbers(batch):
-    """Whether numbers stand where arrays should."""
-    return any(map(is_number, tree.flatten(batch)))
+def _is_row(batch):
+    """Whether numbers stand where the arrays of a batch should."""
+    return isinstance(batch, (list, tuple)) and any(map(is_number, batch))
 
 
 def standardized(graph, x, argument, shapes=None):

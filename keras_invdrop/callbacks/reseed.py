@@ -101,7 +101,7 @@ class Reseed(keras.callbacks.Callback):
             ValueError: If the arrays have no examples or different numbers of
                 examples, or if `batch_size` is not a positive integer.
         """
-        given: tuple = mapped(_as_array, (x, y, sample_weight))
+        given: tuple = mapped(_by_position, (x, y, sample_weight))
         while len(given) > 1 and given[-1] is None:
             given = given[:-1]
         return _Shuffled(
@@ -109,11 +109,13 @@ class Reseed(keras.callbacks.Callback):
         )
 
 
-def _as_array(value: Any) -> np.ndarray:
-    """A NumPy array; pandas would select examples by label."""
-    if ops.is_tensor(value):
-        return ops.convert_to_numpy(value)
-    return np.asarray(value)
+def _by_position(array: Any) -> Any:
+    """The array, in a form that an array of numbers of examples can index."""
+    if ops.is_tensor(array):
+        return ops.convert_to_numpy(array)
+    if hasattr(array, "iloc"):  # pandas, which would select by label
+        return np.asarray(array)
+    return array  # Arrays that read or prepare on demand stay what they are.
 
 
 class _Shuffled(Batches):

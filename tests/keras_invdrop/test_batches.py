@@ -204,7 +204,14 @@ def test_batches_of_kinds_of_arrays():
     np.testing.assert_array_equal(np.concatenate(found), WIDE)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_rows_of_numbers_are_named(count):
     with pytest.raises(ValueError, match="numbers in a list, of which"):
         list(batches([[1.0] * count] * 3, 2))
+
+
+def test_targets_may_be_numbers():
+    x = np.ones((2, 3))
+    for batch in ((x, [0, 1]), (x, (0, 1), [1.0, 1.0])):
+        (found,) = batches(iter([batch]), 2)
+        np.testing.assert_array_equal(found, x)

@@ -127,3 +127,18 @@ def test_pandas_rows_are_examples_in_their_order():
             np.testing.assert_array_equal(found[:, 0], wanted)
     with pytest.raises(ValueError, match="`x, y, sample_weight`. Expected"):
         Reseed().shuffled(None)
+
+
+def test_arrays_that_read_on_demand_are_not_read_at_once():
+    class OnDemand:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, which):
+            return np.asarray(which)
+
+        def __array__(self, *arguments, **options):
+            raise AssertionError("all examples are read at once")
+
+    x, y = Reseed().shuffled(OnDemand(), np.arange(8), batch_size=8)[0]
+    np.testing.assert_array_equal(x, y)
