@@ -3,7 +3,7 @@
 The NPZ file has the arrays `x_train`, `y_train`, `x_test` and `y_test`. Images
 have the shape `(examples, height, width, channels)`; grey images may omit the
 channels. All images have one size, and are bytes (uint8) or floats from 0 to 1.
-Labels have the shape `(examples,)` and are integers from 0 on.
+Labels have the shape `(examples,)` and are integers from 0 on, without gaps.
 
     np.savez(
         "pictures.npz",
