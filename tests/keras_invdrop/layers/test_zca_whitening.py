@@ -180,7 +180,7 @@ class ZCAWhiteningTest(testing.TestCase):
 
     def test_no_more_than_a_chunk_is_in_memory(self):
         # Of 30,000 examples memory holds at most the 5,000 of a chunk and the
-        # batch that is being made.
+        # batch that is being made. On PyTorch Keras 3.13 also keeps the last.
         alive = weakref.WeakSet()
 
         class Tracked(np.ndarray):
@@ -198,7 +198,7 @@ class ZCAWhiteningTest(testing.TestCase):
 
         layer = ZCAWhitening()
         layer.adapt(batches())
-        self.assertBetween(most, 1, 5000 // 500 + 1)
+        self.assertBetween(most, 1, 5000 // 500 + 2)
         x = np.concatenate([correlated(500, (4,), seed=s) for s in range(3)])
         self.assertAllClose(layer.mean, x.mean(axis=0), rtol=1e-5)
 
