@@ -264,7 +264,7 @@ def error_of(monkeypatch, capsys, *options):
 @pytest.mark.usefixtures("image_data_format")
 def test_contradictory_options(monkeypatch, capsys, arguments):
     error = error_of(monkeypatch, capsys, *arguments, "--processes=2")
-    assert "`--coordinator`. Expected nothing, or `--data-parallel`" in error
+    assert "`--processes`. Expected nothing, or `--data-parallel`" in error
     error = error_of(
         monkeypatch, capsys, "reproduce", *arguments[1:], "--data-parallel",
         "--workers=2",

@@ -331,6 +331,6 @@ def test_a_stream_cannot_be_retrained_on(streamed, unvalidated):
 def test_divergence_is_reported(blobs):
     recipe = dataclasses.replace(RECIPE, learning_rate=1e38, max_norm=1e30)
     with pytest.raises(
-        ValueError, match="loss of epoch 1 is .*`learning_rate`"
+        ValueError, match="loss of epoch 1 is .*`--learning-rate`"
     ):
         train(blobs, recipe=recipe)
