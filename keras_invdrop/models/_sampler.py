@@ -8,6 +8,7 @@ from keras import ops
 
 from .._batches import mapped
 from .._checks import invalid
+from .._checks import of_all_axes
 from .._keras import layers_in
 from .._keras import own_trainable
 from .._keras import seed_generators
@@ -136,7 +137,7 @@ def _in_mode(layer, training):
         if noise_shape is not None:
             # Draw one mask per row.
             rank = len(given.args[0].shape)
-            mask = (1,) * (rank - len(noise_shape)) + tuple(noise_shape)
+            mask = of_all_axes(noise_shape, rank)
             layer.noise_shape = (None, *mask[1:])
         return call(*given.args, **given.kwargs)
 
