@@ -113,7 +113,7 @@ class Recipe:
     ```python
     from keras_invdrop.applications import mnist_mlp, recipes
 
-    recipe = recipes.MNIST  # for calibrated beta
+    recipe = recipes.MNIST_CALIBRATED
     model = recipe.network(mnist_mlp, dropout="invariant")
     model = keras_invdrop.calibrate(model, x, keep_predictions=False)
     recipe.compile(model, steps_per_epoch=600)
@@ -401,7 +401,7 @@ def _prior(
 MNIST_SELECTION = Selection("table2", ((12, 30), (2, 90)))
 
 # Calibrated beta, on both encodings: one training is the mirror of the other.
-MNIST = Recipe(
+MNIST_CALIBRATED = Recipe(
     epochs=240,
     learning_rate=0.016,
     warm_up=0.1,
@@ -412,7 +412,7 @@ MNIST = Recipe(
     hidden_rate=0.45,
 )
 # The same trial was the best of standard dropout on the original encoding.
-MNIST_STANDARD = replace(MNIST, beta_factor=1.0)
+MNIST_STANDARD = replace(MNIST_CALIBRATED, beta_factor=1.0)
 MNIST_FROM_ZERO = Recipe(
     epochs=240,
     learning_rate=0.017,
@@ -451,7 +451,7 @@ CIFAR10_MLP = Recipe(batch_size=128)
 RELU_CNN_SELECTION = Selection("relu_cnn", ((8, 8), (2, 12)))
 
 # Calibrated beta.
-RELU_CNN = Recipe(
+RELU_CNN_CALIBRATED = Recipe(
     batch_size=128,
     learning_rate=0.043,
     learning_rate_fall="linear",
@@ -462,9 +462,9 @@ RELU_CNN = Recipe(
     hidden_rate=(0.1, 0.25, 0.25, 0.5),
 )
 # The same trial was the best of standard dropout.
-RELU_CNN_STANDARD = replace(RELU_CNN, beta_factor=1.0)
+RELU_CNN_STANDARD = replace(RELU_CNN_CALIBRATED, beta_factor=1.0)
 RELU_CNN_FROM_ZERO = replace(
-    RELU_CNN,
+    RELU_CNN_CALIBRATED,
     learning_rate=0.014,
     beta_factor=1.0,
     max_norm=None,

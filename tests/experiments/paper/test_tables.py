@@ -123,12 +123,14 @@ def test_settings_are_selected_for_what_trains_alike():
     for encoding in ("original", "inverted"):
         row = table[f"table2/{encoding}/invariant"]
         recipe = row.trained(calibrated=True)
-        assert recipe == dataclasses.replace(recipes.MNIST, calibrated=True)
+        assert recipe == dataclasses.replace(
+            recipes.MNIST_CALIBRATED, calibrated=True
+        )
         # All searches are equally long.
         assert row.selection == row.calibrated_selection
         assert row.selection == table[f"table2/{encoding}/standard"].selection
     cnn = ROWS["table3/relu/invariant"]
-    recipe = dataclasses.replace(recipes.RELU_CNN, calibrated=True)
+    recipe = dataclasses.replace(recipes.RELU_CNN_CALIBRATED, calibrated=True)
     assert cnn.trained(True) == recipe
     assert cnn.selection == cnn.calibrated_selection
     assert cnn.selection == ROWS["table3/relu/standard"].selection
