@@ -61,7 +61,7 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
         )
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {heading(ROWS[first.row], first)}"
-        parts.append(f"![{title}](errors-{name}.png)")
+        parts.append(f"![{title}: {_trained(group)}](errors-{name}.png)")
     for group in _with_other_settings(groups[True].values()):
         first, name = first_of(group)
         try:
@@ -85,13 +85,14 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])
-        of_data = (
-            f"{heading(ROWS[first.row], first)}, {first.encoding} encoding"
+        about = (
+            f"{heading(ROWS[first.row], first)}, {first.encoding} encoding: "
+            f"{_trained(group)}"
         )
         for title, drawn in figures.items():
             file = f"{title.lower().replace(' ', '')}-{name}.png"
             save_figure(drawn, directory / file)
-            parts.append(f"![{title}, {of_data}]({file})")
+            parts.append(f"![{title}, {about}]({file})")
     return parts
 
 

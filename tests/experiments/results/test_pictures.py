@@ -14,12 +14,15 @@ from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.results.records import results_in
 from keras_invdrop.experiments.results.records import write_result
 
+# How the results of the fixture were trained, in the titles of the figures.
+TRAINED = "3 epochs, settings selected for each method"
+
 
 def test_without_models_the_curves_are_drawn(on_digits, lines_with_figures):
     lines = lines_with_figures(on_digits)
     name = "table2-inverted"
     title = "Figure 1, 5,000 digits, 4,000 training examples, inverted encoding"
-    assert f"![{title}](figure1-{name}.png)" in lines
+    assert f"![{title}: {TRAINED}](figure1-{name}.png)" in lines
     (picture,) = on_digits.glob("*.png")
     assert picture.name == f"figure1-{name}.png"
     # Two panels, of the curves and the mean image.
@@ -37,7 +40,7 @@ def test_with_a_model_both_figures_are_drawn(on_digits, lines_with_figures):
     lines = lines_with_figures(on_digits)
     name = "table2-inverted"
     title = "Figure 2, 5,000 digits, 4,000 training examples, inverted encoding"
-    assert f"![{title}](figure2-{name}.png)" in lines
+    assert f"![{title}: {TRAINED}](figure2-{name}.png)" in lines
     assert sorted(path.name for path in on_digits.glob("*.png")) == [
         f"figure1-{name}.png",
         f"figure2-{name}.png",
@@ -89,7 +92,8 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
     shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
     lines = lines_with_figures(on_digits)
     title = "Errors by epoch, 5,000 digits, 4,000 training examples"
-    assert f"![{title}](errors-table3-relu.png)" in lines
+    trained = "3 epochs, learning rate 0.002, maximum norm (None, 4.5, 4.5)"
+    assert f"![{title}: {trained}](errors-table3-relu.png)" in lines
     # Table 2 keeps its own numbers.
     assert {path.name for path in on_digits.glob("*.png")} == {
         "errors-table3-relu.png",
@@ -105,7 +109,7 @@ def test_own_images_in_rows_of_digits_have_the_curves(
         write_result(path, dataclasses.replace(found, dataset="pictures.npz"))
     lines = lines_with_figures(on_digits)
     title = "Errors by epoch, pictures.npz, 4,000 training examples"
-    assert f"![{title}](errors-table2-inverted.png)" in lines
+    assert f"![{title}: {TRAINED}](errors-table2-inverted.png)" in lines
 
 
 @pytest.mark.thorough
