@@ -82,10 +82,11 @@ def fitted(path, stopped=None, model=None, before=(), **options):
     """The model after a fit, and its history."""
     model = model or network()
     epochs = options.pop("epochs", 5)
+    batch_size = options.pop("batch_size", 5)
     resume = ExactResume(path, callbacks=before, **options)
     after = [] if stopped is None else [stop_after(stopped)]
     history = model.fit(
-        resume.shuffled(X, Y, batch_size=5),
+        resume.shuffled(X, Y, batch_size=batch_size),
         epochs=epochs,
         shuffle=False,
         verbose=0,
@@ -199,6 +200,13 @@ def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
     other.compile("sgd", "mse")
     refused("the file has another model or optimizer", model=other)
     refused("zip", before=[BestEpoch("loss")])
+    refused(
+        "the file has epochs of 3 steps, this training has epochs of 2 steps",
+        batch_size=10,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.backend, "backend", lambda: "another")
+        refused("the file has Keras .* on .*, this training has .* on another")
     monkeypatch.setattr(keras, "__version__", "9.0")
     refused("the file has Keras 3.*, this training has Keras 9.0 on")
     assert path.read_bytes() == before

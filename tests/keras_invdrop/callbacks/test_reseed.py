@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from keras_invdrop import InvariantDropout
 from keras_invdrop import Reseed
 
 EXAMPLES = 12
@@ -90,6 +91,44 @@ def test_the_order_depends_only_on_seed_and_epoch(arrays):
     keras.utils.set_random_seed(1)
     later = orders(2, arrays)
     assert later == {epoch: whole[epoch] for epoch in (2, 3)}
+
+
+def test_masks_depend_on_seed_epoch_and_layer():
+    class Masks(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.drawn = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            ones = np.ones((1, 64), "float32")
+            for layer in self.model.layers[:2]:
+                mask = layer(ones, training=True)
+                self.drawn.append(tuple(keras.ops.convert_to_numpy(mask)[0]))
+
+    def masks(seed):
+        model = keras.Sequential(
+            [
+                keras.Input((64,)),
+                InvariantDropout(0.5, seed=3),
+                InvariantDropout(0.5, seed=3),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        drawn = Masks()
+        model.fit(
+            np.ones((2, 64)),
+            np.ones((2, 1)),
+            epochs=2,
+            verbose=0,
+            callbacks=[Reseed(seed), drawn],
+        )
+        return drawn.drawn
+
+    found = masks(1)
+    # Two layers in two epochs.
+    assert len(set(found)) == 4
+    assert masks(1) == found
+    assert not set(masks(2)) & set(found)
 
 
 def test_batches_of_nested_arrays():

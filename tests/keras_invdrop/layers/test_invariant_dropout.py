@@ -72,6 +72,30 @@ class InvariantDropoutTest(testing.TestCase):
 
     # The facts that Keras tests of `Dropout`, with beta at 0.
 
+    @parameterized.parameters(
+        (InvariantDropout, (None, 4)),
+        (SharedInvariantDropout, (None, 3, 3, 4)),
+        (SpatialInvariantDropout, (None, 3, 3, 4)),
+    )
+    def test_beta_has_its_initializer_regularizer_and_constraint(
+        self, layer_type, shape
+    ):
+        layer = layer_type(
+            0.5,
+            beta_initializer=keras.initializers.Constant(2.0),
+            beta_regularizer=keras.regularizers.L2(0.5),
+            beta_constraint=keras.constraints.MaxNorm(1.0, axis=-1),
+        )
+        layer.build(shape)
+        self.assertAllEqual(np.ravel(layer.beta), [2.0] * 4)
+        (loss,) = layer.losses
+        self.assertAllClose(loss, 0.5 * 4 * 2.0**2)
+        # An optimizer applies the constraint after its step.
+        keras.optimizers.SGD(0.0).apply(
+            [ops.zeros(layer.beta.shape)], [layer.beta]
+        )
+        self.assertAllClose(np.ravel(layer.beta), [0.5] * 4)
+
     def test_rescaling(self):
         inputs = np.ones((20, 500))
         outputs = ops.convert_to_numpy(

@@ -70,6 +70,13 @@ class RunningAverageDropoutTest(testing.TestCase):
         self.assertAllClose(layer.average[1], x[:3, 1].mean(axis=0), 1e-5)
         self.assertAllEqual(layer.average[3], np.full(3, 7.0))
 
+    def test_padding_may_hold_anything(self):
+        x = np.array([[[1.0], [np.nan]], [[3.0], [np.inf]]], "float32")
+        mask = np.array([[True, False]] * 2)
+        layer = RunningAverageDropout(0.0, momentum=0.0, shared_axes=[1])
+        layer(x, training=True, mask=mask)
+        self.assertAllClose(layer.average, [[2.0]])
+
     def test_frozen_average_stays(self):
         layer = RunningAverageDropout(0.5, trainable=False, seed=0)
         x = np.ones((4, 50), dtype="float32")

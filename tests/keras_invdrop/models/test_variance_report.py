@@ -175,6 +175,24 @@ def test_running_average_counts_as_a_shift():
     assert row.at_present == pytest.approx(row.at_best, rel=1e-4)
 
 
+def test_the_report_adds_up_its_rows():
+    drops = InvariantDropout(0.3), InvariantDropout(0.5)
+    model = sequential(
+        drops[0], layers.Dense(4), drops[1], layers.Dense(2), shape=(3,)
+    )
+    for drop in drops:
+        drop.beta.assign(np.full(drop.beta.shape, 0.7))
+    report = variance_report(model, examples(20, 3))
+    first, second = report
+    for name in ("at_zero", "at_present", "at_best", "of_data"):
+        sizes = getattr(first, name), getattr(second, name)
+        assert min(sizes) > 0
+        assert getattr(report, name) == pytest.approx(sum(sizes))
+    removed = report.at_present - report.at_best
+    assert report.saving == pytest.approx(removed / report.at_present)
+    assert report.excess == pytest.approx(removed / report.of_data)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_rates_at_which_nothing_varies(rate):
     model = sequential(InvariantDropout(rate), layers.Dense(2), shape=(3,))
