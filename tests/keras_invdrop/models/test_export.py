@@ -3,6 +3,7 @@
 The tests compare `docs/export.md` with the behaviour of the present backend.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -238,6 +239,26 @@ def test_what_was_there_is_replaced(tmp_path):
     assert difference(found, model.predict(x, verbose=0)) < 1e-5
     assert not (tmp_path / FILES[DIRECT] / "left.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {FILES[DIRECT]}
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
+    made, path, old = (tmp_path / name for name in ("made", "saved", "old"))
+    for folder in (made / "saved", path):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(folder.parent.name)
+    before = content(path)
+    replace = os.replace
+
+    def failing(source, target):
+        if source == made / "saved":
+            raise OSError("no space left")
+        replace(source, target)
+
+    monkeypatch.setattr(_export.os, "replace", failing)
+    with pytest.raises(OSError, match="no space left"):
+        _export._put_in_place(made, path, old)
+    assert content(path) == before
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("error", [1e-3, np.nan])
