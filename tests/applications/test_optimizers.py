@@ -41,6 +41,16 @@ def test_without_a_ramp_it_equals_the_sgd_of_keras():
     )
 
 
+def test_other_arguments_are_those_of_sgd():
+    options = {"use_ema": True, "ema_momentum": 0.5, "clipvalue": 0.1}
+    ours = RampedSGD(0.1, momentum=0.9, momentum_start=0.9, **options)
+    theirs = keras.optimizers.SGD(0.1, 0.9, nesterov=True, **options)
+    expected = weights_of(theirs, GRADIENTS)
+    np.testing.assert_allclose(weights_of(ours, GRADIENTS), expected, rtol=1e-5)
+    config = RampedSGD.from_config(ours.get_config()).get_config()
+    assert options.items() <= config.items()
+
+
 def test_the_ramp_runs_inside_one_compiled_step():
     # The step is traced once for the whole training: momentum is read from
     # the step counter, not from Python.

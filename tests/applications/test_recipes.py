@@ -14,6 +14,17 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop import InvariantDropout
 
 
+def test_momentum_that_does_not_rise():
+    recipe = Recipe(epochs=2, momentum_ramp=0.0)
+    optimizer = recipe.optimizer(steps_per_epoch=5)
+    variable = keras.Variable([1.0])
+    optimizer.build([variable])
+    for expected in (0.5, 0.99, 0.99):
+        momentum = keras.ops.convert_to_numpy(optimizer.current_momentum())
+        assert momentum == pytest.approx(expected)
+        optimizer.apply([keras.ops.ones(1)], [variable])
+
+
 def test_what_the_paper_says():
     # Section 3: 0.99 for fully connected networks, 0.9 for convolutional ones.
     for name, momentum in {

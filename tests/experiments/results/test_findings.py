@@ -87,6 +87,8 @@ def test_every_claim_is_about_rows_that_are_there():
         ([0.5, 0.6, 0.7], "holds"),
         ([-0.5, -0.6, -0.7], "does not hold"),
         ([0.5, -0.6, 0.7], "undecided"),
+        ([0.31, 0.5, 0.69], "holds"),  # p = 0.045
+        ([0.288, 0.5, 0.712], "undecided"),  # p = 0.055
         ([0.5], "undecided"),
         ([0.5, 0.5], "undecided"),  # which says nothing of how they vary
     ],
@@ -115,7 +117,8 @@ def test_the_interval_is_that_of_the_paired_differences(made):
         ([0.01, -0.01, 0.0], "holds"),
         ([0.3, -0.2, 0.1], "undecided"),  # too wide
         ([0.05, 0.051, 0.049], "holds"),  # not 0, and less than the margin
-        ([0.2, 0.201, 0.199], "does not hold"),
+        ([0.09, 0.091, 0.089], "holds"),
+        ([0.11, 0.111, 0.109], "does not hold"),
     ],
 )
 def test_as_many(made, differences, verdict):

@@ -92,6 +92,9 @@ def test_seeds_and_examples_both_count():
     low, high = inference.over_seeds_and_examples(seeds + examples)
     error = (seeds.var() / 50 + examples.var() / 80) ** 0.5
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    # A report that is written again has the same figures.
+    again = inference.over_seeds_and_examples(seeds + examples)
+    assert again == (low, high)
 
 
 def test_without_a_difference():
