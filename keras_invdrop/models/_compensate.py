@@ -141,7 +141,7 @@ class _Walk:
         if shift.any() and (self.calls[layer] > 1 or (shared and value.masked)):
             # The new mean at this layer does not follow from the old one.
             self.block([value], f"the dropout layer '{layer.name}' follows")
-            shift, shared = np.zeros_like(shift), ()
+            shift, shared = np.zeros_like(before), ()
         # The mean of the input with the new shifts of earlier layers.
         mean = self.means[layer] - shift.mean(axis=shared, keepdims=True)
         # As the weight rounds it: the bias compensates for the rest.

@@ -323,6 +323,63 @@ def test_examples_may_leave_open_what_seeds_decide(made):
     assert finding.verdict == "holds"
 
 
+@pytest.mark.parametrize(
+    ("difference", "of_original", "of_inverted", "verdict"),
+    [
+        (0.01, [1], [1], "holds"),
+        # Five examples for five others: up to 0.6 points by chance.
+        (0.01, range(5), range(5, 10), "undecided"),
+        (3.0, [], range(30), "does not hold"),
+        (-3.0, range(30), [], "does not hold"),
+    ],
+)
+def test_examples_of_as_many_errors(
+    made, difference, of_original, of_inverted, verdict
+):
+    results = [
+        made(f"table2/{encoding}/invariant", seed, test, wrong=wrong([*which]))
+        for seed in range(4)
+        for encoding, which, test in (
+            ("original", of_original, 5.0),
+            ("inverted", of_inverted, 5.0 + difference + seed / 1000),
+        )
+    ]
+    (finding,) = found(results, SAME)
+    assert finding.corrected < 0.05
+    assert finding.verdict == verdict
+
+
+def test_examples_that_contradict_a_claim(made):
+    results = [
+        made(f"table2/inverted/{method}", seed, test, wrong=wrong(which))
+        for seed in range(4)
+        for method, which, test in (
+            ("standard", [1], 0.1),
+            ("invariant", [*range(40)], 4.0 + seed / 1000),
+        )
+    ]
+    (finding,) = found(results, BETTER)
+    assert finding.verdict == "does not hold"
+
+
+def test_rounding_is_no_variation(made):
+    # In binary 1.3 - 1.0 and 2.3 - 2.0 differ.
+    results = [
+        made(f"table2/inverted/{method}", seed, test)
+        for seed, tests in enumerate([(1.3, 1.0), (2.3, 2.0)])
+        for method, test in zip(("standard", "invariant"), tests, strict=True)
+    ]
+    (finding,) = found(results, BETTER)
+    assert np.isnan(finding.inference.p)
+    assert finding.verdict == "undecided"
+
+
+def test_the_last_of_two_results_of_a_seed_counts(made):
+    again = made("table2/inverted/standard", 0, 3.5)
+    (finding,) = found([*pairs(made, (0.2, 0.3)), again], BETTER)
+    assert finding.values == pytest.approx([0.7, 0.3])
+
+
 def test_both_settings_and_searches_are_said(made):
     results = [
         made("table2/inverted/standard", 0, 3.0),

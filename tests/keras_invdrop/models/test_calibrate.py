@@ -670,6 +670,59 @@ def test_padding_that_is_masked():
     )
 
 
+def test_a_shared_shift_after_one_for_each_activity_under_a_mask():
+    model = sequential(
+        layers.Masking(0.0),
+        InvariantDropout(0.5, name="each"),
+        layers.Dense(5, use_bias=False, name="unbiased"),
+        InvariantDropout(0.5, shared_axes=[1], name="shared"),
+        layers.Dense(3),
+        layers.LSTM(2),
+        shape=(4, 3),
+    )
+    x = random(50, 4, 3)
+    x[:30, 3:], x[:10, 2:] = 0, 0
+    varied(model)
+    with pytest.warns(UserWarning, match="'each': 'unbiased' has no bias"):
+        new = calibrate(model, x, keep_predictions=True)
+    np.testing.assert_allclose(
+        new.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
+    )
+    each, shared = (new.get_layer(name) for name in ("each", "shared"))
+    np.testing.assert_array_equal(each.beta, model.get_layer("each").beta)
+    arrives = keras.Model(new.inputs, shared.input)(x)
+    counted = (x != 0).any(axis=-1)
+    mean = ops.convert_to_numpy(arrives)[counted].mean(axis=0)
+    np.testing.assert_allclose(shared.beta, -mean[None], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shared_axes"), [((5,), None), ((4, 5), [1])]
+)
+def test_a_dropout_layer_called_twice_after_another(shape, shared_axes):
+    a, b = keras.Input(shape, name="a"), keras.Input(shape, name="b")
+    first = InvariantDropout(0.5, name="first")
+    twice = InvariantDropout(0.5, shared_axes=shared_axes, name="twice")
+    outputs = [layers.Dense(3)(twice(first(a))), layers.Dense(3)(twice(b))]
+    model = varied(keras.Model([a, b], outputs))
+    x = [random(40, *shape), random(40, *shape, seed=1, mean=-1.0)]
+    with pytest.warns(UserWarning, match="'first': the dropout layer 'twice'"):
+        new = calibrate(model, x, keep_predictions=True)
+    for found, expected in zip(
+        new.predict(x, verbose=0), model.predict(x, verbose=0), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(new.get_layer("first").beta, first.beta)
+    arrives = np.concatenate([x[0] + ops.convert_to_numpy(first.beta), x[1]])
+    axes = (0, 1) if shared_axes else 0
+    np.testing.assert_allclose(
+        np.ravel(new.get_layer("twice").beta),
+        -arrives.mean(axis=axes),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 class MyInvariantDropout(InvariantDropout):
     pass
 

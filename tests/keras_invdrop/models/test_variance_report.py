@@ -147,9 +147,14 @@ def test_maxout_counts_its_pieces(linear):
     assert row.at_zero == pytest.approx(of_pieces.at_zero, rel=1e-6)
 
 
-def test_batches_and_remainders_do_not_matter():
-    model = sequential(layers.Dropout(0.3), layers.Dense(2), shape=(3,))
-    x = examples(11, 3)
+@pytest.mark.parametrize(
+    ("drop", "shape"),
+    [(layers.Dropout(0.3), (3,)), (layers.SpatialDropout1D(0.3), (4, 3))],
+    ids=["each", "spatial"],
+)
+def test_batches_and_remainders_do_not_matter(drop, shape):
+    model = sequential(drop, layers.Dense(2), shape=shape)
+    x = examples(11, *shape)
     (whole,) = variance_report(model, x)
     (parts,) = variance_report(model, x, batch_size=4)
     assert dataclasses.astuple(whole)[3:] == pytest.approx(
