@@ -69,7 +69,7 @@ test-keras-%: .venv/dev
 
 bench: $(BACKENDS:%=bench-%)
 
-# Every benchmark, on one backend: make bench-jax
+# These benchmarks on one backend: make bench-jax
 bench-%: .venv/dev
 	mkdir -p runs
 	for name in $(BENCHMARKS); do \

@@ -41,7 +41,7 @@ class ComposedDropout(keras.Layer):
 
     def __init__(self, rate, shape, name):
         super().__init__(name=name)
-        self.dropout = keras.layers.Dropout(rate, seed=0)
+        self.dropout = keras.layers.Dropout(rate)
         self.shape = shape
 
     def build(self, input_shape):
@@ -59,7 +59,7 @@ def composed(layer):
 
 def hidden(layer):
     if layer.name == "input_dropout":
-        return keras.layers.Dropout(layer.rate, seed=0, name=layer.name)
+        return keras.layers.Dropout(layer.rate, name=layer.name)
     return same(layer)
 
 

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import keras
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from warm import Program
 
@@ -75,6 +77,47 @@ def test_by_turns(name, tmp_path, thorough):
         assert any(text.startswith(line) for text in printed)
 
 
+@pytest.fixture
+def turns(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return pytest.importorskip("turns")
+
+
+def test_a_ratio_is_that_to_the_named_call(turns, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    seconds = {"a": np.array([1.0, 2.0]), "b": np.array([2.0, 8.0])}
+    turns.report("step", seconds, "a", out, batch=4)
+    one, other = map(json.loads, out.read_text().splitlines())
+    assert (one["name"], one["ratio"], one["median"]) == ("a", 1, 1500)
+    assert (other["name"], other["ratio"], other["median"]) == ("b", 3, 5000)
+    assert other["quartiles"] == [2.5, 3.5]
+    assert (other["against"], other["rounds"], other["batch"]) == ("a", 2, 4)
+    assert "step, b: 3.000 of a (2.500 to 3.500)" in capsys.readouterr().out
+
+
+def test_a_time_is_that_of_one_call(turns, monkeypatch):
+    now = [0.0]
+    calls = []
+
+    def call(name, seconds):
+        calls.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(turns.time, "sleep", lambda _: None)
+    times = turns.by_turns(
+        {"fast": lambda: call("fast", 0.1), "slow": lambda: call("slow", 0.5)},
+        rounds=3,
+        seconds=1.0,
+    )
+    np.testing.assert_allclose(times["fast"], [0.1] * 3)
+    np.testing.assert_allclose(times["slow"], [0.5] * 3)
+    # Three calls first; in each round one that is not timed, and as many as
+    # take a second.
+    assert calls.count("fast") == 3 + 3 * (1 + 10)
+    assert calls.count("slow") == 3 + 3 * (1 + 2)
+
+
 def test_profile_step():
     printed = run("profile_step", *SMALL["profile_step"])
     for kind in ("Dropout", "invariant"):
@@ -87,9 +130,32 @@ def test_profile_step():
         assert sum(times) == pytest.approx(total, abs=0.005 * len(times) + 0.01)
 
 
-def test_plot(tmp_path):
-    run("plot", FOLDER / "results.jsonl", tmp_path / "growth.png")
+def test_plot(tmp_path, monkeypatch):
+    source = tmp_path / "results.jsonl"
+    lines = [
+        {"what": f"{grows} {size}", "name": name, "ratio": ratio, "size": size}
+        | {"grows": grows, "mode": "JAX"}
+        for grows in ("batch", "width")
+        for name, ratios in {
+            "invariant": [0.9, 0.8],
+            "none": [0.7, 0.7],
+        }.items()
+        for size, ratio in zip([16, 64], ratios, strict=True)
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.syspath_prepend(FOLDER)
+    plot = pytest.importorskip("plot")
+    plot.main(source, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 0
+    panels = plt.gcf().axes
+    assert [panel.get_xlabel() for panel in panels] == ["batch", "width"]
+    for panel in panels:
+        curve, one = panel.lines  # the line at 1
+        assert curve.get_label() == "JAX, invariant"
+        points = curve.get_xydata()
+        np.testing.assert_array_equal(points, [[16, 0.9], [64, 0.8]])
+        np.testing.assert_array_equal(one.get_ydata(), [1, 1])
+    plt.close("all")
 
 
 def test_zca_whitening():

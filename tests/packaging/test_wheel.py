@@ -83,6 +83,10 @@ def test_content(built):
     with tarfile.open(source) as archive:
         in_source = {name.partition("/")[2] for name in archive.getnames()}
     assert {"CHANGELOG.md", "CITATION.cff", "LICENSE"} <= in_source
+    # The library can be tested from its source.
+    tests = (ROOT / "tests").rglob("*.py")
+    assert {str(path.relative_to(ROOT)) for path in tests} <= in_source
+    assert {"Makefile", "constraints.txt"} <= in_source
 
 
 def test_one_version(built):
