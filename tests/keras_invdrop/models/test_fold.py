@@ -581,6 +581,13 @@ def test_mixed_precision():
     # Rounded to 8 bits at each layer.
     folded = assert_folded(model, random(3, 6), tolerance=0.02)
     assert folded.layers[1].dtype_policy.name == policy
+    # A shift that no bias takes is a weight of another layer, not rounded.
+    model = sequential(
+        InvariantDropout(0.5, dtype=policy), layers.ReLU(dtype=policy)
+    )
+    folded = assert_folded(model, random(3, 6), tolerance=0.02)
+    assert folded.weights
+    assert {weight.dtype for weight in folded.weights} == {"float32"}
 
 
 def in_double_precision():
