@@ -420,6 +420,14 @@ MNIST_FROM_ZERO = Recipe(
     input_rate=0.4,
     hidden_rate=0.4,
 )
+MNIST_RUNNING_AVERAGE = Recipe(
+    epochs=240,
+    learning_rate=0.029,
+    initial_stddev=(0.01, 0.01, 0.0),
+    max_norm=1.5,
+    input_rate=0.4,
+    hidden_rate=0.4,
+)
 MNIST_INVERTED_STANDARD = Recipe(
     epochs=240,
     learning_rate=0.002,
@@ -432,15 +440,6 @@ MNIST_INVERTED_FROM_ZERO = Recipe(
     initial_stddev=(0.01, 0.01, 0.0),
     max_norm=1.0,
     input_rate=0.25,
-    hidden_rate=0.4,
-)
-
-MNIST_RUNNING_AVERAGE = Recipe(
-    epochs=240,
-    learning_rate=0.029,
-    initial_stddev=(0.01, 0.01, 0.0),
-    max_norm=1.5,
-    input_rate=0.4,
     hidden_rate=0.4,
 )
 # Again the same trial as on the original encoding for standard dropout.

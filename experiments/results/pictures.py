@@ -53,15 +53,16 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     parts = []
     for group in _with_other_settings(groups[False].values()):
         first, name = first_of(group)
+        trained = _trained(group)
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}\n{_trained(group)}",
+            f"{first.network}, width {first.width:g}\n{trained}",
             histories(group),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
         title = f"Errors by epoch, {heading(ROWS[first.row], first)}"
-        parts.append(f"![{title}: {_trained(group)}](errors-{name}.png)")
+        parts.append(f"![{title}: {trained}](errors-{name}.png)")
     for group in _with_other_settings(groups[True].values()):
         first, name = first_of(group)
         try:
@@ -81,13 +82,14 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
             and (saved := path.with_suffix(".keras")).exists()
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        drawn = figure_1(dataset, histories(group), model, _trained(group))
+        trained = _trained(group)
+        drawn = figure_1(dataset, histories(group), model, trained)
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])
         about = (
             f"{heading(ROWS[first.row], first)}, {first.encoding} encoding: "
-            f"{_trained(group)}"
+            f"{trained}"
         )
         for title, drawn in figures.items():
             file = f"{title.lower().replace(' ', '')}-{name}.png"

@@ -117,6 +117,7 @@ def test_the_interval_is_that_of_the_paired_differences(made):
         ([0.01, -0.01, 0.0], "holds"),
         ([0.3, -0.2, 0.1], "undecided"),  # too wide
         ([0.05, 0.051, 0.049], "holds"),  # not 0, and less than the margin
+        ([0.2, 0.201, 0.199], "does not hold"),
         ([0.09, 0.091, 0.089], "holds"),
         ([0.11, 0.111, 0.109], "does not hold"),
     ],

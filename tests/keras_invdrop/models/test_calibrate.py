@@ -646,6 +646,13 @@ def test_channels_first():
     )
 
 
+def padded():
+    """Sequences of up to four steps, and which steps are no padding."""
+    x = random(50, 4, 3)
+    x[:30, 3:], x[:10, 2:] = 0, 0
+    return x, (x != 0).any(axis=-1)
+
+
 def test_padding_that_is_masked():
     model = sequential(
         layers.Masking(0.0),
@@ -655,14 +662,12 @@ def test_padding_that_is_masked():
         layers.Dense(2),
         shape=(4, 3),
     )
-    x = random(50, 4, 3)
-    x[:30, 3:], x[:10, 2:] = 0, 0
+    x, counted = padded()
     varied(model)
     new = calibrate(model, x, keep_predictions=True)
     np.testing.assert_allclose(
         new.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
-    counted = (x != 0).any(axis=-1)
     np.testing.assert_allclose(
         ops.convert_to_numpy(new.layers[1].beta)[0],
         -x[counted].mean(axis=0),
@@ -680,8 +685,7 @@ def test_a_shared_shift_after_one_for_each_activity_under_a_mask():
         layers.LSTM(2),
         shape=(4, 3),
     )
-    x = random(50, 4, 3)
-    x[:30, 3:], x[:10, 2:] = 0, 0
+    x, counted = padded()
     varied(model)
     with pytest.warns(UserWarning, match="'each': 'unbiased' has no bias"):
         new = calibrate(model, x, keep_predictions=True)
@@ -691,7 +695,6 @@ def test_a_shared_shift_after_one_for_each_activity_under_a_mask():
     each, shared = (new.get_layer(name) for name in ("each", "shared"))
     np.testing.assert_array_equal(each.beta, model.get_layer("each").beta)
     arrives = keras.Model(new.inputs, shared.input)(x)
-    counted = (x != 0).any(axis=-1)
     mean = ops.convert_to_numpy(arrives)[counted].mean(axis=0)
     np.testing.assert_allclose(shared.beta, -mean[None], rtol=1e-5)
 
