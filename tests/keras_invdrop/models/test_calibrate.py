@@ -934,3 +934,31 @@ def test_means_of_double_precision(keep_predictions):
         )
     finally:
         keras.config.set_floatx(before)
+
+
+@pytest.mark.parametrize("keep_predictions", [False, True])
+def test_sums_over_many_examples_do_not_round_the_mean(keep_predictions):
+    model = sequential(InvariantDropout(0.5), layers.Dense(2), shape=(2,))
+    x = np.full((1000, 2), [0.1, 4097.1], "float32")
+    in_single = x[:100].sum(axis=0) / np.float32(100)
+    assert (in_single != x[0]).all()
+    new = calibrate(
+        model, x, batch_size=100, keep_predictions=keep_predictions
+    )
+    np.testing.assert_array_equal(new.layers[0].level, x[0])
+
+
+def test_the_bias_compensates_for_a_shift_of_low_precision():
+    model = sequential(
+        InvariantDropout(0.5, dtype="bfloat16"),
+        layers.Dense(2, dtype="float32", kernel_initializer="ones"),
+        shape=(2,),
+    )
+    # bfloat16 holds 256 and 258, but not their mean.
+    x = np.array([[256.0, 0.0], [258.0, 4.0]], "float32")
+    new = calibrate(model, x, keep_predictions=True)
+    shift = ops.convert_to_numpy(ops.cast(new.layers[0].beta, "float32"))
+    np.testing.assert_array_equal(shift, [-256.0, -2.0])
+    np.testing.assert_array_equal(
+        new.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
