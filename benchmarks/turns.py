@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,12 @@ def gpu():
     return None
 
 
+# The packages whose versions matter, if a benchmark has loaded them: the
+# backends, which are references, too, and the engines.
+TIMED = (
+    *("keras", "jax", "tensorflow", "torch"),
+    *("onnxruntime", "openvino", "ai-edge-litert"),
+)
 NAME = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}[BACKEND]
 if gpu() is not None:
     NAME = f"{NAME} on an {gpu()}"
@@ -131,9 +138,20 @@ def report(what, figures, against, out=None, unit="ms", **notes):
 
 
 def machine():
-    """The backend, versions and threads that a figure depends on."""
+    """What a figure depends on: backend, versions, processor and threads."""
+    loaded = {name for name in TIMED if name.replace("-", "_") in sys.modules}
     return {
         "backend": BACKEND,
-        "versions": {name: version(name) for name in ("keras", BACKEND)},
+        "versions": {name: version(name) for name in sorted(loaded)},
+        "processor": gpu() or processor(),
         "threads": len(os.sched_getaffinity(0)),
     }
+
+
+def processor():
+    """The name of the CPU, or None where Linux does not tell it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return None

@@ -1,9 +1,11 @@
 """Every benchmark runs, at a small size. Nothing is timed."""
 
 import importlib
+import importlib.metadata
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import matplotlib.pyplot as plt
@@ -94,6 +96,18 @@ def test_a_ratio_is_that_to_the_named_call(turns, tmp_path, capsys):
     assert other["quartiles"] == [2.5, 3.5]
     assert (other["against"], other["rounds"], other["batch"]) == ("a", 2, 4)
     assert "step, b: 3.000 of a (2.500 to 3.500)" in capsys.readouterr().out
+
+
+def test_a_result_names_what_was_timed(turns, monkeypatch):
+    loaded = dict.fromkeys(["keras", "torch", "ai_edge_litert", "numpy"])
+    monkeypatch.setattr(turns, "sys", SimpleNamespace(modules=loaded))
+    machine = turns.machine()
+    assert machine["versions"] == {
+        name: importlib.metadata.version(name)
+        for name in ("keras", "torch", "ai-edge-litert")
+    }
+    assert machine["threads"] >= 1
+    assert machine["processor"] == (turns.gpu() or turns.processor())
 
 
 def test_a_time_is_that_of_one_call(turns, monkeypatch):

@@ -942,9 +942,7 @@ def test_sums_over_many_examples_do_not_round_the_mean(keep_predictions):
     x = np.full((1000, 2), [0.1, 4097.1], "float32")
     in_single = x[:100].sum(axis=0) / np.float32(100)
     assert (in_single != x[0]).all()
-    new = calibrate(
-        model, x, batch_size=100, keep_predictions=keep_predictions
-    )
+    new = calibrate(model, x, batch_size=100, keep_predictions=keep_predictions)
     np.testing.assert_array_equal(new.layers[0].level, x[0])
 
 
