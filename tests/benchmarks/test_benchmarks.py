@@ -208,3 +208,73 @@ def test_the_page_has_the_tables_of_the_results():
     assert len(tables) == 10
     for table in tables:
         assert table.strip() in page
+
+
+# The names of the columns of docs/speed.md, as `training_step.py` calls them.
+COLUMNS = {
+    "no dropout": "none",
+    "beta on the hidden layers": "hidden",
+    "on the input too": "invariant",
+    "the input's beta frozen": "frozen",
+}
+NETWORKS = {
+    "784-1000-1000-10": "mnist",
+    "128c-p-128c-p-128c-p-1000fc": "cifar10",
+}
+
+
+@pytest.fixture
+def step_times():
+    """The committed ratios of a training step: by what and by name."""
+    lines = (FOLDER / "results.jsonl").read_text().splitlines()
+    return {
+        (x["what"], x["name"]): x["ratio"]
+        for x in map(json.loads, lines)
+        if x["against"] == "Dropout"
+    }
+
+
+def test_the_page_on_speed_has_the_step_times(step_times):
+    page = (FOLDER.parent / "docs" / "speed.md").read_text()
+    cells = 0
+    for block in page.split("\n\n"):
+        if not block.startswith("|"):
+            continue
+        (corner, *names), _, *rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in block.splitlines()
+        ]
+        for backend, *ratios in rows:
+            what = f"{backend}, {NETWORKS[corner]}, width 1, batch 128"
+            for name, ratio in zip(names, ratios, strict=True):
+                measured = step_times[what, COLUMNS[name]]
+                assert ratio == f"{measured:.2f}"
+                cells += 1
+    assert cells == 28
+
+
+def test_other_pages_have_the_step_times(step_times):
+    docs = FOLDER.parent / "docs"
+    readme = (FOLDER.parent / "README.md").read_text()
+    card = (docs / "method_cards.md").read_text()
+
+    def ratio(backend, network="mnist"):
+        what = f"{backend}, {network}, width 1, batch 128"
+        return step_times[what, "invariant"]
+
+    backends = "JAX", "TensorFlow", "PyTorch"
+    on_cpu = [ratio(x, y) for x in backends for y in NETWORKS.values()]
+    on_gpu = [
+        ratio(f"{x} on an NVIDIA H200", y)
+        for x in ("JAX", "PyTorch")
+        for y in NETWORKS.values()
+    ]
+    assert f"[{min(on_cpu):.2f} to {max(on_cpu):.2f} of the time]" in readme
+    assert f"{min(on_gpu):.2f} to {max(on_gpu):.2f} on a GPU" in readme
+    jax, tensorflow, torch = map(ratio, backends)
+    assert (
+        f"{jax:.2f} of the time of one with `Dropout` on JAX, {tensorflow:.2f} "
+        f"on TensorFlow and {torch:.2f} on PyTorch"
+    ) in card
+    jax, torch = (ratio(f"{x} on an NVIDIA H200") for x in ("JAX", "PyTorch"))
+    assert (f"{jax:.2f} on JAX and {torch:.2f} on PyTorch on a GPU") in card
