@@ -66,6 +66,12 @@ def _table_2(encoding: str) -> Iterator[Claim]:
         text = f"... than {than}, {where}"
         yield _better(text, "Table 2", (invariant, f"{row}/{method}"))
     yield _calibrated(where, row)
+    yield _better(
+        "Dropout around a running average makes fewer errors than standard "
+        f"dropout, {where}",
+        "Table 2",
+        (f"{row}/running_average", f"{row}/standard"),
+    )
     for layer in ("input", "hidden_1", "hidden_2"):
         yield Claim(
             "Beta correlates negatively with the mean activity, "

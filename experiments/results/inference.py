@@ -22,9 +22,9 @@ class Inference:
         mean: Mean of the values.
         interval: 95 % confidence interval of the mean; NaN for a single value.
         favourable: Whether the mean supports the claim.
-        p: Probability of a mean at least this extreme by chance if the claim
-            (or, if the mean contradicts the claim, its opposite) is false. NaN
-            if the values do not vary.
+        p: Probability of a mean at least this extreme by chance if the true
+            mean is 0 or, in a test of equality, a margin away from 0. NaN if
+            the values do not vary.
     """
 
     mean: float

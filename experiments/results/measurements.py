@@ -92,6 +92,11 @@ class Measurement:
         return self.settings.get("calibrated", False)
 
     @property
+    def in_the_paper(self) -> bool:
+        """Whether the paper has the method and the activation function."""
+        return not self.calibrated and self.activation is None
+
+    @property
     def conditions(self) -> str:
         """The conditions of the trainings, apart from the data."""
         return f"{self._training()}, {self.backend}"

@@ -98,7 +98,11 @@ def tables(results: Iterable[Result]) -> list[str]:
         for data, of_data in by_data(measured, lambda pair: pair):
             parts += [f"**{data}**", _measured(of_data, notes)]
         run = {row.id for row, _ in measured}
-        not_run = [_printed(row) for row in rows if row.id not in run]
+        not_run = [
+            (f"`{row.id}`", f"*{row.printed:.2f}*")
+            for row in rows
+            if row.id not in run
+        ]
         if not_run:
             parts += ["**Not run**", table(("row", "paper"), not_run)]
     if notes:
@@ -106,10 +110,6 @@ def tables(results: Iterable[Result]) -> list[str]:
             "\n".join(f"{number}. {note}" for note, number in notes.items())
         )
     return parts
-
-
-def _printed(row: Row) -> tuple[str, str]:
-    return f"`{row.id}`", f"*{row.printed:.2f}*"
 
 
 def _measured(
@@ -120,7 +120,8 @@ def _measured(
     own = all(each.dataset == row.dataset for row, each in of_data)
     lines = [
         (
-            *_printed(row)[: 1 + own],
+            f"`{row.id}`",
+            *(_printed(row, each),) * own,
             each.figure,
             str(len(each.seeds)),
             each.conditions,
@@ -130,6 +131,12 @@ def _measured(
     ]
     paper = ("paper",) * own
     return table(("row", *paper, "measured", "seeds", "on", "note"), lines)
+
+
+def _printed(row: Row, measured: Measurement) -> str:
+    """The paper's figure beside a measurement, where the paper has one."""
+    full = "" if measured.width == 1 else " (full width)"
+    return f"*{row.printed:.2f}*{full}" if measured.in_the_paper else ""
 
 
 def selected(results: Iterable[Result]) -> list[str]:
@@ -178,15 +185,20 @@ def claims(results: Iterable[Result]) -> list[str]:
         "has its own sign. The first interval is the 95 % interval over seeds "
         "(Student's t). "
         "The second, over seeds and test examples (bootstrap of both), needs "
-        "results that record the misclassified examples. p is two-sided; two "
+        "results that record the misclassified examples; with few seeds that "
+        "differ much it is too narrow, so a verdict also needs p. p is "
+        "two-sided; two "
         f"one-sided tests with a margin of {SAME_WITHIN} points test for "
         "equal errors, and Fisher's z tests correlations. All p values of the "
         "report are corrected together (Holm). A corrected p below "
         f"{SIGNIFICANT} decides a claim unless the second interval leaves it "
         "open. A single pair decides nothing. In Table 5 a pair is a "
-        "partition, with the mean over seeds. Each row uses the settings "
-        "selected for it; the tables list the settings in which two rows "
-        "differ, and mark rows with unlike searches.",
+        "partition, with the mean over seeds; the partitions share training "
+        "examples, so that the p of their t test is too small. Two rows with "
+        "other settings are compared only if each has those that were "
+        "selected for it; the tables list the settings in which they differ, "
+        "and mark unlike searches. Rows with the same settings are compared "
+        "whether or not these were selected for either.",
     ]
     for data, of_data in by_data(every, _source):
         lines = [_cells(found) for found in of_data]

@@ -90,8 +90,7 @@ def summary(results: Iterable[Result]) -> list[str]:
             seeds = counted(len(largest.seeds), "seed")
             cells[METHOD_NAMES[row.method, calibrated]][column] = [
                 f"{largest.figure} ({seeds}) <sup>{letter}</sup>",
-                # The paper has no calibrated beta.
-                "" if calibrated else f"*{row.printed:.2f}*",
+                f"*{row.printed:.2f}*" if largest.in_the_paper else "",
             ]
     if not columns:
         return []

@@ -116,6 +116,33 @@ def test_each_data_set_has_tables_of_its_own(stored, result):
     assert lines[start + 4].startswith("| `table2/inverted/standard` | 5.50 ±")
 
 
+def test_what_the_paper_did_not_train_has_none_of_its_figures(stored):
+    path = stored / "invariant-0.json"
+    found = read_result(path)
+    recipe = dataclasses.asdict(ROWS[found.row].trained(calibrated=True))
+    for name, changes in {
+        "calibrated": {"recipe": recipe},
+        "tanh": {"activation": "tanh"},
+        "narrow": {"width": 0.5},
+    }.items():
+        write_result(
+            stored / f"{name}-0.json", dataclasses.replace(found, **changes)
+        )
+    lines = lines_of(stored)
+    lines = lines[: lines.index("### Settings that were selected")]
+    paper = {}
+    for line in lines:
+        if line.startswith("| `table2/inverted/invariant` | "):
+            cells = [cell.strip() for cell in line.split("|")]
+            paper[cells[5]] = cells[2]
+    assert paper == {
+        "3 epochs, jax": "*0.94*",
+        "3 epochs, beta calibrated, jax": "",
+        "3 epochs, activation tanh, jax": "",
+        "3 epochs, width 0.5, jax": "*0.94* (full width)",
+    }
+
+
 @pytest.mark.one_backend
 def test_the_report_is_that_of_the_committed_results():
     committed = Path(__file__).parents[3] / "results"
