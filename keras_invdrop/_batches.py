@@ -13,6 +13,7 @@ from ._checks import invalid
 from ._checks import is_number
 from ._keras import can_convert_arrays
 from ._keras import convert_to_sliceable
+from ._keras import graph_of
 from ._keras import standardize_inputs
 
 BATCH = 3  # not 1, the batch size with which some exporters trace
@@ -75,9 +76,9 @@ class Examples:
         for start in range(0, len(self), size):
             yield self[range(start, min(start + size, len(self)))]
 
-    def check(self, graph):
-        """Raises an error if `graph` does not take the examples."""
-        standardized(graph, self[[0]], self.argument, self.shapes)
+    def check(self, model):
+        """Raises an error if `model` does not take the examples."""
+        standardized(model, self[[0]], self.argument, self.shapes)
 
 
 class Batches(keras.utils.PyDataset):
@@ -158,25 +159,29 @@ def _is_row(batch):
     return isinstance(batch, (list, tuple)) and any(map(is_number, batch))
 
 
-def standardized(graph, x, argument, shapes=None):
+def standardized(model, x, argument, shapes=None):
     """A batch as `model.predict` passes it to the inputs of a model.
 
     A dict may have more keys than the model has inputs. Where needed, a last
     axis of size 1 is added or removed. Each array gets the dtype of its input.
+    A model without a graph of layers gets `x` as it is.
 
     Args:
-        graph: A functional model.
+        model: A model.
         x: Array, or structure of arrays, of shape `(batch, ...)`.
         argument: Name of the argument that `x` comes from.
         shapes: The shapes to show in an error, in the structure of `x`; by
             default the shapes of `x`.
 
     Returns:
-        Tensors in the structure of the inputs of `graph`.
+        Tensors in the structure of the inputs of `model`.
 
     Raises:
         ValueError: If `x` does not fit the inputs.
     """
+    graph = graph_of(model)
+    if graph is None:
+        return x
     given, cause = x, None
     try:
         if isinstance(x, dict):

@@ -183,7 +183,7 @@ def calibrate(
     def read():
         inputs = None if graph is None else len(graph.inputs)
         found = batches(data, batch_size, inputs)
-        return _checked(itertools.islice(found, steps), graph)
+        return _checked(itertools.islice(found, steps), model)
 
     # In training mode batch normalisation updates its moving statistics, which
     # would become those of the result.
@@ -498,12 +498,11 @@ class _Mean:
         return np.allclose(self.value(), -shift, rtol=1e-4, atol=1e-5)
 
 
-def _checked(found, graph):
+def _checked(found, model):
     """The batches as arrays, in the structure that the model takes."""
-    examples = 0
+    graph, examples = graph_of(model), 0
     for batch in found:
-        if graph is not None:
-            batch = standardized(graph, batch, "data")
+        batch = standardized(model, batch, "data")
         arrays = tree.flatten(mapped(ops.convert_to_numpy, batch))
         names = sorted(batch) if isinstance(batch, dict) else range(len(arrays))
         if graph is not None:

@@ -189,10 +189,10 @@ def all_activities(model: keras.Model, x: Any) -> list[Activities]:
 
 def _observed(model, x):
     """The activities at each call, grouped by site."""
+    x = standardized(model, x, "x")
     graph = graph_of(model)
     in_graph = set()
     if graph is not None:
-        x = standardized(graph, x, "x")
         in_graph = {id(layer) for layer, _ in graph_calls(graph)}
     paths = {
         layer: path

@@ -198,8 +198,7 @@ class MonteCarlo:
         check_positive_integer("batch_size", batch_size)
         graph = graph_of(self._sampler.model)
         given = Examples(argument, x)
-        if graph is not None:
-            given.check(graph)
+        given.check(self._sampler.model)
         examples = len(given)
         # All calls have the same size, since another size would compile the
         # model again. The surplus of the last call is left out.
@@ -216,10 +215,8 @@ class MonteCarlo:
         parts: list[list[Samples]] = []
         for start in range(0, examples, size):
             rows = np.minimum(np.arange(start, start + size), examples - 1)
-            batch = given[rows]
-            if graph is not None:
-                batch = standardized(graph, batch, argument)
-                batch = mapped(ops.convert_to_numpy, batch)
+            batch = standardized(self._sampler.model, given[rows], argument)
+            batch = mapped(ops.convert_to_numpy, batch)
             if start == 0 or self.consistent_masks:
                 self._sampler.set_seeds(seed)
             part: list[Samples] = []

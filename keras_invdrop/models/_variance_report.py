@@ -12,7 +12,6 @@ from keras import ops
 from .._batches import Examples
 from .._checks import check_positive_integer
 from .._checks import invalid
-from .._keras import graph_of
 from .._masks import keep_probability
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.invariant_dropout import InvariantDropout
@@ -229,9 +228,7 @@ def variance_report(
     """
     check_positive_integer("batch_size", batch_size)
     examples = Examples("x", x)
-    graph = graph_of(check_callable(model))
-    if graph is not None:
-        examples.check(graph)
+    examples.check(check_callable(model))
     sites = dropout_sites(model, examples[[0]])
     if not sites:
         raise invalid("model", "a model with a dropout layer", model)
