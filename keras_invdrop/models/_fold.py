@@ -14,7 +14,6 @@ from ._copies import Copies
 from ._copies import compile_like
 from ._graph import Names
 from ._graph import check_model
-from ._graph import graph_layers
 from ._graph import inside_layers
 from ._graph import new_inputs
 from ._graph import run_through
@@ -145,8 +144,6 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     """
     check_boolean("return_report", return_report)
     check_model(model)
-    for layer in graph_layers(model):
-        _check_layer(layer)
     graph = graph_of(model)
     inputs = new_inputs(graph)
     folding = _Folding(tensor.name for tensor in tree.flatten(inputs))
@@ -185,15 +182,6 @@ def _report(model, folding):
     return [folded(place) for place in places]
 
 
-def _check_layer(layer):
-    if isinstance(layer, ShiftedDropout) and type(layer) not in SHIFTED:
-        raise ValueError(
-            f"Layer '{layer.name}' is a `{type(layer).__name__}`, a subclass "
-            "of invariant dropout that may override `call`. It cannot be "
-            "folded."
-        )
-
-
 class _Folding:
     """Builds the new model, layer by layer."""
 
@@ -222,7 +210,7 @@ class _Folding:
         kind = type(layer)
         if kind in VANISHING:
             return values[0]
-        if kind in SHIFTED:
+        if isinstance(layer, ShiftedDropout):
             return self.shifted(layer, values[0])
         reason = _obstacle(layer, values)
         if kind in MERGING:
@@ -346,6 +334,12 @@ class _Folding:
 
     def shifted(self, layer, value):
         """The output of an invariant dropout layer: a shift at inference."""
+        if type(layer) not in SHIFTED:
+            raise ValueError(
+                f"Layer '{layer.name}' is a `{type(layer).__name__}`, a "
+                "subclass of invariant dropout that may override `call`. It "
+                "cannot be folded."
+            )
         keep = kept_by(layer)
         shift = keep * (value.constant() + array(layer.shift))
         sources = (*value.sources, layer)

@@ -28,18 +28,6 @@ def calls(graph):
             yield node.operation, node.arguments.keras_tensors
 
 
-def graph_layers(model):
-    """The layers of `model` and of the models nested in it, each once.
-
-    Layers inside a layer that has no graph are not included.
-    """
-    found: dict[int, keras.Layer] = {}
-    for layer in model.layers:
-        parts = [layer] if graph_of(layer) is None else graph_layers(layer)
-        found |= {id(part): part for part in parts}
-    return list(found.values())
-
-
 def inside_layers(model, chosen):
     """Which of some layers are not in the graph of a model, and where.
 
