@@ -3,7 +3,7 @@
 No other file of the library computes with them. `Backend` holds what all
 backends compute alike. Its subclass for each backend draws the random numbers
 and overrides the computations that run faster there in another way. The
-functions at the end belong to the present backend.
+functions below belong to the present backend.
 """
 
 import contextlib
@@ -437,3 +437,14 @@ dropout_mask = BACKEND.dropout_mask
 scaled_sum = BACKEND.scaled_sum
 selected = BACKEND.selected
 uniform = BACKEND.uniform
+
+
+def check_first_draw(layer: keras.Layer) -> None:
+    """`check_first_pass` for a layer that draws from its seed."""
+    check_first_pass(
+        layer,
+        "it would draw other numbers from its seed. Make it without a seed: "
+        "then they come from PyTorch's own generator, which checkpointing "
+        "restores, and `keras.utils.set_random_seed` makes them repeatable. "
+        f"Received: seed={layer.seed}",
+    )

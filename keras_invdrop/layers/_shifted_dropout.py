@@ -14,7 +14,7 @@ from .._checks import check_seed
 from .._checks import check_shared_axes
 from .._checks import of_all_axes
 from .._checks import resolve_axes
-from .._masks import check_first_pass
+from .._masks import check_first_draw
 from .._masks import dropout_mask
 from .._masks import keep_probability
 from .._masks import mask_shape
@@ -171,14 +171,7 @@ class ShiftedDropout(StrictConfig, keras.Layer):
         shape = mask_shape(self.noise_shape, ops.shape(x))
         seeded = self.seed is not None
         if seeded:
-            check_first_pass(
-                self,
-                "it would draw another mask from its seed. Make it without a "
-                "seed: then its masks are those of PyTorch's own generator, "
-                "which checkpointing restores, and "
-                "`keras.utils.set_random_seed` makes them repeatable. "
-                f"Received: seed={self.seed}",
-            )
+            check_first_draw(self)
         mask = dropout_mask(shape, self.rate, self.seed_generator, seeded)
         if self.noise_shape is not None and any(
             size is None and mask_size not in (None, 1)

@@ -9,7 +9,7 @@ from .._checks import check_data_format
 from .._checks import check_seed
 from .._checks import config_of
 from .._keras import build_at_init
-from .._masks import check_first_pass
+from .._masks import check_first_draw
 from .._masks import seed_generator
 from .._masks import uniform
 from .._precision import dtype_of_sums
@@ -117,13 +117,7 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
         """The activity of a drawn location in each window."""
         seeded = self.seed is not None
         if seeded:
-            check_first_pass(
-                self,
-                "it would draw other locations from its seed. Make it without "
-                "a seed: then they come from PyTorch's own generator, which "
-                "checkpointing restores, and `keras.utils.set_random_seed` "
-                f"makes them repeatable. Received: seed={self.seed}",
-            )
+            check_first_draw(self)
         # In float32: a sum in bfloat16 loses small terms.
         weights = ops.stop_gradient(ops.cast(a, "float32"))
         reached = ops.cumsum(weights, axis=-1)
