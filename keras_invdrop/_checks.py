@@ -135,6 +135,12 @@ def channel_axis(data_format, rank):
     return 1 if first else rank - 1
 
 
+def spatial_axes(data_format, rank):
+    """Returns the axes of space and time: all but batch and channels."""
+    channels = channel_axis(data_format, rank)
+    return [axis for axis in range(1, rank) if axis != channels]
+
+
 def check_shared_axes(shared_axes):
     """Returns `shared_axes` as a list of ints, or None.
 

@@ -4,9 +4,9 @@ from typing import Any
 import keras
 
 from .. import arguments
-from .._checks import channel_axis
 from .._checks import check_data_format
 from .._checks import resolve_data_format
+from .._checks import spatial_axes
 from .invariant_dropout import InvariantDropout
 
 
@@ -105,8 +105,7 @@ class SharedInvariantDropout(InvariantDropout):
                 "axes of space and time." + flat * (rank == 2) + " "
                 f"Received: input_shape={tuple(input_shape)}"
             )
-        channels = channel_axis(self.data_format, rank)
-        return [axis for axis in range(1, rank) if axis != channels]
+        return spatial_axes(self.data_format, rank)
 
     def build(self, input_shape):
         self.shared_axes = self.spatial_axes(input_shape)

@@ -15,7 +15,7 @@ from keras import ops
 from keras import tree
 
 from .._batches import standardized
-from .._checks import channel_axis
+from .._checks import spatial_axes
 from .._keras import graph_of
 from .._masks import mask_shape
 from ..layers._shifted_dropout import ShiftedDropout
@@ -79,21 +79,19 @@ class DropoutSite:
         elif self.adds_up:
             shared = [rank - 2, rank - 1]
         else:
-            channels = self._channel_axis(rank)
-            shared = [i for i in range(1, rank) if i != channels]
+            shared = self._spatial_axes(rank)
         return (0, *shared)
 
-    def _channel_axis(self, rank: int) -> int:
-        return channel_axis(getattr(self.layer, "data_format", None), rank)
+    def _spatial_axes(self, rank: int) -> list[int]:
+        return spatial_axes(getattr(self.layer, "data_format", None), rank)
 
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the mask for activities of shape `(batch, ...)`."""
         rank = len(shape)
         noise_shape = self.layer.noise_shape
         if isinstance(self.layer, SPATIAL_DROPOUT):
-            channels = self._channel_axis(rank)
-            kept = (0, channels)
-            noise_shape = [None if i in kept else 1 for i in range(rank)]
+            spatial = self._spatial_axes(rank)
+            noise_shape = [1 if i in spatial else None for i in range(rank)]
         return mask_shape(noise_shape, shape)
 
 

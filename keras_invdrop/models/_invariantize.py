@@ -8,12 +8,12 @@ from keras import ops
 from keras import tree
 
 from .._batches import mapped
-from .._checks import channel_axis
 from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import check_keras_object
 from .._checks import invalid
+from .._checks import spatial_axes
 from .._keras import graph_of
 from .._keras import layers_in
 from ..arguments import Constraint
@@ -369,8 +369,7 @@ def _shared_axes(place, shared, data_format):
         data_format = getattr(place.layer, "data_format", "channels_last")
     elif shared == "none":
         return []
-    channels = channel_axis(data_format, rank)
-    return [axis for axis in range(1, rank) if axis != channels]
+    return spatial_axes(data_format, rank)
 
 
 def _beta(place, shared_axes, attention):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from .._checks import channel_axis
+from .._checks import spatial_axes
 from .._keras import get_keras_mask
 from .._masks import keep_probability
 from ..layers._shifted_dropout import ShiftedDropout
@@ -196,9 +196,9 @@ def _rearranged(layer, value):
 
 def _pooled(layer, value):
     """The shift after pooling, which preserves constants over space."""
-    channels = channel_axis(getattr(layer, "data_format", None), value.rank) - 1
     shift = value.constant()
-    space = [axis for axis in range(shift.ndim) if axis != channels]
+    axes = spatial_axes(getattr(layer, "data_format", None), value.rank)
+    space = [axis - 1 for axis in axes]
     if all(shift.shape[axis] == 1 for axis in space):
         keeps_rank = getattr(layer, "keepdims", True)
         return shift if keeps_rank else shift.squeeze(tuple(space))
