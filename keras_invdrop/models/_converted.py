@@ -1,6 +1,7 @@
 """Layers whose inner dropout layers were converted, and their configs."""
 
 import contextlib
+import inspect
 from functools import cache
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 
 from .._keras import become
 from .._keras import build_by_call
+from .._keras import functional_like_constructor
 from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import list_again_for_pytorch
@@ -15,7 +17,6 @@ from .._keras import operations
 from ..layers._by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ._copies import is_made_of_its_graph
 from ._places import paths_of
 
 KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
@@ -140,9 +141,22 @@ def exchange(root: keras.Layer, new: dict[int, Any]) -> None:
         if not any(id(layer) in new for layer in inside):
             continue
         list_again_for_pytorch(part)
-        if not (isinstance(part, Converted) or is_made_of_its_graph(part)):
+        if not (isinstance(part, Converted) or _is_made_of_its_graph(part)):
             kind: Any = type(part)
             part.__class__ = _converted_class(kind)
+
+
+def _is_made_of_its_graph(model):
+    """Whether Keras saves and restores a model as the graph of its layers."""
+    if graph_of(model) is None:
+        return False
+    if not isinstance(model, keras.Sequential):
+        return functional_like_constructor(type(model))
+    spec, of_keras = (
+        inspect.getfullargspec(cls.__init__)
+        for cls in (type(model), keras.Sequential)
+    )
+    return spec.args == of_keras.args or bool(spec.varargs and spec.varkw)
 
 
 @contextlib.contextmanager

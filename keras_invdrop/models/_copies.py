@@ -23,7 +23,6 @@ from .._keras import DynamicBackend
 from .._keras import Functional
 from .._keras import KerasSaveable
 from .._keras import compile_config
-from .._keras import functional_like_constructor
 from .._keras import graph_of
 from .._keras import initial_state
 from .._keras import layers_in
@@ -123,10 +122,8 @@ def compile_like(
         # `get_compile_config` would require every function to be registered.
         config = compile_config(model)
         if own or config is None:
-            raise TypeError(
-                f"`{type(model).__name__}` has its own "
-                f"{_listed(own or ['compile'])}"
-            )
+            listed = ", ".join(f"`{name}`" for name in own or ["compile"])
+            raise TypeError(f"`{type(model).__name__}` has its own {listed}")
         optimizer = config.pop("optimizer")
         if trained:
             config["optimizer"] = _new_optimizer(optimizer, copies)
@@ -188,23 +185,6 @@ def _new_optimizer(optimizer, copies):
             [copies.of(x) for x in variables], patterns
         )
     return new
-
-
-def is_made_of_its_graph(model):
-    """Whether Keras saves and restores a model as the graph of its layers."""
-    if graph_of(model) is None:
-        return False
-    if not isinstance(model, keras.Sequential):
-        return functional_like_constructor(type(model))
-    spec, of_keras = (
-        inspect.getfullargspec(cls.__init__)
-        for cls in (type(model), keras.Sequential)
-    )
-    return spec.args == of_keras.args or bool(spec.varargs and spec.varkw)
-
-
-def _listed(methods):
-    return ", ".join(f"`{name}`" for name in methods)
 
 
 class Copies:
