@@ -20,6 +20,7 @@ from .._batches import random_inputs
 from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_choice
+from .._checks import check_path
 from .._checks import check_positive_number
 from .._checks import invalid
 from .._extras import require
@@ -262,9 +263,7 @@ def _as_constants(layer):
 
 
 def _check_path(path, format):
-    if not isinstance(path, (str, os.PathLike)):
-        raise invalid("path", "a path", path)
-    found = Path(path)
+    found = check_path("path", path)
     suffix = SUFFIXES.get(format, "")
     if not found.name.endswith(suffix):
         raise invalid("path", f"a path that ends with '{suffix}'", path)
