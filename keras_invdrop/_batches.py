@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from ._checks import fits
 from ._checks import invalid
 from ._checks import is_number
 from ._keras import can_convert_arrays
@@ -194,8 +195,9 @@ def standardized(model, x, argument, shapes=None):
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         cause = error
     else:
+        # Ignore the batch axis: its size comes from `batch_size`.
         if len(tree.flatten(given)) == len(graph.inputs) and all(
-            tensor is None or _fits(tensor.shape, wanted.shape)
+            tensor is None or fits(tensor.shape, (None, *wanted.shape[1:]))
             for tensor, wanted in zip(tensors, graph.inputs, strict=True)
         ):
             return tree.pack_sequence_as(graph.input, tensors)
@@ -205,14 +207,6 @@ def standardized(model, x, argument, shapes=None):
         f"as the model takes them, of shape {expected}. Received: shape "
         f"{shapes or _shapes(x)}"
     ) from cause
-
-
-def _fits(shape, wanted):
-    # Ignore the batch axis: its size comes from `batch_size`.
-    return len(shape) == len(wanted) and all(
-        size in (None, found)
-        for found, size in zip(shape[1:], wanted[1:], strict=True)
-    )
 
 
 def _is_arrays(data, count):

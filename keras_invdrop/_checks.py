@@ -80,6 +80,14 @@ def is_shape(value, ranks):
     )
 
 
+def fits(shape, symbolic):
+    """Whether a symbolic shape, with None for any size, includes a shape."""
+    return len(shape) == len(symbolic) and all(
+        size in (None, found)
+        for found, size in zip(shape, symbolic, strict=True)
+    )
+
+
 def check_path(argument, path):
     """Returns `path` as a `Path`."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):

@@ -12,6 +12,7 @@ from .._checks import check_boolean
 from .._checks import check_choice
 from .._checks import check_data_format
 from .._checks import check_keras_object
+from .._checks import fits
 from .._checks import invalid
 from .._checks import spatial_axes
 from .._keras import graph_of
@@ -309,7 +310,7 @@ def _find_shapes(model, chosen, inputs, shared):
         _find_variable_axes(model, inside)
     for place, shapes in in_graph.items():
         others = [
-            x for x in place.shapes if not any(_fits(x, y) for y in shapes)
+            x for x in place.shapes if not any(fits(x, y) for y in shapes)
         ]
         place.shapes = [*shapes, *others]
     return drawing
@@ -333,14 +334,6 @@ def _shapes_in_graph(model, chosen):
             inner = layers_in(layer, include_self=False)
             of_layers |= {id(part) for part in inner}
     return shapes, of_layers
-
-
-def _fits(shape, symbolic):
-    """Whether a symbolic shape, with None for any size, includes a shape."""
-    return len(shape) == len(symbolic) and all(
-        size in (None, found)
-        for found, size in zip(shape, symbolic, strict=True)
-    )
 
 
 def _find_variable_axes(model, inside):
