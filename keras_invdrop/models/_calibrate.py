@@ -22,18 +22,18 @@ from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 from ._compensate import compensated
 from ._copies import copied
+from ._dropping_layers import no_match
+from ._dropping_layers import path_filter
+from ._dropping_layers import paths_of
 from ._graph import check_callable
 from ._graph import inlined
 from ._graph import inside_layers
 from ._graph import run_through
-from ._places import batch_statistics
-from ._places import counting
-from ._places import layers_around
-from ._places import no_match
-from ._places import path_filter
-from ._places import paths_of
-from ._places import untrained_normalization
-from ._places import watched
+from ._observation import batch_statistics
+from ._observation import counting
+from ._observation import layers_around
+from ._observation import untrained_normalization
+from ._observation import watched
 
 
 def calibrate(

@@ -17,7 +17,7 @@ from .._keras import operations
 from ..layers._by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
-from ._places import paths_of
+from ._dropping_layers import paths_of
 
 KINDS = (DropoutByShape, InvariantDropout, SpatialInvariantDropout)
 

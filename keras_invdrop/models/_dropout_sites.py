@@ -19,17 +19,17 @@ from .._checks import spatial_axes
 from .._keras import graph_of
 from .._masks import mask_shape
 from ..layers._shifted_dropout import ShiftedDropout
+from ._dropping_layers import candidates
+from ._dropping_layers import paths_of
 from ._graph import calls as graph_calls
 from ._graph import check_callable
 from ._graph import check_model
 from ._graph import run_through
-from ._places import adds_up
-from ._places import batch_statistics
-from ._places import counting
-from ._places import paths_of
-from ._places import places
-from ._places import untrained_normalization
-from ._places import watched
+from ._observation import adds_up
+from ._observation import batch_statistics
+from ._observation import counting
+from ._observation import untrained_normalization
+from ._observation import watched
 
 SPATIAL_DROPOUT = (
     layers.SpatialDropout1D,
@@ -236,9 +236,9 @@ def _joined(calls):
 def _warn_of_others(model):
     """Warns of dropout in `model` other than dropout layers."""
     others = [
-        f"'{place.path}': {place.obstacle}"
-        for place in places(model)
-        if place.obstacle
+        f"'{candidate.path}': {candidate.obstacle}"
+        for candidate in candidates(model)
+        if candidate.obstacle
     ]
     if others:
         warnings.warn(

@@ -27,6 +27,7 @@ from .._extras import require
 from .._keras import graph_of
 from .._masks import drawn_by_graph
 from ._copies import copied
+from ._dropping_layers import path_filter
 from ._engines import ENGINES
 from ._engines import LOAD
 from ._engines import packed
@@ -35,7 +36,6 @@ from ._graph import check_model
 from ._graph import not_callable
 from ._linear_layers import array
 from ._monte_carlo import MonteCarlo
-from ._places import path_filter
 from ._same_distribution import beyond_chance
 from ._sampler import Sampler
 

@@ -12,6 +12,10 @@ from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
 from ._copies import Copies
 from ._copies import compile_like
+from ._dropping_layers import drops
+from ._dropping_layers import paths_of
+from ._dropping_layers import rate_in_words
+from ._dropping_layers import rate_of
 from ._graph import Names
 from ._graph import check_model
 from ._graph import inside_layers
@@ -25,10 +29,6 @@ from ._linear_layers import fixed_kernel
 from ._linear_layers import response_to
 from ._linear_layers import with_bias
 from ._linear_layers import without_bias
-from ._places import Place
-from ._places import drops
-from ._places import paths_of
-from ._places import rate_in_words
 from ._shifts import MERGING
 from ._shifts import SHIFTED
 from ._shifts import VANISHING
@@ -161,25 +161,23 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
 
 def _report(model, folding):
     """A `Folded` for each layer that drops."""
-    places = [
-        Place(path, layer) for path, layer in paths_of(model) if drops(layer)
-    ]
-    inside = inside_layers(model, [place.layer for place in places])
-
-    def folded(place):
-        layer = place.layer
+    dropping = {x: path for path, x in paths_of(model) if drops(x)}
+    inside = inside_layers(model, dropping)
+    report = []
+    for layer, path in dropping.items():
         reasons = [*folding.reasons.get(layer, ())]
         if isinstance(layer, ShiftedDropout) and layer in inside:
             reasons = [f"it stays, and adds its beta, since {inside[layer]}"]
-        return Folded(
-            place.path,
-            type(layer).__name__,
-            place.rate,
-            tuple(folding.into.get(layer, ())),
-            "; ".join(reasons) or None,
+        report.append(
+            Folded(
+                path,
+                type(layer).__name__,
+                rate_of(layer),
+                tuple(folding.into.get(layer, ())),
+                "; ".join(reasons) or None,
+            )
         )
-
-    return [folded(place) for place in places]
+    return report
 
 
 class _Folding:

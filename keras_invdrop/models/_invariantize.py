@@ -28,15 +28,15 @@ from ._converted import exchange
 from ._copies import copied
 from ._copies import recompile
 from ._dropout_sites import SPATIAL_DROPOUT
+from ._dropping_layers import Candidate
+from ._dropping_layers import candidates
+from ._dropping_layers import has_own_code
+from ._dropping_layers import no_match
+from ._dropping_layers import path_filter
+from ._dropping_layers import rate_in_words
 from ._graph import calls
 from ._graph import check_model
-from ._places import Place
-from ._places import has_own_code
-from ._places import no_match
-from ._places import observe
-from ._places import path_filter
-from ._places import places
-from ._places import rate_in_words
+from ._observation import observe
 
 
 @dataclass(frozen=True)
@@ -182,34 +182,36 @@ def invariantize(
     is_on_path = path_filter(filters)
     inputs = _tensors(inputs)
     _build(model, inputs)
-    _check_names(places(model), layers)
+    _check_names(candidates(model), layers)
     result = model if inplace else _copied(model)
-    found = {place.layer: place for place in places(result)}
+    found = {candidate.layer: candidate for candidate in candidates(result)}
 
-    def is_chosen(place):
-        return is_on_path(place.path) and (
-            layers is None or place.layer.name in layers
+    def is_chosen(candidate):
+        return is_on_path(candidate.path) and (
+            layers is None or candidate.layer.name in layers
         )
 
     chosen = [*filter(is_chosen, found.values())]
     drawing = _find_shapes(result, chosen, inputs, shared)
     new, report = {}, []
-    for place in places(result, drawing):
-        place = found.get(place.layer, place)
-        axes = _shared_axes(place, shared, data_format)
-        beta, reason = _beta(place, axes, attention)
-        if not is_chosen(place):
+    for candidate in candidates(result, drawing):
+        candidate = found.get(candidate.layer, candidate)
+        axes = _shared_axes(candidate, shared, data_format)
+        beta, reason = _beta(candidate, axes, attention)
+        if not is_chosen(candidate):
             beta, reason = None, LEFT_OUT
         if beta is not None:
-            new[id(place.layer)] = _invariant(
-                place,
+            new[id(candidate.layer)] = _invariant(
+                candidate,
                 axes,
                 data_format,
                 beta_regularizer=beta_regularizer,
                 beta_constraint=beta_constraint,
             )
-        kind = type(place.layer).__name__
-        report.append(Conversion(place.path, kind, place.rate, beta, reason))
+        kind = type(candidate.layer).__name__
+        report.append(
+            Conversion(candidate.path, kind, candidate.rate, beta, reason)
+        )
     _warn(report)
     if new:
         exchange(result, new)
@@ -261,7 +263,7 @@ def _check_names(found, names):
         isinstance(name, str) for name in names
     ):
         raise invalid("layers", "a list of names of layers", names)
-    of_model = {place.layer.name for place in found}
+    of_model = {candidate.layer.name for candidate in found}
     if unknown := sorted(set(names) - of_model):
         raise ValueError(
             "Invalid value received for argument `layers`. Expected names "
@@ -281,7 +283,7 @@ def _copied(model):
 
 
 def _find_shapes(model, chosen, inputs, shared):
-    """Finds the input shapes of each place: in the graph, and by a call.
+    """Finds the input shapes of each candidate: in the graph, and by a call.
 
     Returns:
         The layers that called `keras.random.dropout`.
@@ -289,15 +291,15 @@ def _find_shapes(model, chosen, inputs, shared):
     in_graph, of_layers = _shapes_in_graph(model, chosen)
     dropping = [x for x in chosen if not x.obstacle and x.rate]
     inside = [
-        place
-        for place in dropping
-        if place not in in_graph or id(place.layer) in of_layers
+        candidate
+        for candidate in dropping
+        if candidate not in in_graph or id(candidate.layer) in of_layers
     ]
     # The graph does not say whether activities are attention scores.
     sequences = [
-        place
-        for place in dropping
-        if place not in inside and max(map(len, in_graph[place])) > 2
+        candidate
+        for candidate in dropping
+        if candidate not in inside and max(map(len, in_graph[candidate])) > 2
     ]
     drawing = set()
     if inside or sequences or has_own_code(model):
@@ -308,11 +310,11 @@ def _find_shapes(model, chosen, inputs, shared):
                 raise
     if inside and shared == "none" and inputs is None:
         _find_variable_axes(model, inside)
-    for place, shapes in in_graph.items():
+    for candidate, shapes in in_graph.items():
         others = [
-            x for x in place.shapes if not any(fits(x, y) for y in shapes)
+            x for x in candidate.shapes if not any(fits(x, y) for y in shapes)
         ]
-        place.shapes = [*shapes, *others]
+        candidate.shapes = [*shapes, *others]
     return drawing
 
 
@@ -320,16 +322,16 @@ def _shapes_in_graph(model, chosen):
     """The input shapes in the graph, and the layers inside layers of it.
 
     Returns:
-        A dict from places to lists of shapes, and a set of ids.
+        A dict from candidates to lists of shapes, and a set of ids.
     """
-    by_id = {id(place.layer): place for place in chosen}
-    shapes: dict[Place, list] = {}
+    by_id = {id(candidate.layer): candidate for candidate in chosen}
+    shapes: dict[Candidate, list] = {}
     of_layers: set[int] = set()
     graph = graph_of(model)
     for layer, tensors in calls(graph) if graph is not None else ():
         if id(layer) in by_id:
-            place = by_id[id(layer)]
-            shapes.setdefault(place, []).append(tuple(tensors[0].shape))
+            candidate = by_id[id(layer)]
+            shapes.setdefault(candidate, []).append(tuple(tensors[0].shape))
         elif isinstance(layer, keras.Layer):
             inner = layers_in(layer, include_self=False)
             of_layers |= {id(part) for part in inner}
@@ -338,57 +340,57 @@ def _shapes_in_graph(model, chosen):
 
 def _find_variable_axes(model, inside):
     """Replaces the sizes that depend on the length of the input by None."""
-    of_one_size = [place.shapes[:] for place in inside]
+    of_one_size = [candidate.shapes[:] for candidate in inside]
     observe(model, inside, None, size=5)
-    for place, shapes in zip(inside, of_one_size, strict=True):
-        others = place.shapes[len(shapes) :]
+    for candidate, shapes in zip(inside, of_one_size, strict=True):
+        others = candidate.shapes[len(shapes) :]
         # A layer may call dropout once per time step.
         if [*map(len, shapes)] == [*map(len, others)]:
-            place.shapes = [
+            candidate.shapes = [
                 tuple(a if a == b else None for a, b in zip(*pair, strict=True))
                 for pair in zip(shapes, others, strict=True)
             ]
 
 
-def _shared_axes(place, shared, data_format):
-    """The axes along which the activities at a place share a beta."""
-    if not place.shapes:
+def _shared_axes(candidate, shared, data_format):
+    """The axes along which a candidate's activities share a beta."""
+    if not candidate.shapes:
         return []
-    rank = len(place.shapes[0])
-    if place.adds_up:  # of shape (batch, heads, queries, keys)
+    rank = len(candidate.shapes[0])
+    if candidate.adds_up:  # of shape (batch, heads, queries, keys)
         return [rank - 2, rank - 1]
-    if isinstance(place.layer, SPATIAL_DROPOUT):
+    if isinstance(candidate.layer, SPATIAL_DROPOUT):
         # SpatialDropout1D always has its feature maps on the last axis.
-        data_format = getattr(place.layer, "data_format", "channels_last")
+        data_format = getattr(candidate.layer, "data_format", "channels_last")
     elif shared == "none":
         return []
     return spatial_axes(data_format, rank)
 
 
-def _beta(place, shared_axes, attention):
-    """The shape of the beta for a place, or why the place can have none."""
-    if place.obstacle is not None:
-        return None, place.obstacle
-    if not place.shapes:
-        return None, "not called" if place.rate else "its rate is 0"
-    if place.adds_up and not attention:
+def _beta(candidate, shared_axes, attention):
+    """The shape of the beta for a candidate, or why it can have none."""
+    if candidate.obstacle is not None:
+        return None, candidate.obstacle
+    if not candidate.shapes:
+        return None, "not called" if candidate.rate else "its rate is 0"
+    if candidate.adds_up and not attention:
         return None, ADDS_UP
-    if len(ranks := {len(shape) for shape in place.shapes}) > 1:
+    if len(ranks := {len(shape) for shape in candidate.shapes}) > 1:
         return None, f"called on inputs of ranks {sorted(ranks)}"
-    betas = _by_beta(place, shared_axes)
-    if len(betas) > 1 and isinstance(place.layer, SPATIAL_DROPOUT):
+    betas = _by_beta(candidate, shared_axes)
+    if len(betas) > 1 and isinstance(candidate.layer, SPATIAL_DROPOUT):
         return None, "called on different numbers of feature maps"
     return tuple(betas) if len(betas) > 1 else next(iter(betas)), None
 
 
-def _by_beta(place, shared_axes):
-    """An input shape for each shape of beta that a place needs."""
+def _by_beta(candidate, shared_axes):
+    """An input shape for each shape of beta that a candidate needs."""
     return {
         tuple(
             1 if axis in shared_axes else size
             for axis, size in enumerate(shape[1:], 1)
         ): (None, *shape[1:])
-        for shape in place.shapes
+        for shape in candidate.shapes
     }
 
 
@@ -413,16 +415,16 @@ def _warn(report):
         )
 
 
-def _invariant(place, shared_axes, data_format, **kwargs):
-    """The invariant dropout for a place, and the shapes to build it with."""
-    layer = place.layer
+def _invariant(candidate, shared_axes, data_format, **kwargs):
+    """The invariant dropout for a candidate, and shapes to build it with."""
+    layer = candidate.layer
     of_layer = {
         "name": layer.name,
         "dtype": layer.dtype_policy,
         "trainable": layer.trainable,
     }
     kwargs |= {"rate": layer.rate, "seed": layer.seed, **of_layer}
-    shapes = [*_by_beta(place, shared_axes).values()]
+    shapes = [*_by_beta(candidate, shared_axes).values()]
     if isinstance(layer, SPATIAL_DROPOUT):
         data_format = getattr(layer, "data_format", "channels_last")
         return (

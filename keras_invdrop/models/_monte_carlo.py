@@ -20,8 +20,8 @@ from .._checks import invalid
 from .._files import replacing
 from .._keras import graph_of
 from ..arguments import Filters
+from ._dropping_layers import path_filter
 from ._graph import check_callable
-from ._places import path_filter
 from ._prediction import MonteCarloPrediction
 from ._prediction import Samples
 from ._prediction import predicted

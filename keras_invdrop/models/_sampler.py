@@ -18,12 +18,12 @@ from .._masks import draws_in_loops
 from ._copies import Copies
 from ._copies import copied
 from ._dropout_sites import DROPOUT
-from ._places import OTHER_DROPOUT
-from ._places import drops
-from ._places import no_match
-from ._places import observed_to_draw
-from ._places import own_rates
-from ._places import paths_with_model
+from ._dropping_layers import OTHER_DROPOUT
+from ._dropping_layers import drops
+from ._dropping_layers import no_match
+from ._dropping_layers import own_rates
+from ._dropping_layers import paths_with_model
+from ._observation import observed_to_draw
 
 SAMPLED = (*DROPOUT, *OTHER_DROPOUT)
 # Attributes that `Sampler` changes of these layers and of recurrent layers.

@@ -21,8 +21,8 @@ from keras_invdrop import calibrate
 from keras_invdrop import fold
 from keras_invdrop import invariantize
 from keras_invdrop import variance_report
-from keras_invdrop.models._places import DRAWS
-from keras_invdrop.models._places import paths_of
+from keras_invdrop.models._dropping_layers import DRAWS
+from keras_invdrop.models._dropping_layers import paths_of
 
 HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
 if HAS_KERAS_HUB:
