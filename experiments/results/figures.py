@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from keras_invdrop._files import replacing
-from keras_invdrop.models._variance_report import means_by_site
+from keras_invdrop.models._injected_variance import means_by_site
 from keras_invdrop.plots import plot_beta
 from keras_invdrop.plots import plot_errors
 from keras_invdrop.plots import plot_image

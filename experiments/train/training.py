@@ -16,7 +16,7 @@ from keras_invdrop._checks import invalid
 from keras_invdrop._files import replacing
 from keras_invdrop._statistics import correlation
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
-from keras_invdrop.models._variance_report import means_by_site
+from keras_invdrop.models._injected_variance import means_by_site
 
 from ..data.datasets import Dataset
 from ..data.datasets import Split

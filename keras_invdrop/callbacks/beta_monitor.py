@@ -24,13 +24,13 @@ from ..models._dropout_sites import all_activities
 from ..models._dropout_sites import dropout_sites
 from ..models._graph import Names
 from ..models._graph import check_callable
-from ..models._variance_report import LinearPart
-from ..models._variance_report import fraction_saved
-from ..models._variance_report import injected_variances
-from ..models._variance_report import linear_parts
-from ..models._variance_report import means_for_shifts
-from ..models._variance_report import moments_of
-from ..models._variance_report import present_shift
+from ..models._injected_variance import LinearPart
+from ..models._injected_variance import fraction_saved
+from ..models._injected_variance import injected_variances
+from ..models._injected_variance import linear_parts
+from ..models._injected_variance import means_for_shifts
+from ..models._injected_variance import moments_of
+from ..models._injected_variance import present_shift
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from keras_invdrop import invariantize
 from keras_invdrop.layers._shifted_dropout import ShiftedDropout
 from keras_invdrop.models._dropout_sites import all_activities
 from keras_invdrop.models._dropout_sites import dropout_sites
-from keras_invdrop.models._variance_report import means_for_shifts
-from keras_invdrop.models._variance_report import moments_of
+from keras_invdrop.models._injected_variance import means_for_shifts
+from keras_invdrop.models._injected_variance import moments_of
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 # A case with a factor that is passed on like beta, and one without it.
