@@ -19,9 +19,9 @@ from .markdown import table
 from .measurements import Measurement
 from .measurements import measurements
 from .measurements import with_interval
-from .pictures import draw
 from .records import Result
 from .records import results_in
+from .report_figures import draw
 
 INTRODUCTION = (
     "Figures in italics are the paper's (Ba, Xiong and Frey, 2014). All "

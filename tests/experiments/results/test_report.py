@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from keras_invdrop.experiments.paper.tables import ROWS
-from keras_invdrop.experiments.results import pictures
 from keras_invdrop.experiments.results import report
+from keras_invdrop.experiments.results import report_figures
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.results.records import stored as stored_results
 from keras_invdrop.experiments.results.records import write_result
@@ -73,7 +73,7 @@ def test_without_the_data_the_tables_are_written(
     def load(*arguments):
         raise OSError("could not be downloaded")
 
-    monkeypatch.setattr(pictures, "load", load)
+    monkeypatch.setattr(report_figures, "load", load)
     lines = lines_with_figures(stored)
     assert "Not drawn, table2-inverted: could not be downloaded" in lines
     assert not list(stored.glob("*.png"))

@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import recipes
-from keras_invdrop.experiments.results import pictures
 from keras_invdrop.experiments.results import report
+from keras_invdrop.experiments.results import report_figures
 from keras_invdrop.experiments.results.records import read_result
 from keras_invdrop.experiments.results.records import results_in
 from keras_invdrop.experiments.results.records import write_result
@@ -75,7 +75,7 @@ def test_settings_of_one_method_are_compared(on_digits, lines_with_figures):
         "figure1-table2-inverted.png",
         "figure1-settings-table2-inverted.png",
     }
-    curves = pictures.histories(results_in(directory))
+    curves = report_figures.histories(results_in(directory))
     assert {label: len(runs) for label, runs in curves.items()} == {
         f"epochs {found.epochs}": 1,
         "input_rate 0.15": 1,

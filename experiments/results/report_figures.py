@@ -1,4 +1,4 @@
-"""Draws the figures of results."""
+"""Draws the figures of a report, from saved results."""
 
 import json
 from collections import Counter
