@@ -14,7 +14,7 @@ from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import list_again_for_pytorch
 from .._keras import operations
-from ..layers._by_shape import DropoutByShape
+from ..layers._dropout_by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._dropping_layers import paths_of

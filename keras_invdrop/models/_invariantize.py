@@ -21,7 +21,7 @@ from ..arguments import Constraint
 from ..arguments import DataFormat
 from ..arguments import Filters
 from ..arguments import Regularizer
-from ..layers._by_shape import DropoutByShape
+from ..layers._dropout_by_shape import DropoutByShape
 from ..layers.invariant_dropout import InvariantDropout
 from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._converted import exchange

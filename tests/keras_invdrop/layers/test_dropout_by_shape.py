@@ -1,7 +1,7 @@
 import pytest
 
 from keras_invdrop import InvariantDropout
-from keras_invdrop.layers._by_shape import DropoutByShape
+from keras_invdrop.layers._dropout_by_shape import DropoutByShape
 
 
 @pytest.mark.parametrize(
