@@ -25,7 +25,7 @@ from keras_invdrop._extras import imported
 
 from ..results.console import ProgressTable
 from ..results.records import Result
-from ..train.fitting import Diverged
+from ..train.callbacks import Diverged
 from ..train.training import finished
 from ..train.training import run
 from ..train.trial import IMAGE_DATA_FORMAT

@@ -18,8 +18,8 @@ from keras_invdrop._extras import imported
 from keras_invdrop._files import replacing
 
 from ..results.records import this_code
-from ..train.fitting import Diverged
-from ..train.fitting import Fitted
+from ..train.callbacks import Diverged
+from ..train.callbacks import Fitted
 from ..train.trainer import Trainer
 from ..train.trial import Trial
 from .pool import Tell

@@ -21,10 +21,10 @@ from ..data.datasets import Stream
 from ..data.datasets import in_memory
 from ..paper.tables import Row
 from ..results.records import this_code
+from .callbacks import Fitted
+from .callbacks import SharedResume
+from .callbacks import evaluation_batch
 from .devices import Devices
-from .fitting import Fitted
-from .fitting import SharedResume
-from .fitting import evaluation_batch
 from .trial import Trial
 
 

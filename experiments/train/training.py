@@ -28,9 +28,9 @@ from ..results.records import read_result
 from ..results.records import restored
 from ..results.records import this_code
 from ..results.records import write_result
+from .callbacks import Fitted
 from .devices import from_first
 from .devices import is_first
-from .fitting import Fitted
 from .trainer import Trainer
 from .trial import Trial
 

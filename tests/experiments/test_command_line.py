@@ -15,7 +15,7 @@ from keras_invdrop.experiments.results.summary import MARKS
 from keras_invdrop.experiments.runners import demo
 from keras_invdrop.experiments.runners import pool
 from keras_invdrop.experiments.train import trial as trials
-from keras_invdrop.experiments.train.fitting import Diverged
+from keras_invdrop.experiments.train.callbacks import Diverged
 
 import keras_invdrop
 

@@ -56,7 +56,7 @@ def weights(archive):
 
 
 # On the other backends test_exact_resume.py kills trainings, and
-# test_fitting.py resumes those of the experiments.
+# test_callbacks.py resumes those of the experiments.
 @pytest.mark.thorough_elsewhere
 def test_killed_again_and_again(tmp_path, record_property, thorough):
     process = Program(PROGRAM, tmp_path / "undisturbed")

@@ -19,7 +19,7 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results.console import ProgressTable
 from keras_invdrop.experiments.runners import pool
 from keras_invdrop.experiments.runners import search as tuning
-from keras_invdrop.experiments.train.fitting import Diverged
+from keras_invdrop.experiments.train.callbacks import Diverged
 from keras_invdrop.experiments.train.training import run
 from keras_invdrop.experiments.train.trial import Trial
 from warm import Program

@@ -26,8 +26,8 @@ from keras_invdrop.experiments.command_line import main
 from keras_invdrop.experiments.data.datasets import Split
 from keras_invdrop.experiments.data.datasets import Stream
 from keras_invdrop.experiments.train import devices as data_parallel
+from keras_invdrop.experiments.train.callbacks import Fitted
 from keras_invdrop.experiments.train.devices import Devices
-from keras_invdrop.experiments.train.fitting import Fitted
 
 from keras_invdrop.callbacks import Reseed
 

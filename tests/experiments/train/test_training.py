@@ -17,7 +17,7 @@ from keras_invdrop.experiments.train.trial import Trial
 # Selection, counting and reporting are plain Python, which one backend covers.
 # The other backends still run the tests that a method learns, also from a
 # stream, and learns the same from the same seed, as well as test_rows.py, which
-# trains every layer, and test_fitting.py.
+# trains every layer, and test_callbacks.py.
 thorough_elsewhere = pytest.mark.thorough_elsewhere
 
 RECIPE = Recipe(
