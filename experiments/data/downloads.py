@@ -16,6 +16,9 @@ from keras_invdrop._extras import imported
 # Seconds to wait for a connection; the response may take longer.
 PATIENCE = 10
 
+# Number of classes of every data set.
+CLASSES = 10
+
 
 class Download:
     """A data set of tensorflow-datasets, downloaded if it is absent.
@@ -23,20 +26,18 @@ class Download:
     Args:
         name: Name of the data set in tensorflow-datasets.
         image_shape: Shape of one image.
-        classes: Number of classes.
 
     Raises:
         ImportError: If TensorFlow, which reads the files, is missing.
         OSError: If the data set is absent and cannot be downloaded, or its
             files cannot be read.
         ValueError: If the images do not have `image_shape`, or a label is not
-            below `classes`.
+            below `CLASSES`.
     """
 
-    def __init__(self, name: str, image_shape: tuple, classes: int = 10):
+    def __init__(self, name: str, image_shape: tuple):
         self.name = name
         self.image_shape = image_shape
-        self.classes = classes
         self.datasets = _tensorflow_datasets(name)
         self.builder = self._find()
         self._prepare()
@@ -172,11 +173,11 @@ class Download:
         self, labels: np.ndarray, split: str, first: int = 0
     ) -> None:
         """Raises unless all labels, from example `first` on, are valid."""
-        outside = (labels < 0) | (labels >= self.classes)
+        outside = (labels < 0) | (labels >= CLASSES)
         if outside.any():
             i = int(outside.argmax())
             raise ValueError(
-                f"Expected labels from 0 to {self.classes - 1} in '{split}' of "
+                f"Expected labels from 0 to {CLASSES - 1} in '{split}' of "
                 f"{self.builder.data_dir}. Received: {labels[i]}, of example "
                 f"{first + i}"
             )

@@ -95,10 +95,10 @@ def check_writable(out: Path) -> None:
 def announced(trials: Sequence[Trial]) -> str:
     """Announces the trainings, their data and their backend, in a line."""
 
-    def listed(values: Iterable[Any], shown: int = 8) -> str:
+    def listed(values: Iterable[Any]) -> str:
         texts = list(dict.fromkeys(map(str, values)))
-        more = len(texts) - shown
-        return ", ".join(texts[:shown]) + f" and {more} more" * (more > 0)
+        more = len(texts) - 8
+        return ", ".join(texts[:8]) + f" and {more} more" * (more > 0)
 
     seeds = {trial.seed for trial in trials}
     epochs = {trial.row.recipe.epochs for trial in trials}

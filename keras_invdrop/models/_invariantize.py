@@ -204,7 +204,6 @@ def invariantize(
             new[id(candidate.layer)] = _invariant(
                 candidate,
                 axes,
-                data_format,
                 beta_regularizer=beta_regularizer,
                 beta_constraint=beta_constraint,
             )
@@ -415,7 +414,7 @@ def _warn(report):
         )
 
 
-def _invariant(candidate, shared_axes, data_format, **kwargs):
+def _invariant(candidate, shared_axes, **kwargs):
     """The invariant dropout for a candidate, and shapes to build it with."""
     layer = candidate.layer
     of_layer = {
@@ -426,11 +425,8 @@ def _invariant(candidate, shared_axes, data_format, **kwargs):
     kwargs |= {"rate": layer.rate, "seed": layer.seed, **of_layer}
     shapes = [*_by_beta(candidate, shared_axes).values()]
     if isinstance(layer, SPATIAL_DROPOUT):
-        data_format = getattr(layer, "data_format", "channels_last")
-        return (
-            SpatialInvariantDropout(data_format=data_format, **kwargs),
-            shapes[0],
-        )
+        kwargs["data_format"] = getattr(layer, "data_format", "channels_last")
+        return SpatialInvariantDropout(**kwargs), shapes[0]
     kwargs |= {
         "shared_axes": shared_axes or None,
         "noise_shape": layer.noise_shape,
