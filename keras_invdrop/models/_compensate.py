@@ -131,8 +131,7 @@ class _Walk:
             return None, ()
         shift, before = value.constant(), array(layer.shift)
         if layer in self.kept:
-            sources = value.sources
-            return kept_by(layer) * shift, sources
+            return kept_by(layer) * shift, value.sources
         shared = tuple(
             axis
             for axis, n in enumerate(before.shape)

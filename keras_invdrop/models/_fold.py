@@ -315,10 +315,6 @@ class _Folding:
             self.made[id(layer)] = layer, new
         return self.made[id(layer)][1]
 
-    def called(self, layer, *args, **kwargs):
-        """The output of a copy of `layer`, with its weights."""
-        return self.copy_of(layer)(*args, **kwargs)
-
     def opaque(self, layer, args, kwargs, reason):
         """The output of a layer that takes the values without a shift."""
         args, kwargs = tree.map_structure(
@@ -327,7 +323,7 @@ class _Folding:
             ),
             (args, kwargs),
         )
-        outputs = self.called(layer, *args, **kwargs)
+        outputs = self.copy_of(layer)(*args, **kwargs)
         return tree.map_structure(Shifted, outputs)
 
     def shifted(self, layer, value):
@@ -367,8 +363,8 @@ class _Folding:
         if shift is None:
             return None
         tensors = [value.tensor for value in values]
-        tensor = self.called(
-            layer, tensors if type(layer) in MERGING else tensors[0]
+        tensor = self.copy_of(layer)(
+            tensors if type(layer) in MERGING else tensors[0]
         )
         return Shifted(
             tensor, compact(shift), values[0].scale, sources_of(values)

@@ -276,7 +276,7 @@ class LinearPart:
     def received(self, activities: Activities) -> Activities:
         """The next layer's output for activities that are not dropped."""
         counts = activities.counts if self.keeps_padding else None
-        return Activities(self.apply(counted(activities), False), counts)
+        return Activities(self(counted(activities)), counts)
 
     def share(self, moments: Moments) -> float:
         """The fraction of the results that are not padding."""

@@ -154,20 +154,16 @@ def carried(layer, values):
     if len(values) != 1:
         return None
     (value,) = values
-    if kind in VANISHING or is_linear_activation(layer):
+    if kind in VANISHING:
         return value.constant()
+    if kind is layers.Activation:
+        is_linear = layer.activation is keras.activations.linear
+        return value.constant() if is_linear else None
     if kind is layers.BatchNormalization:
         return _normalized(layer, value)
     if kind in AVERAGING or kind in MAXIMUM:
         return _pooled(layer, value)
     return _rearranged(layer, value) if kind in REARRANGING else None
-
-
-def is_linear_activation(layer):
-    return (
-        type(layer) is layers.Activation
-        and layer.activation is keras.activations.linear
-    )
 
 
 def has_one_for_each_feature(shift, layer, rank):
