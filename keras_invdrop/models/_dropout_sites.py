@@ -19,6 +19,8 @@ from .._checks import spatial_axes
 from .._keras import graph_of
 from .._masks import mask_shape
 from ..layers._shifted_dropout import ShiftedDropout
+from ._dropping_layers import DROPOUT
+from ._dropping_layers import SPATIAL_DROPOUT
 from ._dropping_layers import candidates
 from ._dropping_layers import paths_of
 from ._graph import calls as graph_calls
@@ -30,14 +32,6 @@ from ._observation import batch_statistics
 from ._observation import counting
 from ._observation import untrained_normalization
 from ._observation import watched
-
-SPATIAL_DROPOUT = (
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-)
-# SpatialDropout1D, 2D and 3D are subclasses of Dropout.
-DROPOUT = (layers.Dropout, ShiftedDropout)
 
 # Layers that only move the elements of their input to other places.
 MOVING = (layers.Flatten, layers.Permute, layers.Reshape)

@@ -24,6 +24,13 @@ from .._keras import layers_in
 from ..arguments import Filters
 from ..layers._shifted_dropout import ShiftedDropout
 
+SPATIAL_DROPOUT = (
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+)
+# SpatialDropout1D, 2D and 3D are subclasses of Dropout.
+DROPOUT = (layers.Dropout, ShiftedDropout)
 # Layers that do not replace activities by zero, so a shift is meaningless.
 OTHER_DROPOUT = (layers.AlphaDropout, layers.GaussianDropout)
 # Parts of the class names of layers that drop whole paths, in KerasHub and
@@ -117,9 +124,7 @@ def candidates(
 
 def drops(layer: keras.Layer) -> bool:
     """Whether a layer itself draws masks, not only a layer inside it."""
-    return isinstance(layer, ShiftedDropout | layers.Dropout) or bool(
-        _obstacle(layer)
-    )
+    return isinstance(layer, DROPOUT) or bool(_obstacle(layer))
 
 
 def is_dropout(layer: keras.Layer) -> bool:
@@ -153,10 +158,7 @@ def own_rates(layer):
         if is_number(getattr(layer, name, None)) and getattr(layer, name) > 0
     ]
     inner = layers_in(layer, include_self=False)
-    if rates and any(
-        isinstance(x, layers.Dropout | ShiftedDropout) or own_rates(x)
-        for x in inner
-    ):
+    if rates and any(isinstance(x, DROPOUT) or own_rates(x) for x in inner):
         return []
     return rates
 

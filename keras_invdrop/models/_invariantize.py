@@ -27,7 +27,7 @@ from ..layers.spatial_invariant_dropout import SpatialInvariantDropout
 from ._converted import exchange
 from ._copies import copied
 from ._copies import recompile
-from ._dropout_sites import SPATIAL_DROPOUT
+from ._dropping_layers import SPATIAL_DROPOUT
 from ._dropping_layers import Candidate
 from ._dropping_layers import candidates
 from ._dropping_layers import has_own_code

@@ -17,7 +17,7 @@ from .._keras import set_own_trainable
 from .._masks import draws_in_loops
 from ._copies import Copies
 from ._copies import copied
-from ._dropout_sites import DROPOUT
+from ._dropping_layers import DROPOUT
 from ._dropping_layers import OTHER_DROPOUT
 from ._dropping_layers import drops
 from ._dropping_layers import no_match
