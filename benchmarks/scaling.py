@@ -27,6 +27,8 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.devices import Devices
 from keras_invdrop.experiments.train.devices import joined
 
+from keras_invdrop._batches import Batches
+
 NETWORKS = {
     "784-1000-1000-10 (Table 2)": "table2/original/invariant",
     "ReLU, CIFAR-10 (Table 3)": "table3/relu/invariant",
@@ -115,19 +117,12 @@ def train(batch, width, steps, process=(None, None, None)):
         x = rng.random((batch * steps, 784), "float32")
         y = rng.integers(10, size=batch * steps).astype("int32")
 
-        class Batches(keras.utils.PyDataset):
-            def __len__(self):
-                return steps
-
-            def __getitem__(self, i):
-                part = slice(i * batch, (i + 1) * batch)
-                return x[part], y[part]
-
+        batches = Batches((x, y), len(y), batch)
         with devices.scope():
             model = network(ROWS["table2/original/invariant"], width)
-            devices.fit(model, Batches(), len(y), batch, 1, [])
+            devices.fit(model, batches, len(y), batch, 1, [])
             start, before = time.process_time(), loopback()
-            devices.fit(model, Batches(), len(y), batch, 1, [])
+            devices.fit(model, batches, len(y), batch, 1, [])
         figures = {
             "CPU ms": 1000 * (time.process_time() - start) / steps,
             "MB": (loopback() - before) / steps / 1e6,
