@@ -26,7 +26,7 @@ from ._prediction import MonteCarloPrediction
 from ._prediction import Samples
 from ._prediction import predicted
 from ._sampler import Sampler
-from ._uncertainty import array
+from ._uncertainty import as_numbers
 from ._uncertainty import auroc
 from ._uncertainty import measures
 
@@ -324,8 +324,8 @@ class MonteCarlo:
             measures(
                 prediction.mean,
                 prediction.entropy is not None,
-                array("y", target),
-                array("sample_weight", weight),
+                as_numbers("y", target),
+                as_numbers("sample_weight", weight),
                 bins,
             )
             for prediction, target, weight in zip(

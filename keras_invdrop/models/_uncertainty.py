@@ -147,7 +147,7 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     return float((below + not_above).mean() / (2 * len(inside)))
 
 
-def array(argument: str, value) -> np.ndarray:
+def as_numbers(argument: str, value) -> np.ndarray:
     """`value` as an array of numbers.
 
     Raises:
