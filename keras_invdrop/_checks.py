@@ -59,10 +59,13 @@ def check_positive_integer(argument, value):
     return int(value)
 
 
-def check_integer(argument, value, low, high):
+def check_integer(argument, value, low, high=math.inf):
     """Returns `value` as an int from `low` to `high`."""
     if not is_integer(value) or not low <= value <= high:
-        raise invalid(argument, f"an integer from {low} to {high}", value)
+        range_ = f"of at least {low}"
+        if high < math.inf:
+            range_ = f"from {low} to {high}"
+        raise invalid(argument, f"an integer {range_}", value)
     return int(value)
 
 

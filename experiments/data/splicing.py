@@ -40,7 +40,6 @@ import scipy.special
 from keras_invdrop._checks import check_integer
 from keras_invdrop._checks import check_positive_integer
 from keras_invdrop._checks import invalid
-from keras_invdrop._checks import is_integer
 from keras_invdrop._files import replacing
 
 from .datasets import SPLIT_SEED
@@ -176,12 +175,10 @@ def generate_splicing(
         A `Splicing`. The outcomes are: more inclusion, more exclusion, no
         change.
     """
-    if not is_integer(exons) or exons < PARTITIONS:
-        raise invalid("exons", f"an integer of at least {PARTITIONS}", exons)
+    check_integer("exons", exons, PARTITIONS)
     check_positive_integer("features", features)
     check_positive_integer("tissues", tissues)
-    if not is_integer(seed) or seed < 0:
-        raise invalid("seed", "an integer of at least 0", seed)
+    check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     x = _sparse_features(rng, exons, features)
     effect = _effect_of_rules(rng, x, tissues)

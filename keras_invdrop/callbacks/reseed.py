@@ -7,9 +7,9 @@ from keras import tree
 
 from .._batches import Batches
 from .._batches import mapped
+from .._checks import check_integer
 from .._checks import check_positive_integer
 from .._checks import invalid
-from .._checks import is_integer
 
 
 class Reseed(keras.callbacks.Callback):
@@ -53,9 +53,7 @@ class Reseed(keras.callbacks.Callback):
 
     def __init__(self, seed: int = 0):
         super().__init__()
-        if not is_integer(seed) or seed < 0:
-            raise invalid("seed", "a non-negative integer", seed)
-        self.seed = int(seed)
+        self.seed = check_integer("seed", seed, 0)
         self.order_seed = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
