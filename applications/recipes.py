@@ -420,6 +420,8 @@ MNIST_FROM_ZERO = Recipe(
     input_rate=0.4,
     hidden_rate=0.4,
 )
+# Beta on the hidden layers alone: the same trial again.
+MNIST_HIDDEN_FROM_ZERO = MNIST_CALIBRATED
 MNIST_RUNNING_AVERAGE = Recipe(
     epochs=240,
     learning_rate=0.029,
@@ -440,6 +442,24 @@ MNIST_INVERTED_FROM_ZERO = Recipe(
     initial_stddev=(0.01, 0.01, 0.0),
     max_norm=1.0,
     input_rate=0.25,
+    hidden_rate=0.4,
+)
+MNIST_INVERTED_INPUT_FROM_ZERO = Recipe(
+    epochs=240,
+    learning_rate=0.079,
+    warm_up=0.1,
+    max_norm=2.0,
+    input_rate=0.3,
+    hidden_rate=0.4,
+)
+MNIST_INVERTED_HIDDEN_FROM_ZERO = Recipe(
+    epochs=240,
+    learning_rate=0.0067,
+    warm_up=0.1,
+    beta_factor=10.0,
+    initial_stddev=(0.01, 0.01, 0.0),
+    max_norm=1.5,
+    input_rate=0.1,
     hidden_rate=0.4,
 )
 # Again the same trial as on the original encoding for standard dropout.

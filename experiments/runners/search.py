@@ -40,7 +40,11 @@ def _for_layers_one_of(*texts: str) -> Draw:
 
 
 def _between(low: float, high: float, **options: Any) -> Draw:
-    return lambda trial, name: trial.suggest_float(name, low, high, **options)
+    def draw(trial: Any, name: str) -> float:
+        # Some multiples of a step are inexact: 0.1 + 4 * 0.05 is above 0.3.
+        return round(trial.suggest_float(name, low, high, **options), 12)
+
+    return draw
 
 
 # Setting -> how a trial draws its value.
