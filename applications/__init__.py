@@ -17,3 +17,21 @@ from ._relu_cnn import relu_cnn as relu_cnn
 from .metrics import CodeQuality as CodeQuality
 from .optimizers import RampedSGD as RampedSGD
 from .optimizers import WarmUp as WarmUp
+
+# No modules except `recipes`: `import *` would put `metrics` and `optimizers`
+# over those of Keras.
+__all__ = [
+    "CIFAR10_CONVOLUTIONS",
+    "METHODS",
+    "SVHN_CONVOLUTIONS",
+    "CodeQuality",
+    "Convolution",
+    "RampedSGD",
+    "WarmUp",
+    "cifar10_mlp",
+    "mas_mlp",
+    "maxout_cnn",
+    "mnist_mlp",
+    "recipes",
+    "relu_cnn",
+]

@@ -1,4 +1,4 @@
-"""The paper's optimiser."""
+"""The paper's optimizer."""
 
 import math
 from typing import Any
@@ -44,7 +44,7 @@ class WarmUp(StrictConfig, schedules.LearningRateSchedule):
         self.steps = check_positive_integer("steps", steps)
 
     def __call__(self, step):
-        rate = self.schedule(step)
+        rate = ops.convert_to_tensor(self.schedule(step))
         done = (ops.cast(step, rate.dtype) + 1) / self.steps
         return rate * ops.minimum(done, 1.0)
 
@@ -66,7 +66,7 @@ class RampedSGD(keras.optimizers.SGD):
 
     At step `t` the momentum is
     `momentum_start + (momentum - momentum_start) * min(t / ramp_steps, 1)`,
-    computed from the optimiser's step counter inside the training step, so
+    computed from the optimizer's step counter inside the training step, so
     no backend recompiles the step while the momentum rises.
 
     Args:
@@ -78,9 +78,11 @@ class RampedSGD(keras.optimizers.SGD):
         learning_rate_factors: Dictionary from names of layers, or of weights
             in any layer (`"beta"`, `"bias"`), to floats of at least 0 that
             multiply the learning rate of these weights. With 0 the weights
-            stay as they are. If several names match a weight (its own, its
-            layer's, an enclosing layer's), their factors multiply. The
-            published maxout networks use 0.05 for each convolution.
+            stay as they are, unless `weight_decay` changes them: the factors
+            do not apply to it (see `exclude_from_weight_decay`). If several
+            names match a weight (its own, its layer's, an enclosing layer's),
+            their factors multiply. The published maxout networks use 0.05 for
+            each convolution.
         **kwargs: As in `keras.optimizers.SGD`.
 
     Raises:

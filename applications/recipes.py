@@ -310,7 +310,7 @@ class Recipe:
     def optimizer(
         self, steps_per_epoch: int, beta_layers: Sequence[str] = ()
     ) -> RampedSGD:
-        """The optimiser of a training.
+        """The optimizer of a training.
 
         Args:
             steps_per_epoch: Number of batches in an epoch.

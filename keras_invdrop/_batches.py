@@ -44,7 +44,10 @@ class Examples:
             )
         if x is None or not can_convert_arrays(x):
             raise invalid(
-                argument, "an array, or a list, tuple or dict of arrays", x
+                argument,
+                "an array, or a list, tuple or dict of arrays (of a data set, "
+                "those of a batch)",
+                x,
             )
         self.argument = argument
         self.shapes = _shapes(x)
@@ -147,9 +150,8 @@ def batches(data, batch_size, inputs=1):
         if any(map(is_number, tree.flatten(x))):
             raise ValueError(
                 "Invalid value received for argument `data`. Expected arrays, "
-                "a data set or an iterable of batches of arrays. Received: "
-                f"numbers in a {type(data).__name__}, of which `np.array` "
-                "makes an array"
+                "a data set or an iterable of batches of arrays. Received: a "
+                f"{type(data).__name__} of numbers; convert it with `np.array`"
             )
         examples = Examples("data", x, least=0)
         yield examples[range(len(examples))]

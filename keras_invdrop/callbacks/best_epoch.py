@@ -62,7 +62,7 @@ class BestEpoch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         value = self._value(logs or {})
-        if self.epoch is not None and not self._better(value):
+        if not self._better(value):
             return
         self.epoch, self.best = epoch, value
         with averaged(self.model):
@@ -78,7 +78,7 @@ class BestEpoch(keras.callbacks.Callback):
         return float(logs[self.monitor])
 
     def _better(self, value: float | None) -> bool:
-        if value is None or self.best is None or math.isnan(self.best):
+        if value is None:
             return True
         mode = self.mode
         if mode == "auto":
@@ -91,4 +91,6 @@ class BestEpoch(keras.callbacks.Callback):
                     f"of '{self.monitor}' are better",
                     mode,
                 ) from error
+        if self.best is None or math.isnan(self.best):
+            return True
         return value < self.best if mode == "min" else value > self.best

@@ -104,7 +104,8 @@ class BetaMonitor(keras.callbacks.Callback):
             `keras.callbacks.TensorBoard`. Needs the package tensorboardX, but
             not TensorFlow. By default the callback writes no events.
         freq: Positive integer. Interval between measurements: after the epochs
-            0, `freq`, `2 * freq` and so on.
+            0, `freq`, `2 * freq` and so on. The lists in `History` have entries
+            for these epochs only.
         examples: Positive integer. The largest number of examples of `x` to
             use. The callback draws the sample once, with a fixed seed.
         batch_size: Positive integer. Examples per forward pass.

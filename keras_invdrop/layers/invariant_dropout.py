@@ -77,8 +77,8 @@ class InvariantDropout(ShiftedDropout):
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: Tensor of rank 2 or more. Integers are cast to the layer's
-            compute dtype.
+        inputs: Tensor of rank 2 or more. Cast to the layer's compute dtype,
+            integers and, with `autocast=False`, floats as well.
         training: Boolean. Whether to drop (`True`) or only to shift
             (`False`).
 
@@ -94,8 +94,11 @@ class InvariantDropout(ShiftedDropout):
             range, repeated or the batch, `noise_shape` does not broadcast to
             the input, an axis that is not shared has no fixed size, or the
             input has rank 1.
+        RuntimeError: If PyTorch recomputes a layer with a seed, see above.
 
     Attributes:
+        beta: The weight, of shape `input_shape[1:]` with size 1 on each axis
+            in `shared_axes`.
         level: NumPy array of the shape of `beta`, the level `-beta` that
             replaces each activity when the layer drops it, in the units of the
             input. `np.where(missing, layer.level, x)` fills in missing

@@ -26,7 +26,8 @@ class Maxout(StrictConfig, keras.Layer):
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: Tensor of rank 2 or more.
+        inputs: Tensor of rank 2 or more. Integers are cast to the layer's
+            compute dtype.
 
     Input shape:
         `(batch, ...)`, with a fixed size along `axis`, a multiple of `pieces`.
@@ -65,6 +66,7 @@ class Maxout(StrictConfig, keras.Layer):
         )
 
     def call(self, inputs):
+        inputs = ops.cast(inputs, self.compute_dtype)
         axis = self.axis % len(inputs.shape)
         shape = ops.shape(inputs)
         units = inputs.shape[axis] // self.pieces
@@ -93,7 +95,14 @@ class Maxout(StrictConfig, keras.Layer):
                 self.axis,
             )
         size = input_shape[self.axis]
-        if size is None or size % self.pieces:
+        if size is None:
+            raise invalid(
+                "axis",
+                "an axis of fixed size, as the layer divides the units along "
+                f"it into groups. The full input shape is {tuple(input_shape)}",
+                self.axis,
+            )
+        if size % self.pieces:
             raise invalid(
                 "pieces",
                 f"a divisor of the input's size along axis {self.axis}, which "

@@ -55,8 +55,12 @@ class RunningAverageDropout(ShiftedDropout):
     Raises:
         ValueError: If `rate` or `momentum` is not a number between 0 and 1,
             or as in `InvariantDropout`.
+        RuntimeError: If PyTorch recomputes the layer, as under
+            `torch.utils.checkpoint`: it would average twice.
 
     Attributes:
+        average: The running average, a weight that is not trained, of the
+            shape of `beta` in `InvariantDropout`.
         level: NumPy array, the level that replaces a dropped activity: the
             average. See `InvariantDropout`.
 

@@ -55,6 +55,8 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
 
     Raises:
         ValueError: If an argument is not of the kind described.
+        RuntimeError: If PyTorch recomputes a layer with a seed, as under
+            `torch.utils.checkpoint`.
 
     Example:
 

@@ -78,9 +78,10 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
 
     At inference an invariant dropout layer adds beta, and with `scaling="test"`
     multiplies by the keep probability `p`. `fold` moves both into the kernels
-    and biases of the next layers. The result consists of Keras' own layers,
-    those of the network without dropout, and its output equals that of `model`
-    up to rounding: the order of the sums differs, which in float32 changes each
+    and biases of the next layers. The result consists of the layers of the
+    network without dropout: Keras' own, unless the network has other layers of
+    this library, such as `MaxoutDense`. Its output equals that of `model` up to
+    rounding: the order of the sums differs, which in float32 changes each
     by about 1e-6 of its largest term. If beta nearly cancels the activities,
     the output is small compared with these terms, and the relative difference
     is larger.
@@ -332,7 +333,8 @@ class _Folding:
             raise ValueError(
                 f"Layer '{layer.name}' is a `{type(layer).__name__}`, a "
                 "subclass of invariant dropout that may override `call`. It "
-                "cannot be folded."
+                "cannot be folded: fold a model that has this library's own "
+                "layer in its place."
             )
         keep = kept_by(layer)
         shift = keep * (value.constant() + array(layer.shift))

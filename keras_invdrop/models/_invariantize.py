@@ -104,7 +104,7 @@ def invariantize(
     `keras.random.uniform`. The dropout of attention scores also remains unless
     `attention` is true, because scores add up to 1 and shifted scores do not. A
     layer that is called on different numbers of features gets a beta for each
-    number.
+    number: the list `layer.parts` has an `InvariantDropout` for each.
 
     To find dropout inside layers, and attention scores, the function calls the
     model in training mode, without changing its variables: once, or, with

@@ -49,7 +49,7 @@ class MonteCarlo:
     that drop whole paths, and layers whose `call` uses
     `keras.random.dropout`. A layer that makes masks of its own from
     `keras.random.uniform` is not recognised and draws none. Every other layer
-    runs in inference mode: batch normalization uses its moving statistics and
+    runs in inference mode: batch normalisation uses its moving statistics and
     does not update them, and `RunningAverageDropout` does the same with its
     average. Calling the model with `training=True` would update both.
 

@@ -139,9 +139,9 @@ def variance_report(
     shift removes with the variance of the next layer's input over the examples.
     If each row of an untrained model had an `excess` of about 2 or less, the
     effect of invariant dropout was smaller than the spread over seeds; if a row
-    had 6 or more, invariant dropout made fewer errors, in all cases but one.
-    The guide "Would it help my model?" gives the figures and the exception.
-    Training strengthens the signal and reduces the `excess`.
+    had 9 or more, networks of ReLU units made fewer errors. The guide "Would it
+    help my model?" gives the figures and an exception. Training strengthens the
+    signal and reduces the `excess`.
 
     Each shift has one mean: for a layer of this library, the mean over the
     batch, the calls and the shared axes of the layer; for a layer of Keras, one

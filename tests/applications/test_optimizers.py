@@ -157,6 +157,11 @@ def test_a_weight_without_a_learning_rate_stays():
     ]
 
 
+class Constant(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.4
+
+
 def test_the_learning_rate_rises_first():
     falling = keras.optimizers.schedules.PolynomialDecay(0.8, 8, 0.0)
     rate = WarmUp(falling, 4)
@@ -164,7 +169,9 @@ def test_the_learning_rate_rises_first():
     expected = [0.8 / 4, 0.7 * 2 / 4, 0.6 * 3 / 4, 0.5, 0.4, 0.3]
     found = [float(rate(step)) for step in range(6)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # In training the optimiser computes it from its own counter.
+    # A schedule of numbers, as Keras takes it.
+    assert float(WarmUp(Constant(), 4)(0)) == pytest.approx(0.4 / 4)
+    # In training the optimizer computes it from its own counter.
     optimizer = RampedSGD(rate, momentum=0.5)
     weights = weights_of(optimizer, [[1.0, 0.0]])
     # w - (mu + 1) * 0.2 * gradient, with Nesterov momentum

@@ -112,6 +112,15 @@ def test_import_of_all_brings_no_module():
     assert set(names) == shown - set(MODULES)
 
 
+def test_import_of_all_applications_brings_only_the_recipes():
+    """`metrics` and `optimizers` must not hide those of Keras."""
+    names: dict = {}
+    exec("from keras_invdrop.applications import *", names)
+    modules = [name for name, x in names.items() if inspect.ismodule(x)]
+    assert modules == ["recipes"]
+    assert {"mnist_mlp", "relu_cnn", "RampedSGD", "METHODS"} < set(names)
+
+
 @pytest.mark.one_backend
 def test_modules_with_extras_are_imported_on_use():
     code = """

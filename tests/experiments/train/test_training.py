@@ -217,7 +217,7 @@ def test_saved_files(blobs, tmp_path):
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == [f"{name}.csv", f"{name}.json", f"{name}.keras"]
     assert read_result(tmp_path / "out" / f"{name}.json") == run.result
-    # The model needs no optimiser of ours, and returns probabilities.
+    # The model needs no optimizer of ours, and returns probabilities.
     model = keras.saving.load_model(tmp_path / "out" / f"{name}.keras")
     outputs = model.predict(blobs.test.x, verbose=0)
     np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)

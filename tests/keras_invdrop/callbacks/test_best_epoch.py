@@ -88,8 +88,14 @@ def test_bad_arguments_are_named():
     mine = BestEpoch("mine")
     mine.set_model(model_of())
     mine.on_train_begin()
-    mine.on_epoch_end(0, {"mine": 1.0})
+    # After the first epoch, not after hours of a second one.
     with pytest.raises(ValueError, match="`mode`.*which values of 'mine' are"):
-        mine.on_epoch_end(1, {"mine": 2.0})
+        mine.on_epoch_end(0, {"mine": 1.0})
+    named = BestEpoch("mine", mode="max")
+    named.set_model(model_of())
+    named.on_train_begin()
+    for number, figure in enumerate([1.0, 2.0]):
+        named.on_epoch_end(number, {"mine": figure})
+    assert named.epoch == 1
     with pytest.raises(ValueError, match="`monitor`. Expected one of 'val_lo"):
         followed(BestEpoch("val_acc"), [1.0])

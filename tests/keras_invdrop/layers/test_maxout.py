@@ -103,8 +103,20 @@ class MaxoutTest(testing.TestCase):
             r"which is 7 \(full input shape: \(3, 7\)\). Received: pieces=2",
         ):
             Maxout(2)(np.ones((3, 7)))
-        with self.assertRaisesRegex(ValueError, "which is None"):
+        with self.assertRaisesRegex(
+            ValueError,
+            r"`axis`. Expected an axis of fixed size, .* \(None, None\)",
+        ):
             Maxout(2)(keras.Input((None,)))
+
+    def test_integers_become_what_the_symbolic_output_says(self):
+        layer = Maxout(2)
+        symbolic = layer(keras.Input((4,), dtype="int32"))
+        found = layer(np.array([[1, 5, 3, 2]]))
+        self.assertEqual(
+            keras.backend.standardize_dtype(found.dtype), symbolic.dtype
+        )
+        self.assertAllEqual(found, [[5.0, 3.0]])
 
 
 def gradient_of_maxout(x, pieces):
