@@ -206,7 +206,7 @@ def test_batches_of_kinds_of_arrays():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_rows_of_numbers_are_named(count):
-    with pytest.raises(ValueError, match="numbers in a list, of which"):
+    with pytest.raises(ValueError, match="a list of numbers; convert"):
         list(batches([[1.0] * count] * 3, 2))
 
 
