@@ -287,7 +287,7 @@ def test_padding_is_left_out_of_the_mean():
 @pytest.mark.parametrize("data", [[[1.0, 2.0], [3.0, 4.0]], [1.0, 2.0]])
 def test_numbers_are_no_arrays(data):
     model = sequential(InvariantDropout(0.5), shape=(2,))
-    with pytest.raises(ValueError, match="`data`.*in a list, of which `np.ar"):
+    with pytest.raises(ValueError, match="`data`.*a list of numbers; convert"):
         calibrate(model, data, keep_predictions=False)
 
 
