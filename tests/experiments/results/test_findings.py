@@ -381,7 +381,12 @@ def test_the_last_of_two_results_of_a_seed_counts(made):
     assert finding.values == pytest.approx([0.7, 0.3])
 
 
-def test_both_settings_and_searches_are_said(made):
+def test_both_settings_and_searches_are_said(made, monkeypatch):
+    # A row that no search has selected settings for, and that reuses another's.
+    name = "table2/inverted/invariant_input"
+    recipe = ROWS["table2/inverted/invariant"].recipe
+    reusing = dataclasses.replace(ROWS[name], recipe=recipe, selection=None)
+    monkeypatch.setitem(ROWS, name, reusing)
     results = [
         made("table2/inverted/standard", 0, 3.0),
         made("table2/inverted/invariant", 0, 2.0),

@@ -218,7 +218,9 @@ def test_the_file_of_another_training_is_refused(tmp_path, monkeypatch):
 
 def test_arguments_are_checked():
     for seed in (-1, 0.5, None, True):
-        with pytest.raises(ValueError, match="`seed`. Expected a non-neg"):
+        with pytest.raises(
+            ValueError, match="`seed`. Expected an integer of at least 0"
+        ):
             Reseed(seed)
     with pytest.raises(ValueError, match="`filepath`. Expected a path"):
         ExactResume(3)
