@@ -22,7 +22,8 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
 
     Each output position has its own kernel and bias. The layer takes the
     arguments of Keras 2 except `implementation`, which it ignores in a Keras 2
-    config. The kernel has the shape that Keras 2 uses with `implementation=1`.
+    config, as it does the `batch_input_shape` of a model's first layer. The
+    kernel has the shape that Keras 2 uses with `implementation=1`.
 
     Args:
         filters: Positive integer, number of feature maps of the output.
@@ -176,6 +177,7 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
     def from_config(cls, config):
         # Keras 2 has three ways to compute the layer.
         config = dict(config)
+        config.pop("batch_input_shape", None)
         if config.pop("implementation", 1) not in (1, 2, 3):
             raise ValueError(
                 f"Invalid config received for `{cls.__name__}`. Expected "

@@ -98,7 +98,11 @@ class LocallyConnected2DTest(testing.TestCase):
     def test_a_config_of_keras_2(self):
         config = LocallyConnected2D(4, 3, activation="relu").get_config()
         for implementation in (1, 2, 3):
-            old = {**config, "implementation": implementation}
+            old = {
+                **config,
+                "implementation": implementation,
+                "batch_input_shape": (None, 8, 8, 3),
+            }
             layer = LocallyConnected2D.from_config(old)
             self.assertEqual(layer.get_config(), config)
         for wrong in ({"implementation": 4}, {"implementations": 1}):
