@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -113,20 +114,45 @@ class Batches(keras.utils.PyDataset):
         return places
 
 
+class Batch(NamedTuple):
+    """A batch of a data set; None stands for no targets or weights."""
+
+    examples: Examples
+    targets: Any = None
+    sample_weight: Any = None
+
+
 def batches(data, batch_size, inputs=1):
-    """The batches of a data set, without targets and sample weights.
+    """The batches of examples in data, without targets and sample weights.
 
     Args:
-        data: Array, or list, tuple or dict of `inputs` arrays, which are cut
-            into batches; or a `PyDataset`, a `tf.data.Dataset` or another
-            iterable of batches. Each batch consists of the examples, or is a
-            tuple `(examples, targets)` or
-            `(examples, targets, sample_weights)`.
+        data: Arrays, which are cut into batches, or a data set, as
+            `of_data_set` reads it.
         batch_size: Positive integer. Number of examples in a batch.
         inputs: Positive integer. Number of arrays in a batch; any if None.
 
     Yields:
         An array of shape `(batch, ...)`, or a structure of arrays.
+    """
+    if _is_arrays(data, inputs):
+        yield from Examples("data", data, least=0).parts(batch_size)
+        return
+    for examples, _, _ in of_data_set("data", data):
+        yield examples[range(len(examples))]
+
+
+def of_data_set(argument: str, data: Any) -> Iterator[Batch]:
+    """The batches of a data set.
+
+    Args:
+        argument: Name of the argument that holds the data set.
+        data: `PyDataset`, `tf.data.Dataset` or another iterable of batches.
+            Each batch consists of the examples, or is a tuple
+            `(examples, targets)` or `(examples, targets, sample_weights)`.
+
+    Raises:
+        ValueError: If `data` is not a data set, or a batch does not consist of
+            arrays of numbers.
     """
     found: Iterator
     if isinstance(data, keras.utils.PyDataset):
@@ -134,27 +160,24 @@ def batches(data, batch_size, inputs=1):
         size = data.num_batches
         numbers = itertools.count() if size is None else range(size)
         found = map(data.__getitem__, numbers)
-    elif _is_arrays(data, inputs):
-        yield from Examples("data", data, least=0).parts(batch_size)
-        return
     elif hasattr(data, "__iter__") and not isinstance(data, (str, bytes)):
         found = iter(data)
     else:
         raise invalid(
-            "data", "arrays, a data set or an iterable of batches", data
+            argument, "arrays, a data set or an iterable of batches", data
         )
     for batch in found:
-        x = batch
+        x, *others = [batch]
         if not _is_row(batch):
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            x, *others = keras.utils.unpack_x_y_sample_weight(batch)
         if any(map(is_number, tree.flatten(x))):
             raise ValueError(
-                "Invalid value received for argument `data`. Expected arrays, "
-                "a data set or an iterable of batches of arrays. Received: a "
-                f"{type(data).__name__} of numbers; convert it with `np.array`"
+                f"Invalid value received for argument `{argument}`. Expected "
+                "arrays, a data set or an iterable of batches of arrays. "
+                f"Received: a {type(data).__name__} of numbers; convert it "
+                "with `np.array`"
             )
-        examples = Examples("data", x, least=0)
-        yield examples[range(len(examples))]
+        yield Batch(Examples(argument, x, least=0), *others)
 
 
 def _is_row(batch):
@@ -209,6 +232,13 @@ def standardized(model, x, argument, shapes=None):
         f"as the model takes them, of shape {expected}. Received: shape "
         f"{shapes or _shapes(x)}"
     ) from cause
+
+
+def is_data_set(data: Any) -> bool:
+    """Whether data come in batches, and are not arrays."""
+    if isinstance(data, (str, bytes)) or _is_arrays(data, None):
+        return False
+    return hasattr(data, "__iter__") or isinstance(data, keras.utils.PyDataset)
 
 
 def _is_arrays(data, count):

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,8 +10,11 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from .._batches import Batch
 from .._batches import Examples
+from .._batches import is_data_set
 from .._batches import mapped
+from .._batches import of_data_set
 from .._batches import standardized
 from .._checks import check_boolean
 from .._checks import check_path
@@ -171,7 +175,9 @@ class MonteCarlo:
 
         Args:
             x: Array, or a list, tuple or dict of arrays, as `model.predict`
-                takes them.
+                takes them; or a `tf.data.Dataset`, a `PyDataset` or another
+                iterable of batches, whose targets and sample weights are
+                ignored.
             batch_size: Positive integer. Largest number of rows in one call
                 of the compiled model, which bounds the memory. Each sample of
                 each example is a row. If `batch_size` is less than `samples`,
@@ -191,57 +197,63 @@ class MonteCarlo:
                 examples, at least one.
         """
         check_boolean("return_samples", return_samples)
-        return self._predict("x", x, batch_size, return_samples)
+        found, _ = self._predict(_read("x", x), batch_size, return_samples)
+        return found
 
-    def _predict(self, argument, x, batch_size, return_samples=False):
-        """`predict` for the examples in `argument`."""
+    def _predict(self, read, batch_size, return_samples=False):
+        """`predict` for batches of any size.
+
+        Returns:
+            The predictions, and the targets and weights of each batch.
+        """
         check_positive_integer("batch_size", batch_size)
-        graph = graph_of(self._sampler.model)
-        given = Examples(argument, x)
-        given.check(self._sampler.model)
-        examples = len(given)
+        model = self._sampler.model
         # All calls have the same size, since another size would compile the
-        # model again. The surplus of the last call is left out.
+        # model again. The surplus of a call is left out.
         calls = -(-self.samples // batch_size)
         repeats = -(-self.samples // calls)
-        size = min(examples, batch_size // repeats)
-        if self.consistent_masks:
-            # Layers draw masks by row. With one example at a time, the rows
-            # have the same masks for every example.
-            size = 1
+        # Layers draw masks by row. With one example at a time, the rows have
+        # the same masks for every example.
+        size = 1 if self.consistent_masks else batch_size // repeats
         self._sampler.set_repeats(repeats)
         # `keras.utils.set_random_seed` seeds Python's generator.
         seed = random.getrandbits(64) if self.seed is None else self.seed
-        parts: list[list[Samples]] = []
-        for start in range(0, examples, size):
-            rows = np.minimum(np.arange(start, start + size), examples - 1)
-            batch = standardized(self._sampler.model, given[rows], argument)
-            batch = mapped(ops.convert_to_numpy, batch)
-            if start == 0 or self.consistent_masks:
-                self._sampler.set_seeds(seed)
-            part: list[Samples] = []
-            for done in range(0, self.samples, repeats):
-                outputs = self._sampler.predict_on_batch(batch)
-                of_dtype = graph.outputs if graph else tree.flatten(outputs)
-                part = part or [
-                    Samples(str(x.dtype), kept=return_samples) for x in of_dtype
-                ]
-                for drawn, output in zip(
-                    part, tree.flatten(outputs), strict=True
-                ):
-                    output = output.reshape((size, repeats, *output.shape[1:]))
-                    drawn.add(output[:, : self.samples - done])
-            parts.append(part)
-        predictions = [
-            predicted(list(of_output), examples)
-            for of_output in zip(*parts, strict=True)
-        ]
-        return tree.pack_sequence_as(outputs, predictions)
+        parts: list[Any] = []
+        targets = []
+        for given, *others in read:
+            given.check(model)
+            targets.append(others)
+            size = size if parts else min(size, len(given))
+            for start in range(0, len(given), size):
+                rows = np.arange(start, min(start + size, len(given)))
+                filled = np.pad(rows, (0, size - len(rows)), "edge")
+                batch = standardized(model, given[filled], given.argument)
+                if not parts or self.consistent_masks:
+                    self._sampler.set_seeds(seed)
+                part = self._drawn(batch, repeats, len(rows), return_samples)
+                parts.append(part)
+        return tree.map_structure(lambda *of: predicted(of), *parts), targets
+
+    def _drawn(self, batch, repeats, examples, kept):
+        """The `Samples` of each output, of the first examples of a batch."""
+        batch = mapped(ops.convert_to_numpy, batch)
+        graph = graph_of(self._sampler.model)
+        found: list[Samples] = []
+        for done in range(0, self.samples, repeats):
+            outputs = self._sampler.predict_on_batch(batch)
+            of_dtype = graph.outputs if graph else tree.flatten(outputs)
+            found = found or [Samples(str(x.dtype), kept) for x in of_dtype]
+            for samples, output in zip(
+                found, tree.flatten(outputs), strict=True
+            ):
+                output = output.reshape((-1, repeats, *output.shape[1:]))
+                samples.add(output[:examples, : self.samples - done])
+        return tree.pack_sequence_as(outputs, found)
 
     def evaluate(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         batch_size: int = 128,
         sample_weight: Any = None,
         out_of_distribution: Any = None,
@@ -280,17 +292,18 @@ class MonteCarlo:
         labels are 0 and 1. Logits and multi-label targets raise an error.
 
         Args:
-            x: Examples, as `predict` takes them.
+            x: Examples, as `predict` takes them. Each batch of a data set is
+                a tuple `(x, y)` or `(x, y, sample_weight)`.
             y: Array of targets: integer classes, of the shape of the output
                 without its last axis or with a last axis of 1; one-hot
                 labels, or the numbers of a regression, of the shape of the
-                output.
+                output. None for a data set, whose batches have the targets.
             batch_size: Positive integer. As in `predict`.
             sample_weight: Array of non-negative weights, of shape
                 `(examples,)` or, for outputs of shape `(examples, time,
                 classes)`, `(examples, time)`. All measures but the last two
                 are weighted means. Where a weight is 0, for example at
-                padding, the label has no effect.
+                padding, the label has no effect. None for a data set.
             out_of_distribution: Other examples, as `predict` takes them.
             bins: Positive integer. Number of bins of the calibration error.
 
@@ -314,32 +327,38 @@ class MonteCarlo:
           detection of examples that are out of distribution
         """
         check_positive_integer("bins", bins)
-        found = self.predict(x, batch_size)
+        read = _read("x", x, y, sample_weight)
+        found, of_batches = self._predict(read, batch_size)
+        labels, weights = zip(*of_batches, strict=True)
+        if any(each is None for each in labels):
+            raise invalid(
+                "y",
+                "an array of numbers, or None if `x` is a data set whose "
+                "batches have targets",
+                None,
+            )
         predictions = tree.flatten(found)
-        targets = _for_each_output("y", y, found)
-        weights: list[Any] = [1.0] * len(predictions)
-        if sample_weight is not None:
-            weights = _for_each_output("sample_weight", sample_weight, found)
+        targets = _for_each_output("y", labels, found)
+        of_targets = [np.ones(())] * len(predictions)
+        if not any(each is None for each in weights):
+            of_targets = _for_each_output("sample_weight", weights, found)
         results = [
             measures(
                 prediction.mean,
                 prediction.entropy is not None,
-                as_numbers("y", target),
-                as_numbers("sample_weight", weight),
+                target,
+                weight,
                 bins,
             )
             for prediction, target, weight in zip(
-                predictions, targets, weights, strict=True
+                predictions, targets, of_targets, strict=True
             )
         ]
         if out_of_distribution is not None:
-            others = tree.flatten(
-                self._predict(
-                    "out_of_distribution", out_of_distribution, batch_size
-                )
-            )
+            read = _read("out_of_distribution", out_of_distribution)
+            others, _ = self._predict(read, batch_size)
             for result, inside, outside in zip(
-                results, predictions, others, strict=True
+                results, predictions, tree.flatten(others), strict=True
             ):
                 if inside.entropy is None or outside.entropy is None:
                     raise ValueError(
@@ -410,12 +429,42 @@ class MonteCarlo:
         return cls(model, **arguments)
 
 
-def _for_each_output(argument, value, outputs):
-    """The elements of `value`, which has the structure of the outputs."""
+def _read(
+    argument: str, x: Any, y: Any = None, sample_weight: Any = None
+) -> Iterator[Batch]:
+    """The batches of a data set that have examples; arrays are one batch."""
+    if not is_data_set(x):
+        yield Batch(Examples(argument, x), y, sample_weight)
+        return
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise invalid(
+                name, f"None, since `{argument}` is a data set", value
+            )
+    examples = 0
+    for batch in of_data_set(argument, x):
+        if len(batch.examples):
+            examples += len(batch.examples)
+            yield batch
+    if not examples:
+        raise ValueError(
+            f"Invalid value received for argument `{argument}`. Expected one "
+            "example or more. Received none"
+        )
+
+
+def _for_each_output(argument, of_batches, outputs):
+    """The numbers for each output, from values in the structure of outputs.
+
+    Args:
+        argument: Name of the argument.
+        of_batches: The value for each batch.
+        outputs: The predictions.
+    """
     found: list[Any] = []
     try:
         tree.map_structure_up_to(
-            outputs, lambda _, each: found.append(each), outputs, value
+            outputs, lambda _, *each: found.append(each), outputs, *of_batches
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -423,4 +472,9 @@ def _for_each_output(argument, value, outputs):
             "array for each output, in the structure of the model's outputs. "
             f"{error}"
         ) from error
-    return found
+    return [
+        np.concatenate([as_numbers(argument, x) for x in each])
+        if len(each) > 1
+        else as_numbers(argument, each[0])
+        for each in found
+    ]

@@ -1,5 +1,6 @@
 """Statistics of the samples that `MonteCarlo` draws."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +75,11 @@ class Samples:
             self.entropies = self.entropies + entropy(samples).sum(axis=1)
 
 
-def predicted(parts: list[Samples], examples: int) -> MonteCarloPrediction:
+def predicted(parts: Sequence[Samples]) -> MonteCarloPrediction:
     """The prediction for one output; each part holds some of the examples."""
 
     def joined(arrays):
-        # Repetitions fill up the last part.
-        return np.concatenate(list(arrays))[:examples]
+        return np.concatenate(list(arrays))
 
     mean = joined(part.mean for part in parts)
     count = parts[0].count

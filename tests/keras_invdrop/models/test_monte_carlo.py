@@ -667,6 +667,126 @@ def test_kinds_of_arrays():
     np.testing.assert_array_equal(MonteCarlo(model).predict(x).mean, x)
 
 
+class Pairs(keras.utils.PyDataset):
+    """Batches of 3 examples with their targets."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return -(-len(self.arrays[0]) // 3)
+
+    def __getitem__(self, i):
+        return tuple(array[3 * i : 3 * i + 3] for array in self.arrays)
+
+
+def tf_data(*arrays):
+    tensorflow = pytest.importorskip("tensorflow")
+    return tensorflow.data.Dataset.from_tensor_slices(arrays).batch(3)
+
+
+def data_loader(*arrays):
+    data = pytest.importorskip("torch.utils.data")
+    return data.DataLoader([*zip(*arrays, strict=True)], batch_size=3)
+
+
+DATA_SETS = {
+    "PyDataset": Pairs,
+    "tf.data": tf_data,
+    "DataLoader": data_loader,
+    "iterator": lambda *arrays: iter([*Pairs(*arrays)]),
+    "empty-batch": lambda *arrays: iter(
+        [[array[:0] for array in arrays], *Pairs(*arrays)]
+    ),
+}
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_a_data_set_gives_what_its_arrays_give(data_set):
+    # Every example has the same masks.
+    monte_carlo = MonteCarlo(classifier(), 8, seed=0, consistent_masks=True)
+    x, y = random(7, 6), np.arange(7) % 3
+    weights = np.arange(7.0)
+    expected = monte_carlo.predict(x, return_samples=True)
+    make = DATA_SETS[data_set]
+    found = monte_carlo.predict(make(x, y), return_samples=True)
+    assert found.samples.shape == (7, 8, 3)
+    np.testing.assert_allclose(found.samples, expected.samples, rtol=1e-5)
+    for name in ("mean", "standard_deviation", "entropy"):
+        values = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
+    expected = monte_carlo.evaluate(
+        x, y, sample_weight=weights, out_of_distribution=-x
+    )
+    found = monte_carlo.evaluate(
+        make(x, y, weights), out_of_distribution=make(-x)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+    unweighted = monte_carlo.evaluate(make(x, y))
+    assert unweighted == pytest.approx(monte_carlo.evaluate(x, y), rel=1e-4)
+    assert unweighted["brier_score"] != pytest.approx(expected["brier_score"])
+
+
+def test_the_batches_of_a_data_set_have_masks_of_their_own():
+    x = np.ones((9, 6))
+    monte_carlo = MonteCarlo(classifier(), 4, seed=0)
+    found = monte_carlo.predict(Pairs(x), return_samples=True).samples
+    assert len(np.unique(found.reshape((36, 3)), axis=0)) > 9
+    again = monte_carlo.predict(Pairs(x), return_samples=True).samples
+    np.testing.assert_array_equal(found, again)
+
+
+def test_a_data_set_of_several_inputs_and_outputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    outputs = {"sum": layers.Dropout(0.5)(a) + b, "same": layers.Identity()(b)}
+    monte_carlo = MonteCarlo(keras.Model({"a": a, "b": b}, outputs), 3)
+    x = {"a": random(5, 3), "b": random(5, 3)}
+    y = {"sum": random(5, 3), "same": x["b"] + 2}
+    batches = [
+        tuple({k: v[i : i + 2] for k, v in part.items()} for part in (x, y))
+        for i in (0, 2, 4)
+    ]
+    found = monte_carlo.evaluate(iter(batches))
+    assert found["same"]["mean_squared_error"] == pytest.approx(4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "kwargs", "match"),
+    [
+        (Pairs(random(4, 6)), {}, "`y`. Expected an array.*data set"),
+        (Pairs(random(4, 6)), {"y": [0] * 4}, "`y`. Expected None.*data set"),
+        (
+            Pairs(random(4, 6), [0] * 4),
+            {"sample_weight": [1] * 4},
+            "`sample_weight`. Expected None.*data set",
+        ),
+        (iter([]), {}, "`x`. Expected one example or more"),
+        (iter([3]), {}, "`x`. Expected arrays, a data set"),
+        (iter(["text"]), {}, "`x`. Expected arrays of numbers"),
+        (Pairs(random(4, 5)), {}, r"`x`.*of shape \(None, 6\).*\(3, 5\)"),
+        (
+            random(4, 6),
+            {"y": [0] * 4, "out_of_distribution": Pairs(random(4, 5))},
+            r"`out_of_distribution`.*of shape \(None, 6\).*\(3, 5\)",
+        ),
+    ],
+    ids=[
+        "no-targets",
+        "y",
+        "weight",
+        "empty",
+        "number",
+        "text",
+        "features",
+        "others",
+    ],
+)
+def test_bad_data_sets(x, kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        MonteCarlo(classifier(), 2).evaluate(x, **kwargs)
+
+
 def test_one_sample():
     found = MonteCarlo(classifier(), samples=1).predict(random(5, 6))
     np.testing.assert_array_equal(found.standard_deviation, 0)
