@@ -134,7 +134,7 @@ def batches(data, batch_size, inputs=1):
     Yields:
         An array of shape `(batch, ...)`, or a structure of arrays.
     """
-    if _is_arrays(data, inputs):
+    if isinstance(data, dict) or _is_arrays(data, inputs):
         yield from Examples("data", data, least=0).parts(batch_size)
         return
     for examples, _, _ in of_data_set("data", data):
@@ -236,7 +236,7 @@ def standardized(model, x, argument, shapes=None):
 
 def is_data_set(data: Any) -> bool:
     """Whether data come in batches, and are not arrays."""
-    if isinstance(data, (str, bytes)) or _is_arrays(data, None):
+    if isinstance(data, (str, bytes, dict)) or _is_arrays(data, None):
         return False
     return hasattr(data, "__iter__") or isinstance(data, keras.utils.PyDataset)
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -175,9 +176,9 @@ class MonteCarlo:
 
         Args:
             x: Array, or a list, tuple or dict of arrays, as `model.predict`
-                takes them; or a `tf.data.Dataset`, a `PyDataset` or another
-                iterable of batches, whose targets and sample weights are
-                ignored.
+                takes them; or a data set, also as there: a
+                `tf.data.Dataset`, a `PyDataset`, a PyTorch `DataLoader` or an
+                iterator of batches. Targets and sample weights are ignored.
             batch_size: Positive integer. Largest number of rows in one call
                 of the compiled model, which bounds the memory. Each sample of
                 each example is a row. If `batch_size` is less than `samples`,
@@ -197,15 +198,11 @@ class MonteCarlo:
                 examples, at least one.
         """
         check_boolean("return_samples", return_samples)
-        found, _ = self._predict(_read("x", x), batch_size, return_samples)
-        return found
+        read = (batch.examples for batch in _read("x", x))
+        return self._predict(read, batch_size, return_samples)
 
     def _predict(self, read, batch_size, return_samples=False):
-        """`predict` for batches of any size.
-
-        Returns:
-            The predictions, and the targets and weights of each batch.
-        """
+        """`predict` for an iterable of `Examples`."""
         check_positive_integer("batch_size", batch_size)
         model = self._sampler.model
         # All calls have the same size, since another size would compile the
@@ -219,10 +216,8 @@ class MonteCarlo:
         # `keras.utils.set_random_seed` seeds Python's generator.
         seed = random.getrandbits(64) if self.seed is None else self.seed
         parts: list[Any] = []
-        targets = []
-        for given, *others in read:
+        for given in read:
             given.check(model)
-            targets.append(others)
             size = size if parts else min(size, len(given))
             for start in range(0, len(given), size):
                 rows = np.arange(start, min(start + size, len(given)))
@@ -232,7 +227,15 @@ class MonteCarlo:
                     self._sampler.set_seeds(seed)
                 part = self._drawn(batch, repeats, len(rows), return_samples)
                 parts.append(part)
-        return tree.map_structure(lambda *of: predicted(of), *parts), targets
+        shapes = [[x.mean.shape[1:] for x in tree.flatten(p)] for p in parts]
+        if any(shape != shapes[0] for shape in shapes):
+            raise invalid(
+                given.argument,
+                "batches for which the outputs have one shape, apart from the "
+                "number of examples",
+                sorted({str(shape) for shape in shapes}),
+            )
+        return tree.map_structure(lambda *of: predicted(of), *parts)
 
     def _drawn(self, batch, repeats, examples, kept):
         """The `Samples` of each output, of the first examples of a batch."""
@@ -327,21 +330,25 @@ class MonteCarlo:
           detection of examples that are out of distribution
         """
         check_positive_integer("bins", bins)
-        read = _read("x", x, y, sample_weight)
-        found, of_batches = self._predict(read, batch_size)
-        labels, weights = zip(*of_batches, strict=True)
-        if any(each is None for each in labels):
-            raise invalid(
-                "y",
-                "an array of numbers, or None if `x` is a data set whose "
-                "batches have targets",
-                None,
-            )
+        labels: list[Any] = []
+        weights: list[Any] = []
+
+        def read():
+            for batch in _read_labelled(x, y, sample_weight):
+                labels.append(batch.targets)
+                weights.append(batch.sample_weight)
+                yield batch.examples
+
+        found = self._predict(read(), batch_size)
         predictions = tree.flatten(found)
-        targets = _for_each_output("y", labels, found)
+        graph = graph_of(self._sampler.model)
+        names = graph.output_names if graph else ()
+        targets = _for_each_output("y", labels, found, names)
         of_targets = [np.ones(())] * len(predictions)
-        if not any(each is None for each in weights):
-            of_targets = _for_each_output("sample_weight", weights, found)
+        if weights[0] is not None:
+            of_targets = _for_each_output(
+                "sample_weight", weights, found, names
+            )
         results = [
             measures(
                 prediction.mean,
@@ -355,8 +362,8 @@ class MonteCarlo:
             )
         ]
         if out_of_distribution is not None:
-            read = _read("out_of_distribution", out_of_distribution)
-            others, _ = self._predict(read, batch_size)
+            batches = _read("out_of_distribution", out_of_distribution)
+            others = self._predict((x.examples for x in batches), batch_size)
             for result, inside, outside in zip(
                 results, predictions, tree.flatten(others), strict=True
             ):
@@ -429,52 +436,90 @@ class MonteCarlo:
         return cls(model, **arguments)
 
 
-def _read(
-    argument: str, x: Any, y: Any = None, sample_weight: Any = None
-) -> Iterator[Batch]:
+def _read(argument: str, x: Any) -> Iterator[Batch]:
     """The batches of a data set that have examples; arrays are one batch."""
     if not is_data_set(x):
-        yield Batch(Examples(argument, x), y, sample_weight)
+        yield Batch(Examples(argument, x))
         return
-    for name, value in (("y", y), ("sample_weight", sample_weight)):
-        if value is not None:
-            raise invalid(
-                name, f"None, since `{argument}` is a data set", value
-            )
-    examples = 0
-    for batch in of_data_set(argument, x):
-        if len(batch.examples):
-            examples += len(batch.examples)
-            yield batch
-    if not examples:
+    found = (batch for batch in of_data_set(argument, x) if batch.examples)
+    first = next(found, None)
+    if first is None:
         raise ValueError(
             f"Invalid value received for argument `{argument}`. Expected one "
             "example or more. Received none"
         )
+    yield from itertools.chain([first], found)
 
 
-def _for_each_output(argument, of_batches, outputs):
+def _read_labelled(x: Any, y: Any, sample_weight: Any) -> Iterator[Batch]:
+    """The batches of examples with targets, from both or from a data set."""
+    batches = _read("x", x)
+    given = {"y": y, "sample_weight": sample_weight}
+    if is_data_set(x):
+        for argument, value in given.items():
+            if value is not None:
+                raise invalid(argument, "None, since `x` is a data set", value)
+    else:
+        batches = (Batch(batch.examples, y, sample_weight) for batch in batches)
+    weighted = set()
+    for batch in batches:
+        if batch.targets is None:
+            raise invalid(
+                "y",
+                "an array of numbers, or None if `x` is a data set whose "
+                "batches have targets",
+                None,
+            )
+        weighted.add(batch.sample_weight is not None)
+        if len(weighted) > 1:
+            raise ValueError(
+                "Invalid value received for argument `x`. Expected sample "
+                "weights in all batches or in none. Received: some batches "
+                "with sample weights"
+            )
+        yield batch
+
+
+def _for_each_output(argument, values, outputs, names):
     """The numbers for each output, from values in the structure of outputs.
 
     Args:
         argument: Name of the argument.
-        of_batches: The value for each batch.
+        values: The value for each batch.
         outputs: The predictions.
+        names: Names of the outputs, by which a dict may name its values.
     """
     found: list[Any] = []
     try:
+        if isinstance(outputs, (list, tuple)):
+            outputs = list(outputs)
+            values = [_listed(value, names) for value in values]
         tree.map_structure_up_to(
-            outputs, lambda _, *each: found.append(each), outputs, *of_batches
+            outputs, lambda _, *each: found.append(each), outputs, *values
         )
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Invalid value received for argument `{argument}`. Expected an "
             "array for each output, in the structure of the model's outputs. "
             f"{error}"
         ) from error
-    return [
-        np.concatenate([as_numbers(argument, x) for x in each])
-        if len(each) > 1
-        else as_numbers(argument, each[0])
-        for each in found
-    ]
+    return [_joined(argument, each) for each in found]
+
+
+def _listed(value, names):
+    """The values for a list of outputs; data sets have tuples for lists."""
+    if isinstance(value, dict):
+        return [value[name] for name in names]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _joined(argument, of_batches):
+    """The numbers of all batches in one array."""
+    arrays = [as_numbers(argument, each) for each in of_batches]
+    if len(arrays) == 1:
+        return arrays[0]
+    shapes = [x.shape for x in arrays]
+    if len({shape[1:] for shape in shapes}) > 1:
+        expected = "batches of one shape, apart from the number of examples"
+        raise invalid(argument, expected, shapes)
+    return np.concatenate(arrays)

@@ -751,10 +751,69 @@ def test_a_data_set_of_several_inputs_and_outputs():
     assert found["same"]["mean_squared_error"] == pytest.approx(4, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_targets_of_several_outputs_in_the_containers_of_keras(kind):
+    inputs = keras.Input((3,))
+    outputs = kind(
+        [
+            layers.Identity(name="same")(inputs),
+            layers.Dropout(0.5, name="dropped")(inputs),
+        ]
+    )
+    monte_carlo = MonteCarlo(keras.Model(inputs, outputs), 3, seed=0)
+    x = random(4, 3)
+    y = [x + 2, random(4, 3)]
+    same, dropped = monte_carlo.evaluate(x, kind(y))
+    assert same["mean_squared_error"] == pytest.approx(4, rel=1e-5)
+    named = {"dropped": y[1], "same": y[0]}
+    for targets in (y, tuple(y), named):
+        for found in (
+            monte_carlo.evaluate(x, targets),
+            monte_carlo.evaluate(iter([(x, targets)])),
+        ):
+            assert isinstance(found, kind)
+            assert list(found) == [same, dropped]
+
+
+def test_targets_are_looked_for_before_any_prediction(monkeypatch):
+    monte_carlo = MonteCarlo(classifier(), 2)
+    monkeypatch.setattr(monte_carlo, "_drawn", None)
+    with pytest.raises(ValueError, match="`y`. Expected an array"):
+        monte_carlo.evaluate(random(4, 6))
+
+
+def sequences():
+    """Batches of sequences that are padded to the length of their longest."""
+    return iter([(random(2, n, 4), np.zeros((2, n), int)) for n in (3, 5)])
+
+
+def test_batches_of_different_lengths():
+    model = sequential(layers.Dropout(0.5), layers.Softmax(), shape=(None, 4))
+    match = r"`x`. Expected batches for which.*\(3, 4\).*\(5, 4\)"
+    with pytest.raises(ValueError, match=match):
+        MonteCarlo(model, 2).evaluate(sequences())
+
+
+def test_a_dict_of_lists_is_no_data_set():
+    rows = {"x": [[1.0] * 6] * 2}
+    with pytest.raises(ValueError, match="`x`. Expected an array, or a list"):
+        MonteCarlo(classifier(), 2).predict(rows)
+
+
 @pytest.mark.parametrize(
     ("x", "kwargs", "match"),
     [
         (Pairs(random(4, 6)), {}, "`y`. Expected an array.*data set"),
+        (
+            iter([(random(4, 6), [0] * 4, [1] * 4), (random(4, 6), [0] * 4)]),
+            {},
+            "`x`. Expected sample weights in all batches or in none",
+        ),
+        (
+            iter([(random(2, 6), [0, 1]), (random(2, 6), [[0], [1]])]),
+            {},
+            r"`y`. Expected batches of one shape.*\(2,\), \(2, 1\)",
+        ),
         (Pairs(random(4, 6)), {"y": [0] * 4}, "`y`. Expected None.*data set"),
         (
             Pairs(random(4, 6), [0] * 4),
@@ -764,7 +823,11 @@ def test_a_data_set_of_several_inputs_and_outputs():
         (iter([]), {}, "`x`. Expected one example or more"),
         (iter([3]), {}, "`x`. Expected arrays, a data set"),
         (iter(["text"]), {}, "`x`. Expected arrays of numbers"),
-        (Pairs(random(4, 5)), {}, r"`x`.*of shape \(None, 6\).*\(3, 5\)"),
+        (
+            Pairs(random(4, 5), [0] * 4),
+            {},
+            r"`x`.*of shape \(None, 6\).*\(3, 5\)",
+        ),
         (
             random(4, 6),
             {"y": [0] * 4, "out_of_distribution": Pairs(random(4, 5))},
@@ -773,6 +836,8 @@ def test_a_data_set_of_several_inputs_and_outputs():
     ],
     ids=[
         "no-targets",
+        "some-weights",
+        "shapes",
         "y",
         "weight",
         "empty",
