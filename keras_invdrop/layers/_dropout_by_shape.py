@@ -15,11 +15,16 @@ class DropoutByShape(StrictConfig, keras.Layer):
     of features by this layer.
 
     Args:
-        parts: List of `InvariantDropout`, or their configs. `build` takes a
-            list with the input shape of each.
+        parts: List of `InvariantDropout`, or their configs.
+        shapes: The input shape of each part, from which `build` builds it.
     """
 
-    def __init__(self, parts: Sequence[InvariantDropout | dict], **kwargs):
+    def __init__(
+        self,
+        parts: Sequence[InvariantDropout | dict],
+        shapes: Sequence[Sequence[int | None]],
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         kinds = InvariantDropout, dict
         if not isinstance(parts, (list, tuple)) or not all(
@@ -33,14 +38,16 @@ class DropoutByShape(StrictConfig, keras.Layer):
             else InvariantDropout.from_config(x)
             for x in parts
         ]
+        self.shapes = [tuple(shape) for shape in shapes]
         self.supports_masking = True
 
     @property
     def rate(self) -> float:
         return self.parts[0].rate
 
-    def build(self, input_shapes):
-        for part, shape in zip(self.parts, input_shapes, strict=True):
+    def build(self, input_shape=None):
+        # Keras passes the shape of the first call, which has one beta only.
+        for part, shape in zip(self.parts, self.shapes, strict=True):
             part.build(shape)
 
     def call(self, inputs, training=False):
@@ -61,4 +68,4 @@ class DropoutByShape(StrictConfig, keras.Layer):
 
     def get_config(self):
         parts = [part.get_config() for part in self.parts]
-        return {**super().get_config(), "parts": parts}
+        return {**super().get_config(), "parts": parts, "shapes": self.shapes}

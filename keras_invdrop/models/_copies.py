@@ -35,6 +35,7 @@ from .._keras import renew
 from .._keras import run_through_graph
 from .._keras import set_own_trainable
 from .._keras import tracker_of
+from ._graph import is_overridden
 from ._graph import new_input_layer
 from ._graph import new_inputs
 
@@ -117,7 +118,7 @@ def compile_like(
     if type(new) is type(model):
         own = _own_compile(model)
     else:
-        own = [x for x in OF_SUBCLASS if _is_overridden(model, x)]
+        own = [x for x in OF_SUBCLASS if is_overridden(model, x)]
     try:
         # `get_compile_config` would require every function to be registered.
         config = compile_config(model)
@@ -154,13 +155,6 @@ def _own_compile(model):
     """`["compile"]` if the class' method takes other arguments than Keras'."""
     arguments = inspect.signature(model.compile).parameters
     return [] if {"optimizer", "loss"} <= set(arguments) else ["compile"]
-
-
-def _is_overridden(model, name):
-    base = keras.Model if graph_of(model) is None else Functional
-    if isinstance(model, keras.Sequential):
-        base = keras.Sequential
-    return getattr(type(model), name) is not getattr(base, name)
 
 
 def _new_metric(metric, copies):

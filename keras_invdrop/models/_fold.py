@@ -7,7 +7,11 @@ from keras import layers
 from keras import tree
 
 from .._checks import check_boolean
+from .._checks import invalid
+from .._keras import compile_config
 from .._keras import graph_of
+from .._keras import operations
+from .._keras import origin
 from ..layers._shifted_dropout import ShiftedDropout
 from ..layers.maxout import Maxout
 from ._copies import Copies
@@ -18,6 +22,7 @@ from ._dropping_layers import rate_in_words
 from ._dropping_layers import rate_of
 from ._graph import Names
 from ._graph import check_model
+from ._graph import followed
 from ._graph import inside_layers
 from ._graph import new_inputs
 from ._graph import run_through
@@ -145,7 +150,11 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     """
     check_boolean("return_report", return_report)
     check_model(model)
-    graph = graph_of(model)
+    graph = followed(model)
+    if graph is None:
+        raise invalid(
+            "model", "a model of a class without a `call` of its own", model
+        )
     inputs = new_inputs(graph)
     folding = _Folding(tensor.name for tensor in tree.flatten(inputs))
     values = run_through(
@@ -156,8 +165,50 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
         values,
     )
     result = keras.Model(inputs, outputs, name=model.name)
+    if _names_matter(model):
+        result = _with_output_names(result, graph.output_names, folding.names)
     compile_like(result, model, folding.copies, trained=False)
     return (result, _report(model, folding)) if return_report else result
+
+
+def _names_matter(model):
+    """Whether losses, metrics or targets may be given by name of output."""
+    names = graph_of(model).output_names
+    if len(names) > 1:
+        return len(set(names)) == len(names)
+    config = compile_config(model) or {}
+    by_name = "loss", "metrics", "weighted_metrics"
+    return any(isinstance(config.get(name), dict) for name in by_name)
+
+
+def _with_output_names(model, output_names, names):
+    """A model with these names of its outputs.
+
+    The layer that gave an output its name may be gone, as a `Dropout` or a
+    nested model is. Then an `Identity` takes its name.
+
+    Args:
+        model: A functional model.
+        output_names: The names.
+        names: The `Names` of its layers.
+    """
+    if model.output_names == output_names:
+        return model
+    outputs = []
+    kept = {
+        id(origin(output))
+        for output, name in zip(model.outputs, output_names, strict=True)
+        if origin(output).name == name
+    }
+    for operation in operations(graph_of(model)):
+        if operation.name in output_names and id(operation) not in kept:
+            operation.name = names.unique(operation.name)
+    for output, name in zip(model.outputs, output_names, strict=True):
+        if origin(output).name != name:
+            output = layers.Identity(name=name, dtype=output.dtype)(output)
+        outputs.append(output)
+    outputs = tree.pack_sequence_as(model.output, outputs)
+    return keras.Model(model.input, outputs, name=model.name)
 
 
 def _report(model, folding):

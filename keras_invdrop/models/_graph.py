@@ -3,14 +3,35 @@
 import itertools
 
 import keras
+from keras import ops
 from keras import tree
 
 from .._checks import invalid
+from .._keras import Functional
 from .._keras import graph_of
 from .._keras import layers_in
 from .._keras import nodes
 from .._keras import origin
 from .._keras import run_through_graph
+
+
+def is_overridden(model, name):
+    """Whether the class of a model has a method of its own with this name."""
+    base = keras.Model if graph_of(model) is None else Functional
+    if isinstance(model, keras.Sequential):
+        base = keras.Sequential
+    return getattr(type(model), name) is not getattr(base, name)
+
+
+def followed(operation):
+    """The graph of a model whose `call` runs the graph and nothing else.
+
+    None for a subclass with a `call` of its own, and for a layer.
+    """
+    graph = graph_of(operation)
+    if graph is None or is_overridden(operation, "call"):
+        return None
+    return graph
 
 
 def calls(graph):
@@ -22,7 +43,7 @@ def calls(graph):
     for node in nodes(graph):
         if node.is_input:
             continue
-        if (nested := graph_of(node.operation)) is not None:
+        if (nested := followed(node.operation)) is not None:
             yield from calls(nested)
         else:
             yield node.operation, node.arguments.keras_tensors
@@ -38,9 +59,12 @@ def inside_layers(model, chosen):
     Returns:
         Dict from those that are not in the graph to a clause that says so.
     """
-    graph = graph_of(model)
+    graph = followed(model)
     if graph is None:
-        return dict.fromkeys(chosen, f"'{model.name}' has no graph of layers")
+        why = "has no graph of layers"
+        if graph_of(model) is not None:
+            why = "is of a class with a `call` of its own"
+        return dict.fromkeys(chosen, f"'{model.name}' {why}")
     around = {
         part: operation
         for operation, _ in calls(graph)
@@ -57,12 +81,11 @@ def inside_layers(model, chosen):
 
 def check_callable(model):
     """Returns `model`, a Keras model that has been built."""
-    is_subclass = (
-        isinstance(model, keras.Model)
-        and not isinstance(model, keras.Sequential)
-        and graph_of(model) is None
-    )
-    if not is_subclass:
+    if not isinstance(model, keras.Model) or graph_of(model) is not None:
+        return check_model(model)
+    # Keras cannot follow some layers, such as a `TorchModuleWrapper`, and then
+    # makes no graph of a sequential model.
+    if isinstance(model, keras.Sequential) and not model.built:
         return check_model(model)
     if not model.built:
         raise invalid(
@@ -137,15 +160,34 @@ def run_through(graph, inputs, call):
 
     Returns:
         The values of the outputs, in their structure.
+
+    Raises:
+        ValueError: If a nested model is called with a tensor as its `mask`.
     """
 
     def call_any(operation, *args, **kwargs):
-        nested = graph_of(operation)
+        nested = followed(operation)
         if nested is None:
             return call(operation, *args, **kwargs)
+        if any(map(_has_dtype, tree.flatten(kwargs.get("mask")))):
+            raise ValueError(
+                f"Model '{operation.name}' is called with the argument `mask`, "
+                "which cannot be followed into the model. Pass the mask to the "
+                "layers that need it, or make it in a layer, such as "
+                "`Embedding(..., mask_zero=True)`."
+            )
         inner = args[0] if args else next(iter(kwargs.values()))
         if isinstance(inner, dict) and not isinstance(nested.input, dict):
             inner = [inner[tensor.name] for tensor in nested.inputs]
+        # As a model does with its inputs.
+        inner = [
+            call(_cast(tensor.dtype), value)
+            if _has_dtype(value) and value.dtype != tensor.dtype
+            else value
+            for value, tensor in zip(
+                tree.flatten(inner), nested.inputs, strict=True
+            )
+        ]
         return run_through(nested, inner, call)
 
     outputs = run_through_graph(
@@ -155,6 +197,15 @@ def run_through(graph, inputs, call):
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
         return outputs[0]
     return outputs
+
+
+def _has_dtype(value):
+    return getattr(value, "dtype", None) is not None
+
+
+def _cast(dtype):
+    """The operation that casts to `dtype`."""
+    return origin(ops.cast(keras.KerasTensor((1,), "bool"), dtype))
 
 
 def inlined(model):

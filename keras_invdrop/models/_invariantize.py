@@ -245,7 +245,7 @@ def _build(model, inputs):
         if inputs is not None:
             model(inputs)
             return
-        if not isinstance(model, keras.Sequential):
+        if not isinstance(model, keras.Sequential) or model.built:
             raise invalid(
                 "inputs",
                 f"an example of the input of model '{model.name}', which is a "
@@ -437,4 +437,4 @@ def _invariant(candidate, shared_axes, **kwargs):
         InvariantDropout(**{**kwargs, "name": f"{layer.name}_{i}"})
         for i, _ in enumerate(shapes)
     ]
-    return DropoutByShape(parts, **of_layer), shapes
+    return DropoutByShape(parts, shapes, **of_layer), shapes[0]

@@ -97,6 +97,10 @@ class Shifted:
         return self.shift is None and self.scale == 1
 
     @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
     def rank(self) -> int:
         return len(self.tensor.shape)
 

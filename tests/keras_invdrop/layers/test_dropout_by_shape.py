@@ -15,7 +15,8 @@ from keras_invdrop.layers._dropout_by_shape import DropoutByShape
     ],
 )
 def test_an_altered_config_is_refused(changes, message):
-    config = DropoutByShape([InvariantDropout(0.5)]).get_config() | changes
+    layer = DropoutByShape([InvariantDropout(0.5)], [(None, 3)])
+    config = layer.get_config() | changes
     config = {k: value for k, value in config.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         DropoutByShape.from_config(config)

@@ -26,6 +26,39 @@ def dense_net():
 
 
 @keras.saving.register_keras_serializable()
+class Doubled(keras.Sequential):
+    """A sequential model with a `call` of its own."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+@keras.saving.register_keras_serializable()
+class WithoutOutputSpec(layers.Layer):
+    """A layer of which Keras does not know the output before a call."""
+
+    def call(self, inputs):
+        return inputs + 1
+
+    def compute_output_spec(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def without_graph():
+    """A built sequential model of which Keras makes no graph."""
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            WithoutOutputSpec(),
+            layers.Dropout(0.5),
+            layers.Dense(2),
+        ]
+    )
+    model(random(1, 5))
+    return model
+
+
+@keras.saving.register_keras_serializable()
 class Cell(layers.Layer):
     """A recurrent cell that drops its input."""
 

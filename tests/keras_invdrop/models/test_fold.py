@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from small_models import Doubled
 from small_models import Drawing
 from small_models import dense_net
 from small_models import efficient_net
@@ -505,6 +506,88 @@ def test_nested_models():
     assert len({layer.name for layer in folded.layers}) == 4
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner"), [("uint8", "float32"), ("float32", "int32")]
+)
+def test_a_nested_model_casts_its_inputs(outer, inner, tmp_path):
+    inputs = keras.Input((4,), dtype=inner)
+    x = layers.Rescaling(2.0, dtype="float32")(inputs * 2)
+    x = InvariantDropout(0.5)(x)
+    nested = keras.Model(inputs, layers.Dense(2)(x))
+    inputs = keras.Input((4,), dtype=outer)
+    model = varied(keras.Model(inputs, nested(inputs)))
+    # Doubled, these numbers do not fit in 8 bits.
+    x = np.random.default_rng(0).uniform(150, 255, (3, 4)).astype(outer)
+    folded = assert_folded(model, x)
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), folded.predict(x, verbose=0)
+    )
+
+
+def test_a_nested_model_with_a_call_of_its_own_stays():
+    nested = Doubled(
+        [
+            keras.Input((6,)),
+            InvariantDropout(0.5, name="drop"),
+            layers.Dense(2),
+        ],
+        name="nested",
+    )
+    model, x = varied(sequential(nested)), random(3, 6)
+    folded, (row,) = fold(model, return_report=True)
+    assert kinds(folded) == ["Doubled"]
+    np.testing.assert_array_equal(
+        folded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    assert row.path == "nested/drop"
+    assert "what 'nested', a `Doubled`, does" in row.reason
+
+
+def test_outputs_keep_the_names_by_which_they_are_evaluated(tmp_path):
+    inputs = keras.Input((6,))
+    first = keras.Sequential(
+        # The name of the other output.
+        [keras.Input((6,)), layers.Dropout(0.5), layers.Dense(2, name="b")],
+        name="a",
+    )
+    second = layers.Dropout(0.5, name="b")
+    x = InvariantDropout(0.5)(inputs)
+    third = layers.Conv1D(2, 3, padding="same", activation="relu", name="c")
+    y = third(layers.Reshape((3, 2))(x))
+    model = varied(keras.Model(inputs, [first(x), second(x), y]))
+    model.compile(
+        "sgd",
+        {"a": "mse", "b": "mae", "c": "mse"},
+        metrics={"a": ["mae"]},
+    )
+    x = random(8, 6)
+    y = {"a": random(8, 2), "b": random(8, 6), "c": random(8, 3, 2)}
+    folded = assert_folded(model, x)
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    expected = model.evaluate(x, y, verbose=0)
+    for found in (folded, loaded):
+        assert found.output_names == ["a", "b", "c"]
+        assert found.evaluate(x, y, verbose=0) == pytest.approx(
+            expected, rel=1e-5
+        )
+
+
+def test_one_output_keeps_its_name_only_if_losses_use_it():
+    inputs = keras.Input((6,))
+    dense = layers.Dense(2, name="dense")
+    model = keras.Model(inputs, layers.Dropout(0.5, name="last")(dense(inputs)))
+    assert fold(model).output_names == ["dense"]
+    model.compile("sgd", {"last": "mse"})
+    x, y = random(8, 6), random(8, 2)
+    expected = model.evaluate(x, y, verbose=0)
+    folded = fold(model)
+    assert folded.output_names == ["last"]
+    assert folded.evaluate(x, y, verbose=0) == pytest.approx(expected)
+
+
 def test_sizes_that_are_not_fixed():
     shared = SharedInvariantDropout(0.5, "channels_last", scaling="test")
     model = sequential(
@@ -808,6 +891,16 @@ def test_compiled_as_the_model_was():
     assert found == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
 
 
+def masked_nested():
+    """A model that passes a mask to a nested one."""
+    inputs = keras.Input((5, 3))
+    x = layers.GlobalAveragePooling1D()(InvariantDropout(0.5)(inputs))
+    nested = keras.Model(inputs, layers.Dense(2)(x), name="nested")
+    words = keras.Input((5,), dtype="int32")
+    x = nested(layers.Embedding(9, 3)(words), mask=words > 0)
+    return keras.Model(words, x)
+
+
 class MyInvariantDropout(InvariantDropout):
     pass
 
@@ -827,8 +920,13 @@ class Subclassed(keras.Model):
         (lambda: None, "`model`. Expected a `keras.Model`"),
         (lambda: Subclassed(), "`model`. Expected a functional"),
         (lambda: keras.Sequential([layers.Dense(2)]), "been built"),
+        (
+            lambda: Doubled([keras.Input((3,)), layers.Dropout(0.5)]),
+            "`model`. Expected a model of a class without a `call`",
+        ),
+        (masked_nested, "'nested' is called with the argument `mask`"),
     ],
-    ids=["subclass", "none", "subclassed", "unbuilt"],
+    ids=["subclass", "none", "subclassed", "unbuilt", "call", "mask"],
 )
 def test_bad_models(model, match):
     with pytest.raises(ValueError, match=match):

@@ -4,11 +4,15 @@ import pytest
 from keras import layers
 from keras import ops
 from small_models import random
+from small_models import without_graph
 
 from keras_invdrop import InvariantDropout
+from keras_invdrop import MonteCarlo
 from keras_invdrop import RunningAverageDropout
 from keras_invdrop import SpatialInvariantDropout
+from keras_invdrop import calibrate
 from keras_invdrop import invariantize
+from keras_invdrop import variance_report
 
 HAS_KERAS_HUB = keras.__version__ >= "3.15"  # which KerasHub needs
 if HAS_KERAS_HUB:
@@ -496,6 +500,32 @@ def test_a_beta_for_each_number_of_features():
     drops = by_class(new, InvariantDropout)
     assert sorted(tuple(x.beta.shape) for x in drops) == [(3,), (4,)]
     assert_same_predictions(model, new, [random(2, 3), random(2, 4)])
+
+
+def test_a_beta_for_each_number_of_features_in_a_clone():
+    inputs = keras.Input((4,))
+    drop = layers.Dropout(0.5)
+    x = drop(layers.Dense(6)(drop(inputs)))
+    new = invariantize(keras.Model(inputs, layers.Dense(2)(x)))
+    for i, layer in enumerate(by_class(new, InvariantDropout)):
+        layer.set_shift(random(*layer.beta.shape, seed=i))
+    clone = keras.models.clone_model(new)
+    clone.set_weights(new.get_weights())
+    assert_same_predictions(new, clone, random(3, 4))
+
+
+def test_a_sequential_model_without_a_graph():
+    model, x = without_graph(), random(3, 5)
+    with pytest.raises(ValueError, match="`inputs`. Expected an example"):
+        invariantize(model)
+    new = invariantize(model, inputs=x)
+    assert_same_predictions(model, new, x)
+    calibrated = calibrate(new, x, keep_predictions=False)
+    (drop,) = by_class(calibrated, InvariantDropout)
+    mean = -(x + 1).mean(axis=0)
+    np.testing.assert_allclose(ops.convert_to_numpy(drop.beta), mean, rtol=1e-5)
+    assert MonteCarlo(model, 4).predict(x).mean.shape == (3, 2)
+    assert len(variance_report(calibrated, x)) == 1
 
 
 class Holder(layers.Layer):
