@@ -334,7 +334,8 @@ class Recipe:
         factors = dict(self.learning_rate_factors)
         check_not_negative("beta_factor", self.beta_factor)
         if self.beta_factor != 1:
-            for name in beta_layers:
+            # Layers in different blocks may have the same name.
+            for name in dict.fromkeys(beta_layers):
                 factors[name] = factors.get(name, 1) * self.beta_factor
         averaged: dict[str, Any] = {}
         if self.ema_momentum is not None:

@@ -14,7 +14,9 @@ class BestEpoch(keras.callbacks.Callback):
     """Callback that keeps the weights of the best epoch.
 
     Among equally good epochs the callback keeps the first. If the optimizer
-    averages the weights (`use_ema`), the callback keeps the averages.
+    averages the weights (`use_ema`), the callback keeps the averages. Epochs
+    without validation, as with `validation_freq=2`, do not count if `monitor`
+    begins with `"val_"`.
 
     Args:
         monitor: Name of the loss or metric by which to compare epochs, such as
@@ -32,7 +34,8 @@ class BestEpoch(keras.callbacks.Callback):
     Raises:
         ValueError: If `mode` is not one of these; when an epoch ends, if no
             loss or metric has the name `monitor`, or if Keras does not know
-            which of its values are better.
+            which of its values are better; when training ends, if no epoch had
+            a validation that `monitor` needs.
 
     Example:
 
@@ -56,17 +59,36 @@ class BestEpoch(keras.callbacks.Callback):
         self.epoch: int | None = None
         self.best: float | None = None
         self.weights: list[np.ndarray] = []
+        self._skipped = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._begin()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._not_validated(logs or {}):
+            self._skipped = True
+            return
         value = self._value(logs or {})
         if not self._better(value):
             return
         self.epoch, self.best = epoch, value
         with averaged(self.model):
             self.weights = self.model.get_weights()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._skipped and self.epoch is None:
+            raise invalid(
+                "monitor",
+                "a loss or metric of the training examples, as no epoch had a "
+                "validation: pass `validation_data` to `model.fit`, or another "
+                "`monitor`",
+                self.monitor,
+            )
+
+    def _not_validated(self, logs: dict[str, Any]) -> bool:
+        """Whether `monitor` needs a validation that this epoch did not have."""
+        needed = (self.monitor or "").startswith("val_")
+        return needed and not any(name.startswith("val_") for name in logs)
 
     def _value(self, logs: dict[str, Any]) -> float | None:
         if self.monitor is None:

@@ -93,7 +93,7 @@ class ExactResume(Reseed):
         )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._history: dict[str, list[float]] = {}
+        self._history: dict[str, list[Any]] = {}
         self._epochs: list[int] = []
         if not self.model.built:
             raise ValueError(
@@ -126,7 +126,9 @@ class ExactResume(Reseed):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epochs.append(epoch)
         for name, value in (logs or {}).items():
-            self._history.setdefault(name, []).append(float(value))
+            self._history.setdefault(name, []).append(
+                float(value) if np.ndim(value) == 0 else np.array(value)
+            )
         arrays = {
             f"variable_{i}": keras.ops.convert_to_numpy(variable)
             for i, variable in enumerate(self._variables())
@@ -135,7 +137,7 @@ class ExactResume(Reseed):
         state = {
             "training": self._training(),
             "epochs": self._epochs,
-            "history": self._history,
+            "history": _packed(self._history, kept),
             "stopped": bool(self.model.stop_training),
             "callbacks": [_state(each, kept) for each in self.callbacks],
         }
@@ -198,8 +200,13 @@ class ExactResume(Reseed):
         for callback, attributes in zip(
             self.callbacks, state["callbacks"], strict=True
         ):
-            vars(callback).update(_unpacked(attributes, kept))
-        self._history, self._epochs = state["history"], state["epochs"]
+            found = _unpacked(attributes, kept)
+            if getattr(callback, "monitor_op", self) is None:
+                # Keras changes the sign when it sets the operation.
+                found.pop("min_delta", None)
+            vars(callback).update(found)
+        self._history = _unpacked(state["history"], kept)
+        self._epochs = state["epochs"]
         following = self._epochs[-1] + 1
         if state["stopped"]:
             following = self.params["epochs"]

@@ -18,7 +18,9 @@ def check_pair(argument, value):
 
 
 def check_padding(padding):
-    """Returns `padding`, one of "valid" and "same"."""
+    """Returns `padding`, "valid" or "same" in lower case, as Keras does."""
+    if isinstance(padding, str):
+        padding = padding.lower()
     return check_choice("padding", padding, ("valid", "same"))
 
 

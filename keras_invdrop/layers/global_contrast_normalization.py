@@ -68,7 +68,8 @@ class GlobalContrastNormalization(StrictConfig, DataLayer):
         epsilon: float = 1e-8,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # Keras would round the inputs to 16 bits before `call`.
+        super().__init__(**{"autocast": False, **kwargs})
         self.scale = check_positive_number("scale", scale)
         self.subtract_mean = check_boolean("subtract_mean", subtract_mean)
         self.use_std = check_boolean("use_std", use_std)

@@ -135,7 +135,10 @@ class StochasticPooling2D(StrictConfig, keras.Layer):
             [ops.zeros_like(passed[..., :1]), passed[..., :-1]], axis=-1
         )
         drawn = ops.logical_and(passed, ops.logical_not(before))
-        return ops.sum(ops.where(drawn, a, 0), axis=-1)
+        pooled = ops.sum(ops.where(drawn, a, 0), axis=-1)
+        # A comparison with a NaN draws nothing. Divergence must not end here.
+        total = total[..., 0]
+        return ops.where(ops.isfinite(total), pooled, ops.cast(total, a.dtype))
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         # As in `ShiftedDropout`, a second pass would draw again.

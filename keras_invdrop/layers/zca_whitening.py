@@ -72,7 +72,8 @@ class ZCAWhitening(StrictConfig, DataLayer):
     """
 
     def __init__(self, epsilon: float = 0.1, **kwargs: Any):
-        super().__init__(**kwargs)
+        # Keras would round the inputs to 16 bits before `call`.
+        super().__init__(**{"autocast": False, **kwargs})
         self.epsilon = check_not_negative("epsilon", epsilon)
         self._adapted = False  # False also if unknown
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
@@ -153,9 +154,10 @@ class ZCAWhitening(StrictConfig, DataLayer):
                 f"examples or more, of which to learn. Received: {count}"
             )
         eigenvalues, vectors = np.linalg.eigh(scatter / (count - 1))
-        # Rounding makes eigenvalues of 0 slightly negative.
+        # Rounding makes eigenvalues of 0 slightly negative or positive.
+        rounding = size * np.finfo("float32").eps * eigenvalues.max()
         variances = np.maximum(eigenvalues, 0) + self.epsilon
-        if variances.min() <= 0:
+        if self.epsilon == 0 and variances.min() <= rounding:
             raise ValueError(
                 "The covariance of the examples is singular: some direction "
                 "does not vary. Take a larger epsilon. "

@@ -118,6 +118,11 @@ def test_the_beta_factor_applies_only_with_beta():
     assert Recipe().optimizer(5, ["drop"]).learning_rate_factors == {}
 
 
+def test_the_beta_factor_applies_once_to_layers_of_one_name():
+    optimizer = Recipe(beta_factor=10.0).optimizer(1, ["drop", "drop"])
+    assert optimizer.learning_rate_factors == {"drop": 10.0}
+
+
 def test_the_beta_factor_leaves_the_beta_of_batch_normalization():
     model = keras.Sequential(
         [

@@ -82,6 +82,22 @@ def test_each_fit_begins_anew():
     assert followed(best, [2.0]).epoch == 0
 
 
+def test_epochs_without_validation_do_not_count():
+    model = model_of()
+    x = np.ones((2, 1), "float32")
+
+    def fit(best, **options):
+        model.fit(x, 2 * x, verbose=0, epochs=4, callbacks=[best], **options)
+
+    best = BestEpoch()
+    fit(best, validation_data=(x, x), validation_freq=2)
+    # The weights stay the same, and epochs 1 and 3 are validated.
+    assert (best.epoch, best.best) == (1, 0.0)
+    fit(BestEpoch("loss"))
+    with pytest.raises(ValueError, match="`monitor`.*`validation_data`"):
+        fit(BestEpoch())
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="`mode`. Expected one of 'auto', 'm"):
         BestEpoch(mode="largest")

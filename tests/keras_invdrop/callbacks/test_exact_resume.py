@@ -130,6 +130,59 @@ def test_history_and_callbacks_continue(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_smallest_change_survives_a_resume(tmp_path):
+    def callbacks():
+        # The loss never falls by so much after the first epoch.
+        return [
+            keras.callbacks.ReduceLROnPlateau(
+                "loss", 0.5, patience=2, min_delta=10.0
+            )
+        ]
+
+    model, expected = fitted(tmp_path / "one", before=callbacks(), epochs=8)
+    for stopped in (1, 4):
+        with pytest.raises(Stopped):
+            fitted(tmp_path / "two", stopped, before=callbacks(), epochs=8)
+    resumed, history = fitted(tmp_path / "two", before=callbacks(), epochs=8)
+    assert len(set(expected.history["learning_rate"])) > 2
+    assert history.history == expected.history
+    assert weights(resumed) == weights(model)
+
+
+def test_metrics_of_several_values(tmp_path):
+    def model():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(2, activation="softmax")]
+        )
+        metrics = [keras.metrics.F1Score()]
+        model.compile("sgd", "categorical_crossentropy", metrics=metrics)
+        return model
+
+    def fit(path, stopped=None):
+        resume = ExactResume(path)
+        after = [] if stopped is None else [stop_after(stopped)]
+        return (
+            model()
+            .fit(
+                resume.shuffled(X, np.eye(2)[np.arange(len(X)) % 2], 5),
+                epochs=3,
+                shuffle=False,
+                verbose=0,
+                callbacks=[resume, *after],
+            )
+            .history
+        )
+
+    expected = fit(tmp_path / "one")
+    with pytest.raises(Stopped):
+        fit(tmp_path / "two", 0)
+    found = fit(tmp_path / "two")
+    assert np.shape(expected["f1_score"]) == (3, 2)
+    for name in ("loss", "f1_score"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
 def test_early_stopping_survives_a_resume(tmp_path):
     path = tmp_path / "backup"
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)

@@ -139,6 +139,18 @@ class GlobalContrastNormalizationTest(testing.TestCase):
             GlobalContrastNormalization(subtract_mean="yes")
 
 
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_inputs_are_not_rounded_to_16_bits(dtype):
+    x = np.random.default_rng(0).normal(250, 0.1, size=(5, 40))
+    layer = GlobalContrastNormalization(use_std=True, dtype=dtype)
+    exact = GlobalContrastNormalization(use_std=True)
+    found = keras.ops.cast(layer(x.astype("float32")), "float32")
+    # Equal up to the rounding of the output.
+    np.testing.assert_allclose(
+        found, exact(x.astype("float32")), rtol=2.0**-8, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("use_std", [False, True])
 def test_constant_examples_pass_finite_gradients(use_std):
     model = keras.Sequential(

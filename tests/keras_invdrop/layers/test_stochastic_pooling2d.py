@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from keras import ops
 from keras.src import testing
@@ -167,6 +168,29 @@ class StochasticPooling2DTest(testing.TestCase):
             StochasticPooling2D(2, data_format="first")
         with self.assertRaisesRegex(ValueError, "No window of size 3 fits"):
             pool(np.ones((1, 2, 2, 1)), 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_divergence_is_not_hidden(training):
+    layer = StochasticPooling2D(2, data_format="channels_last")
+    x = np.ones((1, 4, 4, 1), "float32")
+    x[0, 0, 1] = np.nan
+    x[0, 2, 2] = np.inf
+    pooled = ops.convert_to_numpy(layer(x, training=training))[0, :, :, 0]
+    np.testing.assert_array_equal(np.isfinite(pooled), [[0, 1], [1, 0]])
+    assert pooled[0, 1] == pooled[1, 0] == 1
+
+
+def test_a_sum_beyond_float16_is_drawn_from():
+    layer = StochasticPooling2D(2, data_format="channels_last", dtype="float16")
+    x = np.full((1, 2, 2, 1), 6e4, "float16")
+    np.testing.assert_array_equal(layer(x, training=True), x[:, :1, :1])
+
+
+def test_padding_in_capitals_as_keras_takes_it():
+    layer = StochasticPooling2D(2, padding="SAME", data_format="channels_last")
+    assert layer(np.ones((1, 3, 3, 1))).shape == (1, 2, 2, 1)
+    assert layer.get_config()["padding"] == "same"
 
 
 def test_integers_are_averaged_as_floats():

@@ -130,6 +130,30 @@ class ZCAWhiteningTest(testing.TestCase):
             ops.cast(outputs, "float32"), exact(x), atol=1e-3, rtol=2.0**-8
         )
 
+    @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    def test_inputs_are_not_rounded_to_16_bits(self, dtype):
+        rng = np.random.default_rng(7)
+        x = np.cumsum(rng.normal(size=(500, 30)), axis=1) + 120
+        exact, layer = ZCAWhitening(0.01), ZCAWhitening(0.01, dtype=dtype)
+        exact.adapt(x)
+        layer.adapt(x)
+        model = keras.Sequential([keras.Input((30,)), layer])
+        # Equal up to the rounding of the output.
+        self.assertAllClose(
+            ops.cast(model(x), "float32"), exact(x), atol=1e-3, rtol=2.0**-8
+        )
+
+    @parameterized.parameters(*range(6))
+    def test_a_direction_that_does_not_vary_is_found(self, seed):
+        x = np.random.default_rng(seed).normal(size=(100, 2))
+        x = np.column_stack([x, x.sum(axis=1)])
+        with self.assertRaisesRegex(ValueError, "singular.*epsilon=0.0"):
+            ZCAWhitening(epsilon=0.0).adapt(x)
+        layer = ZCAWhitening(epsilon=0.0)
+        layer.adapt(x[:, :2])
+        white = ops.convert_to_numpy(layer(x[:, :2]))
+        self.assertAllClose(np.cov(white, rowvar=False), np.eye(2), atol=1e-4)
+
     @parameterized.parameters(0.1, 10.0)
     def test_equals_the_formula(self, epsilon):
         x = correlated()
