@@ -109,6 +109,8 @@ def _trained(found: Mapping[Path, Result]) -> str:
             f"learning rate {first.recipe['learning_rate']:g}, "
             f"maximum norm {first.recipe['max_norm']}"
         )
+        if decay := first.recipe["weight_decay"]:
+            settings += f", weight decay {decay:g}"
     return f"{counted(first.epochs, 'epoch')}, {settings}"
 
 

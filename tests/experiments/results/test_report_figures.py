@@ -101,6 +101,22 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
     }
 
 
+def test_a_weight_decay_is_named(on_digits, lines_with_figures):
+    found = read_result(on_digits / "standard-0.json")
+    of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
+    of_images["recipe"] = found.recipe | {"weight_decay": 5e-4}
+    write_result(
+        on_digits / "relu-0.json", dataclasses.replace(found, **of_images)
+    )
+    shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
+    (line,) = (
+        line
+        for line in lines_with_figures(on_digits)
+        if "(errors-table3-relu.png)" in line
+    )
+    assert ", weight decay 0.0005](" in line
+
+
 def test_own_images_in_rows_of_digits_have_the_curves(
     on_digits, lines_with_figures
 ):
