@@ -103,8 +103,9 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
       `Add`, a `PReLU` with beta as its weight and two `Rescaling` layers take
       its place.
     - Standard dropout, which has no effect at inference, disappears.
-    - Dropout inside other layers stays there, because `fold` does not know
-      which layer comes next. At inference it adds its beta.
+    - Dropout inside other layers, and inside a nested model of a class with a
+      `call` of its own, stays there, because `fold` does not know which layer
+      comes next. At inference it adds its beta.
 
     Args:
         model: A functional or sequential model that has been built, and may
@@ -114,13 +115,14 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     Returns:
         A new functional model for inference, which contains the layers of
         nested models directly. It is compiled with the loss and the metrics of
-        `model`, for `evaluate`; further training would use no dropout, and
-        Keras' default optimizer. With `return_report` a pair: the model, and a
+        `model`, for `evaluate`, and several outputs keep their names; further
+        training would use no dropout, and Keras' default optimizer. With `return_report` a pair: the model, and a
         list with a `Folded` for each layer that drops, which prints as a line.
 
     Raises:
-        ValueError: If `model` is not a Keras model, is not built or has no
-            graph of layers; if a dropout layer of this library is of an
+        ValueError: If `model` is not a Keras model, is not built, has no graph
+            of layers or is of a class with a `call` of its own; if a nested
+            model is called with a tensor as its `mask`; if a dropout layer of this library is of an
             unknown subclass; if `return_report` is not a boolean.
 
     Example:
