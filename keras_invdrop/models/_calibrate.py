@@ -124,8 +124,9 @@ def calibrate(
             iterator would have to be read again; if the input of a call of a
             dropout layer depends on the layer's own output, so that no single
             shift fits; if predictions are to be kept and untrained batch
-            normalisation comes before dropout, or no shift can be set; if
-            another argument is not of the kind described.
+            normalisation comes before dropout, a nested model is called with a
+            tensor as its `mask`, or no shift can be set; if another argument is
+            not of the kind described.
 
     Example:
 

@@ -116,14 +116,16 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
         A new functional model for inference, which contains the layers of
         nested models directly. It is compiled with the loss and the metrics of
         `model`, for `evaluate`, and several outputs keep their names; further
-        training would use no dropout, and Keras' default optimizer. With `return_report` a pair: the model, and a
-        list with a `Folded` for each layer that drops, which prints as a line.
+        training would use no dropout, and Keras' default optimizer. With
+        `return_report` a pair: the model, and a list with a `Folded` for each
+        layer that drops, which prints as a line.
 
     Raises:
         ValueError: If `model` is not a Keras model, is not built, has no graph
             of layers or is of a class with a `call` of its own; if a nested
-            model is called with a tensor as its `mask`; if a dropout layer of this library is of an
-            unknown subclass; if `return_report` is not a boolean.
+            model is called with a tensor as its `mask`; if a dropout layer of
+            this library is of an unknown subclass; if `return_report` is not a
+            boolean.
 
     Example:
 
