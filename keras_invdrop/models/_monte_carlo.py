@@ -176,7 +176,7 @@ class MonteCarlo:
 
         Args:
             x: Array, or a list, tuple or dict of arrays, as `model.predict`
-                takes them; or a data set, also as there: a
+                takes them; or a data set, which `model.predict` takes, too: a
                 `tf.data.Dataset`, a `PyDataset`, a PyTorch `DataLoader` or an
                 iterator of batches. Targets and sample weights are ignored.
             batch_size: Positive integer. Largest number of rows in one call
@@ -344,11 +344,9 @@ class MonteCarlo:
         graph = graph_of(self._sampler.model)
         names = graph.output_names if graph else ()
         targets = _for_each_output("y", labels, found, names)
-        of_targets = [np.ones(())] * len(predictions)
+        weighting = [np.ones(())] * len(predictions)
         if weights[0] is not None:
-            of_targets = _for_each_output(
-                "sample_weight", weights, found, names
-            )
+            weighting = _for_each_output("sample_weight", weights, found, names)
         results = [
             measures(
                 prediction.mean,
@@ -358,7 +356,7 @@ class MonteCarlo:
                 bins,
             )
             for prediction, target, weight in zip(
-                predictions, targets, of_targets, strict=True
+                predictions, targets, weighting, strict=True
             )
         ]
         if out_of_distribution is not None:
