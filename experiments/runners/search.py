@@ -58,7 +58,7 @@ SPACE: dict[str, Draw] = {
     "momentum": _one_of(0.8, 0.9, 0.95, 0.98, 0.99),
     "beta_factor": _one_of(1.0, 3.0, 10.0, 30.0),
     "warm_up": _one_of(0.0, 0.1, 0.2),
-    "weight_decay": _one_of(0.0, 1e-6, 1e-5, 1e-4),
+    "weight_decay": _between(1e-6, 1e-2, log=True),
     "ema_momentum": _one_of(None, 0.99, 0.999, 0.9999),
 }
 
