@@ -37,3 +37,12 @@ class AffineMaxout(StrictConfig, keras.Layer):
 
     def call(self, inputs):
         return self.activation(self.maxout(self.affine()(inputs)))
+
+    def quantized_call(self, inputs):
+        # The inner layer computes in integers; see `get_config`.
+        return self.call(inputs)
+
+    def get_config(self):
+        # `model.quantize` changes the policy of the inner layer alone.
+        policy = keras.dtype_policies.serialize(self.affine().dtype_policy)
+        return {**super().get_config(), "dtype": policy}

@@ -94,7 +94,7 @@ class MaxoutDense(AffineMaxout):
             dtype=self.dtype_policy,
             name="dense",
         )
-        self.maxout = Maxout(self.pieces, dtype=self.dtype_policy)
+        self.maxout = Maxout(self.pieces, dtype=self.compute_dtype)
         self.supports_masking = True
 
     def affine(self) -> Any:

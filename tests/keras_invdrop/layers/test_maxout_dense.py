@@ -1,4 +1,5 @@
 import inspect
+import os
 
 import keras
 import numpy as np
@@ -50,6 +51,20 @@ class MaxoutDenseTest(testing.TestCase):
             ]
             expected[..., unit] = np.max(responses, axis=0)
         self.assertAllClose(layer(x), expected, atol=1e-5)
+
+    def test_a_quantized_layer_can_be_saved_and_cloned(self):
+        model = keras.Sequential([keras.Input((8,)), MaxoutDense(4, 3)])
+        model.quantize("int8")
+        self.assertEqual(model.layers[0].dense.kernel.dtype, "int8")
+        x = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
+        expected = model.predict(x, verbose=0)
+        path = os.path.join(self.get_temp_dir(), "model.keras")
+        model.save(path)
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        for copy in keras.models.load_model(path), clone:
+            self.assertEqual(copy.layers[0].dense.quantization_mode, "int8")
+            self.assertAllClose(copy.predict(x, verbose=0), expected)
 
     def test_without_bias(self):
         layer = MaxoutDense(4, 2, use_bias=False)
