@@ -220,8 +220,10 @@ def plot_errors(
     ax.autoscale(axis="y")
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter(_percentage)
+    low, high = ax.get_ylim()
     # On an axis of two decades more labels would overlap.
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    subs = (2, 5) if high > 10 * low else (1.5, 2, 3, 4, 5, 7)
+    ax.yaxis.set_minor_locator(LogLocator(subs=subs))
     ax.yaxis.set_minor_formatter(_percentage)
     ax.tick_params(axis="y", which="minor", labelsize="small")
     ax.grid(alpha=0.3, which="both")

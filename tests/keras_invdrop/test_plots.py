@@ -179,6 +179,28 @@ def test_the_legend_covers_no_curve(number):
     plt.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([85.0, 28.0], ["30", "40", "50", "70", "100"]),
+        ([80.0, 2.0], ["2", "5", "10", "20", "50", "100"]),
+    ],
+)
+def test_errors_can_be_read_from_the_axis(errors, expected):
+    figure, ax = plt.subplots(layout="constrained")
+    plots.plot_errors({"standard, training": errors}, ax)
+    figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    labels = [
+        (tick.get_position()[1], tick.get_text())
+        for which in ("major", "minor")
+        for tick in ax.yaxis.get_ticklabels(which=which)
+    ]
+    seen = [text for y, text in sorted(labels) if text and low <= y <= high]
+    assert seen == expected
+    plt.close(figure)
+
+
 def test_shared_axes_show_the_curves_of_both():
     figure, axes = plt.subplots(1, 2, sharey=True)
     for ax, errors in zip(axes, ([9.0, 5.0], [80.0, 2.0]), strict=True):
