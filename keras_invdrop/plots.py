@@ -221,7 +221,7 @@ def plot_errors(
     _limit_below(ax, *curves.values())
     ax.yaxis.set_major_formatter(_percentage)
     low, high = ax.get_ylim()
-    # On an axis of two decades more labels would overlap.
+    # On an axis of more than a decade more labels would overlap.
     subs = (2, 5) if high > 10 * low else (1.5, 2, 3, 4, 5, 7)
     ax.yaxis.set_minor_locator(LogLocator(subs=subs))
     ax.yaxis.set_minor_formatter(_percentage)

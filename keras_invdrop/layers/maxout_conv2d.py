@@ -129,7 +129,7 @@ class MaxoutConv2D(AffineMaxout):
         self.maxout = Maxout(
             self.pieces,
             axis=-1 if self.conv.data_format == "channels_last" else 1,
-            dtype=self.dtype_policy,
+            dtype=self.compute_dtype,
         )
 
     def affine(self) -> Any:
