@@ -144,6 +144,11 @@ def _read(path: Path) -> tuple[Split, Split]:
                 f"label {unknown[0]} is in y_test, and not in y_train"
             )
         classes = len(np.unique(train.y))
+        if classes < 2:
+            raise ValueError(
+                "expected two classes or more in y_train. Received: the label "
+                f"{train.y[0]} alone"
+            )
         if train.y.max() >= classes:
             raise ValueError(
                 f"expected labels from 0 to {classes - 1} for the {classes} "

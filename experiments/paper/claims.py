@@ -104,8 +104,8 @@ CLAIMS: tuple[Claim, ...] = (
         "same",
         (("table2/original/invariant", "table2/inverted/invariant"),),
     ),
-    *_images("CIFAR-10, ReLU network", "Table 3", "table3/relu"),
-    *_images("SVHN, ReLU network", "Table 4", "table4/relu"),
+    *_images("the ReLU network of Table 3", "Table 3", "table3/relu"),
+    *_images("the ReLU network of Table 4", "Table 4", "table4/relu"),
     _table_5(
         "standard", "none", "Standard dropout has more code quality than none"
     ),
@@ -114,6 +114,6 @@ CLAIMS: tuple[Claim, ...] = (
         "standard",
         "Invariant dropout has more code quality than standard dropout",
     ),
-    *_images("CIFAR-10, maxout network", "Table 6", "table6/cifar10"),
-    *_images("SVHN, maxout network", "Table 6", "table6/svhn"),
+    *_images("the maxout network for CIFAR-10", "Table 6", "table6/cifar10"),
+    *_images("the maxout network for SVHN", "Table 6", "table6/svhn"),
 )

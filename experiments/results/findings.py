@@ -132,7 +132,7 @@ class Finding:
     @property
     def searches(self) -> list[Selection | None]:
         """The searches that selected the compared rows' settings."""
-        return [_selection(result) for result in self.compared[0]]
+        return [selection(result) for result in self.compared[0]]
 
     @property
     def settings(self) -> list[str]:
@@ -217,12 +217,13 @@ def comparable(result: Result) -> str:
 
 
 def has_own_settings(result: Result) -> bool:
-    """Whether the training has the settings selected for the row."""
+    """Whether the training has the settings of the row's recipe."""
     own = ROWS[result.row].trained(result.recipe["calibrated"])
     return all(result.recipe[name] == getattr(own, name) for name in SELECTED)
 
 
-def _selection(result: Result) -> Selection | None:
+def selection(result: Result) -> Selection | None:
+    """The search that selected the settings of the training; None if none."""
     if not has_own_settings(result):
         return None
     return ROWS[result.row].selected_by(result.recipe["calibrated"])

@@ -57,6 +57,8 @@ class Measurement:
             network's default.
         epochs: Number of epochs of each training.
         backend: Keras' backend.
+        retrained: Whether the network was trained anew on all examples, those
+            for validation included, which `training_examples` then counts.
         settings: Settings of the recipe that differ from the row's, or, on the
             5,000 digits, from the demonstration's.
         seeds, commands: The seeds, and the command line for each seed.
@@ -74,6 +76,7 @@ class Measurement:
     activation: str | None
     epochs: int
     backend: str
+    retrained: bool
     settings: dict[str, Any]
     seeds: list[int]
     commands: list[str]
@@ -123,10 +126,15 @@ class Measurement:
         )
 
     def _data(self) -> str:
+        validation = f"{self.validation_examples:,} for validation"
+        if self.retrained:
+            validation = (
+                f"of which {self.validation_examples:,} for validation at "
+                "first, then retrained on all"
+            )
         return (
             f"{self.source}: {counted(self.training_examples, 'example')} for "
-            f"training, {self.validation_examples:,} for validation, "
-            f"{self.test_examples:,} for test"
+            f"training, {validation}, {self.test_examples:,} for test"
         )
 
     def _code(self) -> str:
@@ -217,4 +225,10 @@ def _conditions(row: Row, result: Result) -> dict[str, Any]:
         for name, value in recipe.items()
         if name != "epochs" and usual.get(name) != value
     }
-    return {**conditions, "epochs": result.epochs, "settings": settings}
+    return {
+        **conditions,
+        "epochs": result.epochs,
+        "retrained": recipe.get("retrain", False)
+        and result.validation_examples > 0,
+        "settings": settings,
+    }

@@ -195,10 +195,11 @@ def claims(results: Iterable[Result]) -> list[str]:
         "open. A single pair decides nothing. In Table 5 a pair is a "
         "partition, with the mean over seeds; the partitions share training "
         "examples, so that the p of their t test is too small. Two rows with "
-        "other settings are compared only if each has those that were "
-        "selected for it; the tables list the settings in which they differ, "
-        "and mark unlike searches. Rows with the same settings are compared "
-        "whether or not these were selected for either.",
+        "other settings are compared only if each has those of its recipe; "
+        "the tables list the settings in which they differ, say where a row "
+        "has no search of its own, and mark unlike searches. Rows with the "
+        "same settings are compared whether or not these were selected for "
+        "either.",
     ]
     for data, of_data in by_data(every, _source):
         lines = [_cells(found) for found in of_data]
@@ -218,7 +219,7 @@ def _cells(found: Finding) -> dict[str, str]:
     """The cells of a finding by column heading."""
     return {
         "claim": found.claim.text,
-        "source": found.claim.source,
+        "source": _claimed(found),
         "difference": _difference(found),
         "with examples": _range(found.interval_with_examples),
         "p": _p(found.inference.p),
@@ -228,6 +229,15 @@ def _cells(found: Finding) -> dict[str, str]:
         "settings": _settings(found),
         "verdict": found.verdict,
     }
+
+
+def _claimed(found: Finding) -> str:
+    """The source of a claim, which is about the paper's data."""
+    row, result = _source(found)
+    source = found.claim.source
+    if result.dataset == row.dataset or not source.startswith("Table"):
+        return source
+    return f"as in {source}"
 
 
 def _difference(found: Finding) -> str:
@@ -252,11 +262,12 @@ def _settings(found: Finding) -> str:
     """The settings and searches in which the compared rows differ."""
     if len(found.settings) == 1:
         return ""
-    alike = len(set(found.searches)) == 1
+    unlike = len(set(found.searches)) > 1
+    if not any(found.settings) and not unlike:
+        return "the same"
+    named = unlike or None in found.searches
     sides = [
-        settings + f" ({search or 'no search of its own'})" * (not alike)
+        settings + f" ({search or 'no search of its own'})" * named
         for settings, search in zip(found.settings, found.searches, strict=True)
     ]
-    if not any(found.settings) and alike:
-        return "the same"
-    return " / ".join(sides) + "; **unlike searches**" * (not alike)
+    return " / ".join(sides) + "; **unlike searches**" * unlike

@@ -18,6 +18,7 @@ from .figures import figure_2
 from .figures import save_figure
 from .findings import comparable
 from .findings import has_own_settings
+from .findings import selection
 from .markdown import heading
 from .measurements import METHOD_LABELS
 from .measurements import METHOD_NAMES
@@ -53,15 +54,15 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     parts = []
     for group in _with_other_settings(groups[False].values()):
         first, name = first_of(group)
-        trained = _trained(group)
+        network, trained = _network(first), _trained(group)
         drawn = error_curves(
             f"{first.training_examples:,} training and "
             f"{first.test_examples:,} test images ({first.source})\n"
-            f"{first.network}, width {first.width:g}\n{trained}",
+            f"{network}\n{trained}",
             histories(group),
         )
         save_figure(drawn, directory / f"errors-{name}.png")
-        title = f"Errors by epoch, {heading(ROWS[first.row], first)}"
+        title = f"Errors by epoch, {heading(ROWS[first.row], first)}, {network}"
         parts.append(f"![{title}: {trained}](errors-{name}.png)")
     for group in _with_other_settings(groups[True].values()):
         first, name = first_of(group)
@@ -82,14 +83,14 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
             and (saved := path.with_suffix(".keras")).exists()
         ]
         model = keras.saving.load_model(from_zero[0]) if from_zero else None
-        trained = _trained(group)
+        trained = ", ".join([*_conditions(first), _trained(group)])
         drawn = figure_1(dataset, histories(group), model, trained)
         figures = {"Figure 1": drawn}
         if model is not None:
             figures["Figure 2"] = figure_2([(dataset, model)])
         about = (
-            f"{heading(ROWS[first.row], first)}, {first.encoding} encoding: "
-            f"{trained}"
+            f"{heading(ROWS[first.row], first)}, {_network(first)}: "
+            f"{_trained(group)}"
         )
         for title, drawn in figures.items():
             file = f"{title.lower().replace(' ', '')}-{name}.png"
@@ -98,12 +99,32 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
     return parts
 
 
+def _network(result: Result) -> str:
+    """The network of a figure, its encoding, and other conditions."""
+    encoding = [f"{result.encoding} encoding"] * (ROWS[result.row].table == 2)
+    return ", ".join([result.network, *encoding, *_conditions(result)])
+
+
+def _conditions(result: Result) -> list[str]:
+    """The unusual conditions that all trainings of a figure share."""
+    found = []
+    if result.width != 1:
+        found.append(f"width {result.width:g}")
+    if result.activation is not None:
+        found.append(f"{result.activation} units")
+    if decay := result.recipe["beta_decay"]:
+        found.append(f"beta_decay {decay:g}")
+    return found
+
+
 def _trained(found: Mapping[Path, Result]) -> str:
     """The length and the settings of trainings in a figure, in a few words."""
     first = next(iter(found.values()))
     if _compares_settings(found):
         return f"{METHOD_NAMES[_method(first)]}, with different settings"
     settings = "settings selected for each method"
+    if None in map(selection, found.values()):
+        settings = "settings of each row's recipe"
     if not has_own_settings(first):
         settings = (
             f"learning rate {first.recipe['learning_rate']:g}, "
@@ -132,7 +153,8 @@ def _settings(result: Result) -> dict[str, Any]:
 def _changes(result: Result) -> tuple[int, int]:
     """The number of settings that are not the recipe's, and the epochs."""
     (measured,) = measurements(ROWS[result.row], [result])
-    return len(measured.settings), result.epochs
+    changed = set(measured.settings) - {"calibrated"}
+    return len(changed), result.epochs
 
 
 def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:
@@ -155,16 +177,30 @@ def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:
 
 
 def _setting_labels(found: Mapping[Path, Result]) -> dict[Path, str]:
-    """What each result changes of the usual settings, which come first."""
+    """What each result changes of the recipe, or of the first result.
+
+    A first result that has other settings than the recipe is named by those in
+    which the results differ.
+    """
     paths = sorted(found, key=lambda path: _changes(found[path]))
     usual = _settings(found[paths[0]])
+
+    def changes(path: Path) -> list[str]:
+        settings = _settings(found[path])
+        return [name for name in settings if settings[name] != usual[name]]
+
+    same = ["epochs"]
+    if _changes(found[paths[0]])[0]:
+        same = [
+            *dict.fromkeys(name for path in paths for name in changes(path))
+        ]
     labels = {}
     for path in paths:
         settings = _settings(found[path])
-        changed = [name for name in settings if settings[name] != usual[name]]
         # Without a comma, before which labels of equal colour agree.
         labels[path] = " and ".join(
-            f"{name} {settings[name]}" for name in changed or ["epochs"]
+            f"{name} {settings[name]}".replace(", ", "/")
+            for name in changes(path) or same
         )
     return labels
 

@@ -1,8 +1,10 @@
-"""Writes one table of the measurements into a file such as README.md."""
+"""Writes tables of the measurements into a file such as README.md."""
 
 from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import chain
-from itertools import product
 from pathlib import Path
 from string import ascii_letters
 
@@ -24,11 +26,11 @@ MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def write_summary(directory: Path, path: Path) -> None:
-    """Writes one table of the measurements into a Markdown file.
+    """Writes tables of the measurements into a Markdown file.
 
     Args:
         directory: Directory with the results (`.json`), at any depth.
-        path: A file with the lines `MARKS`. The table replaces the text
+        path: A file with the lines `MARKS`. The tables replace the text
             between these lines, see `summary`.
 
     Raises:
@@ -51,64 +53,119 @@ def write_summary(directory: Path, path: Path) -> None:
 
 
 def summary(results: Iterable[Result]) -> list[str]:
-    """The test errors as one Markdown table, with a line per method.
+    """The test errors as Markdown tables, followed by their notes.
 
-    Among several measurements of a row, the table shows the one with the most
-    training examples, then the row's own settings, then the most seeds, then
-    the most epochs, separately for beta from 0 and calibrated. The table leaves
-    out networks and methods without measurements.
+    The network of Table 2 has a table with a line per method and a column per
+    encoding; the other networks share one with a line per network and method
+    and a column per data set. Both leave out lines without measurements.
     """
     results = list(results)
-    # By method and column; a column is a network and its data.
-    cells: dict[str, dict[tuple[str, str], list[str]]]
-    cells = {name: {} for name in METHOD_NAMES.values()}
-    columns: dict[tuple[str, str], str] = {}
+    shown = [
+        (row, each)
+        for row in ROWS.values()
+        if row.unit == "%"
+        for each in _shown(measurements(row, results))
+    ]
     notes: dict[str, str] = {}
-    for row in ROWS.values():
-        if row.unit != "%":
-            continue
-        measured = measurements(row, results)
-        for calibrated in (False, True):
-            found = [each for each in measured if each.calibrated == calibrated]
-            if not found:
-                continue
-            largest = max(
+    for _, each in shown:
+        notes.setdefault(each.short_note, ascii_letters[len(notes)])
+    parts = [
+        _table(headings, of_rows, notes)
+        for headings, of_rows in (
+            (["test error (%)"], [x for x in shown if x[0].table == 2]),
+            (
+                ["network", "test error (%)"],
+                [x for x in shown if x[0].table != 2],
+            ),
+        )
+        if of_rows
+    ]
+    if parts:
+        lettered = (f"<sup>{x}</sup> {note}" for note, x in notes.items())
+        parts.append("<br>\n".join(lettered))
+    return parts
+
+
+def _shown(measured: Iterable[Measurement]) -> Iterator[Measurement]:
+    """The largest measurement of a row for each start of beta.
+
+    The largest has the most training examples, then the widest network, then
+    the row's own settings, then the most seeds, then the most epochs.
+    """
+    measured = list(measured)
+    for calibrated in (False, True):
+        found = [each for each in measured if each.calibrated == calibrated]
+        if found:
+            yield max(
                 found,
                 key=lambda each: (
                     each.training_examples,
-                    not set(each.settings) - {"calibrated"},
+                    each.width,
+                    each.activation is None
+                    and not set(each.settings) - {"calibrated"},
                     len(each.seeds),
                     each.epochs,
                 ),
             )
-            column = row.id.rpartition("/")[0], _title(row, largest)
-            full = "" if largest.width == 1 else ", full width"
-            columns[column] = f"*paper{full}*"
-            letter = notes.setdefault(
-                largest.short_note, ascii_letters[len(notes)]
-            )
-            seeds = counted(len(largest.seeds), "seed")
-            cells[METHOD_NAMES[row.method, calibrated]][column] = [
-                f"{largest.figure} ({seeds}) <sup>{letter}</sup>",
-                f"*{row.printed:.2f}*" if largest.in_the_paper else "",
+
+
+def _table(
+    headings: Sequence[str],
+    shown: Iterable[tuple[Row, Measurement]],
+    notes: Mapping[str, str],
+) -> str:
+    """One table of measurements.
+
+    Args:
+        headings: The headings of the cells that begin a line: the method, or
+            the network and the method.
+        shown: The measurements, at most one for each row and start of beta.
+        notes: The letter of each note.
+    """
+    columns: dict[str, tuple[Row, Measurement]] = {}
+    # By network and method, then by the title of the column.
+    lines: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row, each in shown:
+        title = _title(row, each)
+        columns.setdefault(title, (row, each))
+        seeds = counted(len(each.seeds), "seed")
+        cells = [f"{each.figure} ({seeds}) <sup>{notes[each.short_note]}</sup>"]
+        if each.dataset == row.dataset:
+            cells.append(f"*{row.printed:.2f}*" * each.in_the_paper)
+        lines.setdefault(_line(row, each.calibrated), {})[title] = cells
+    header = [*headings]
+    for title, (row, each) in columns.items():
+        # On other data than the paper's, its figures are no comparison.
+        own = each.dataset == row.dataset
+        paper = "*paper*" if each.width == 1 else "*paper, full width*"
+        header += [title, *[paper] * own]
+        for other in ROWS.values():
+            line = lines.get(_line(other, calibrated=False))
+            alike = other.dataset, other.encoding
+            if line and own and alike == (row.dataset, row.encoding):
+                line.setdefault(title, ["not run", f"*{other.printed:.2f}*"])
+        for line in lines.values():
+            line.setdefault(title, ["", *[""] * own])
+    networks = [*dict.fromkeys(row.network.name for row in ROWS.values())]
+    methods = [*METHOD_NAMES.values()]
+    ordered = sorted(
+        lines, key=lambda x: (networks.index(x[0]), methods.index(x[1]))
+    )
+    return table(
+        header,
+        [
+            [
+                *line[-len(headings) :],
+                *chain(*(lines[line][x] for x in columns)),
             ]
-    if not columns:
-        return []
-    for (of_rows, title), row in product(columns, ROWS.values()):
-        line = cells[METHOD_NAMES[row.method, False]]
-        if row.id.rpartition("/")[0] == of_rows and line:
-            not_run = ["not run", f"*{row.printed:.2f}*"]
-            line.setdefault((of_rows, title), not_run)
-    header = ["test error (%)"]
-    for (_, title), paper in columns.items():
-        header += [title, paper]
-    lines = [
-        [method, *chain(*(line.get(each, ["", ""]) for each in columns))]
-        for method, line in cells.items()
-        if line
-    ]
-    lettered = (f"<sup>{letter}</sup> {note}" for note, letter in notes.items())
-    return [table(header, lines), "<br>\n".join(lettered)]
+            for line in ordered
+        ],
+    )
+
+
+def _line(row: Row, calibrated: bool) -> tuple[str, str]:
+    """The network and the method of a line."""
+    return row.network.name, METHOD_NAMES[row.method, calibrated]
 
 
 def _title(row: Row, measured: Measurement) -> str:

@@ -10,6 +10,8 @@ from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.train.training import run
 from keras_invdrop.experiments.train.trial import Trial
 
+LABELS = "y_train", "y_test"
+
 
 @pytest.fixture
 def arrays():
@@ -135,13 +137,16 @@ def without(arrays, name):
             r"expected integers of shape \(examples,\) in y_train",
         ),
         (
+            lambda a: a | {name: np.ones_like(a[name]) for name in LABELS},
+            "expected two classes or more in y_train. Received: the label 1 "
+            "alone",
+        ),
+        (
             lambda a: a | {"y_test": a["y_test"] + 1},
             "label 3 is in y_test, and not in y_train",
         ),
         (
-            lambda a: (
-                a | {name: a[name] * 2**31 for name in ("y_train", "y_test")}
-            ),
+            lambda a: a | {name: a[name] * 2**31 for name in LABELS},
             "expected labels from 0 to 2 for the 3 classes in y_train. "
             "Received: 4294967296",
         ),

@@ -37,6 +37,27 @@ def test_grouped_by_all_but_the_seed(result):
     assert all(each.half_width is None for each in others)
 
 
+def test_the_note_counts_no_example_twice(result):
+    recipe = dataclasses.asdict(ROW.recipe)
+    found = dataclasses.replace(
+        result, training_examples=120, validation_examples=20, test_examples=40
+    )
+    for retrain, said in (
+        (False, "120 examples for training, 20 for validation, 40 for test"),
+        (
+            True,
+            "120 examples for training, of which 20 for validation at first, "
+            "then retrained on all, 40 for test",
+        ),
+    ):
+        recipe["retrain"] = retrain
+        (measured,) = measurements(
+            ROW, [dataclasses.replace(found, recipe=recipe)]
+        )
+        assert f": {said}; " in measured.note
+        assert f": {said}; " in measured.short_note
+
+
 def test_settings_are_what_the_recipe_does_not_have(result):
     recipe = dataclasses.asdict(ROW.recipe)
     changed = {**recipe, "epochs": 3, "beta_decay": 0.1}

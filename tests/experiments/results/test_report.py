@@ -143,6 +143,32 @@ def test_what_the_paper_did_not_train_has_none_of_its_figures(stored):
     }
 
 
+def test_claims_on_other_data_are_not_the_papers(stored):
+    for path in stored.glob("*.json"):
+        found = read_result(path)
+        write_result(path, dataclasses.replace(found, dataset="pictures.npz"))
+    (line,) = (
+        line
+        for line in lines_of(stored)
+        if "fewer errors than standard" in line
+    )
+    assert "| as in Table 2 | " in line
+
+
+def test_recipes_without_a_search_are_marked(stored, monkeypatch):
+    for name in ("table2/inverted/standard", "table2/inverted/invariant"):
+        monkeypatch.setitem(
+            ROWS, name, dataclasses.replace(ROWS[name], selection=None)
+        )
+    (line,) = (
+        line
+        for line in lines_of(stored)
+        if "fewer errors than standard" in line
+    )
+    assert line.count("(no search of its own)") == 2
+    assert "unlike searches" not in line
+
+
 @pytest.mark.one_backend
 def test_the_report_is_that_of_the_committed_results():
     committed = Path(__file__).parents[3] / "results"

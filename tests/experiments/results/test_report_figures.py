@@ -8,6 +8,7 @@ import matplotlib.image
 import pytest
 from keras_invdrop.applications import mnist_mlp
 from keras_invdrop.applications import recipes
+from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import report
 from keras_invdrop.experiments.results import report_figures
 from keras_invdrop.experiments.results.records import read_result
@@ -16,12 +17,13 @@ from keras_invdrop.experiments.results.records import write_result
 
 # How the results of the fixture were trained, in the titles of the figures.
 TRAINED = "3 epochs, settings selected for each method"
+NETWORK = "784-1000-10, inverted encoding"
 
 
 def test_without_models_the_curves_are_drawn(on_digits, lines_with_figures):
     lines = lines_with_figures(on_digits)
     name = "table2-inverted"
-    title = "Figure 1, 5,000 digits, 4,000 training examples, inverted encoding"
+    title = f"Figure 1, 5,000 digits, 4,000 training examples, {NETWORK}"
     assert f"![{title}: {TRAINED}](figure1-{name}.png)" in lines
     (picture,) = on_digits.glob("*.png")
     assert picture.name == f"figure1-{name}.png"
@@ -39,7 +41,7 @@ def test_with_a_model_both_figures_are_drawn(on_digits, lines_with_figures):
     model.save(on_digits / "invariant-0.keras")
     lines = lines_with_figures(on_digits)
     name = "table2-inverted"
-    title = "Figure 2, 5,000 digits, 4,000 training examples, inverted encoding"
+    title = f"Figure 2, 5,000 digits, 4,000 training examples, {NETWORK}"
     assert f"![{title}: {TRAINED}](figure2-{name}.png)" in lines
     assert sorted(path.name for path in on_digits.glob("*.png")) == [
         f"figure1-{name}.png",
@@ -83,6 +85,58 @@ def test_settings_of_one_method_are_compared(on_digits, lines_with_figures):
     }
 
 
+def test_settings_that_are_not_the_recipe_are_all_named(on_digits):
+    """With their own colours: a comma would separate labels of one colour."""
+    directory = on_digits / "settings"
+    directory.mkdir()
+    found = read_result(on_digits / "invariant-0.json")
+    for i, rates in enumerate([(0.1, 0.3), (0.1, 0.5), (0.1, 0.7)]):
+        recipe = dataclasses.asdict(recipes.DEMO) | {"hidden_rate": rates}
+        write_result(
+            directory / f"{i}.json", dataclasses.replace(found, recipe=recipe)
+        )
+        shutil.copy(on_digits / "invariant-0.csv", directory / f"{i}.csv")
+    assert set(report_figures.histories(results_in(directory))) == {
+        "hidden_rate (0.1/0.3)",
+        "hidden_rate (0.1/0.5)",
+        "hidden_rate (0.1/0.7)",
+    }
+
+
+def test_figures_of_other_conditions_have_other_captions(
+    on_digits, lines_with_figures
+):
+    found = read_result(on_digits / "standard-0.json")
+    decay = {"recipe": found.recipe | {"beta_decay": 0.1}}
+    for i, change in enumerate([{"activation": "tanh"}, {"width": 0.5}, decay]):
+        write_result(
+            on_digits / f"other-{i}.json", dataclasses.replace(found, **change)
+        )
+        shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
+    captions = "\n".join(lines_with_figures(on_digits))
+    for condition in ("", ", tanh units", ", width 0.5", ", beta_decay 0.1"):
+        assert f"{NETWORK}{condition}: {TRAINED}" in captions
+
+
+def test_recipes_that_no_search_selected_are_not_called_selected(
+    on_digits, lines_with_figures
+):
+    found = read_result(on_digits / "standard-0.json")
+    row = ROWS["table6/cifar10/standard"]
+    assert row.selection is None
+    changes = {"row": row.id, "recipe": dataclasses.asdict(row.recipe)}
+    write_result(
+        on_digits / "maxout-0.json", dataclasses.replace(found, **changes)
+    )
+    shutil.copy(on_digits / "standard-0.csv", on_digits / "maxout-0.csv")
+    (line,) = (
+        line
+        for line in lines_with_figures(on_digits)
+        if "(errors-table6-cifar10.png)" in line
+    )
+    assert ": 3 epochs, settings of each row's recipe](" in line
+
+
 def test_other_images_have_the_curves(on_digits, lines_with_figures):
     found = read_result(on_digits / "standard-0.json")
     of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
@@ -91,7 +145,7 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
     )
     shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
     lines = lines_with_figures(on_digits)
-    title = "Errors by epoch, 5,000 digits, 4,000 training examples"
+    title = "Errors by epoch, 5,000 digits, 4,000 training examples, ReLU CNN"
     trained = "3 epochs, learning rate 0.002, maximum norm (None, 4.5, 4.5)"
     assert f"![{title}: {trained}](errors-table3-relu.png)" in lines
     # Table 2 keeps its own numbers.
@@ -124,7 +178,7 @@ def test_own_images_in_rows_of_digits_have_the_curves(
         found = read_result(path)
         write_result(path, dataclasses.replace(found, dataset="pictures.npz"))
     lines = lines_with_figures(on_digits)
-    title = "Errors by epoch, pictures.npz, 4,000 training examples"
+    title = f"Errors by epoch, pictures.npz, 4,000 training examples, {NETWORK}"
     assert f"![{title}: {TRAINED}](errors-table2-inverted.png)" in lines
 
 

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from keras_invdrop.experiments.paper.tables import ROWS
 from keras_invdrop.experiments.results import summary
 
 
@@ -44,13 +45,15 @@ def test_the_summary_has_the_largest_measurement_of_each_row(result):
     table, notes = summary.summary(
         [longer, small, once, calibrated, again, large, bits]
     )
+    network = ROWS["table3/relu/invariant"].network.name
     assert table.splitlines() == [
-        "| test error (%) | CIFAR-10, width 0.25 | *paper, full width* |",
-        "| --- | --- | --- |",
-        "| invariant dropout, beta from 0 | 2.00 (1 seed) <sup>a</sup> | "
-        "*11.70* |",
-        "| invariant dropout, calibrated | 1.25 ± 3.18 (2 seeds) <sup>b</sup> "
-        "|  |",
+        "| network | test error (%) | CIFAR-10, width 0.25 | "
+        "*paper, full width* |",
+        "| --- | --- | --- | --- |",
+        f"| {network} | invariant dropout, beta from 0 | 2.00 (1 seed) "
+        "<sup>a</sup> | *11.70* |",
+        f"| {network} | invariant dropout, calibrated | 1.25 ± 3.18 (2 seeds) "
+        "<sup>b</sup> |  |",
     ]
     first, second = notes.splitlines()
     assert first.startswith("<sup>a</sup> ") and ": 40,000 examples" in first
@@ -74,6 +77,58 @@ def test_the_summary_says_what_was_not_run(result):
         "| invariant dropout, beta from 0 | 5.00 (1 seed) <sup>a</sup> | "
         "*0.91* | not run | *0.94* |",
     ]
+
+
+def test_digits_and_images_have_tables_of_their_own(result):
+    """A network for two data sets has one line per method, not two."""
+    changes = {
+        "table2/inverted/invariant": "mnist",
+        "table3/dnn/standard": "cifar10",
+        "table4/relu/standard": "svhn_cropped",
+        "table3/relu/standard": "cifar10",
+        "table6/svhn/invariant": "svhn_cropped",
+    }
+    digits, images, notes = summary.summary(
+        dataclasses.replace(result, row=row, dataset=dataset)
+        for row, dataset in changes.items()
+    )
+    assert digits.splitlines()[0] == (
+        "| test error (%) | MNIST, inverted | *paper* |"
+    )
+    _, dnn, relu, _, maxout = (ROWS[row].network.name for row in changes)
+    assert images.splitlines() == [
+        "| network | test error (%) | CIFAR-10 | *paper* | SVHN | *paper* |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| {dnn} | standard dropout | 5.00 (1 seed) <sup>b</sup> | *57.80* | "
+        " |  |",
+        f"| {relu} | standard dropout | 5.00 (1 seed) <sup>c</sup> | *12.30* | "
+        "5.00 (1 seed) <sup>c</sup> | *2.80* |",
+        f"| {maxout} | invariant dropout, beta from 0 |  |  | "
+        "5.00 (1 seed) <sup>d</sup> | *2.33* |",
+    ]
+    assert len(notes.splitlines()) == 4
+
+
+def test_other_data_than_the_papers_have_none_of_its_figures(result):
+    own = dataclasses.replace(result, dataset="pictures.npz")
+    table, _ = summary.summary(
+        [own, dataclasses.replace(own, row="table2/original/standard")]
+    )
+    assert table.splitlines() == [
+        "| test error (%) | pictures.npz, original | pictures.npz, inverted |",
+        "| --- | --- | --- |",
+        "| standard dropout | 5.00 (1 seed) <sup>a</sup> |  |",
+        "| invariant dropout, beta from 0 |  | 5.00 (1 seed) <sup>b</sup> |",
+    ]
+
+
+def test_units_of_the_row_come_before_more_seeds_of_others(result):
+    tanh = [
+        dataclasses.replace(result, activation="tanh", seed=seed, test=9.0)
+        for seed in (0, 1)
+    ]
+    table, _ = summary.summary([*tanh, result])
+    assert "5.00 (1 seed)" in table
 
 
 @pytest.mark.parametrize("text", ["", summary.MARKS[0], summary.MARKS[1]])
