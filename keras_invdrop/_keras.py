@@ -115,6 +115,12 @@ def origin(tensor):
     return tensor._keras_history.operation
 
 
+def node_of(tensor):
+    """The call of an operation that made a tensor in a graph."""
+    operation, index, _ = tensor._keras_history
+    return operation._inbound_nodes[index]
+
+
 def run_through_graph(graph, inputs, operation_fn, call_fn=None):
     """The outputs of `graph` for `inputs`, which need not be tensors.
 

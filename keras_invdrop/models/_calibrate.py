@@ -60,9 +60,9 @@ def calibrate(
       batch normalisation, compensates for the constant; pooling, flattening and
       other layers that `fold` passes may come in between. The predictions stay
       the same up to rounding. If nothing can compensate, because an activation
-      function or the model's output comes next, a convolution pads with zeros
-      or a layer has no bias, the dropout layer keeps its old shift, and a
-      warning names the obstacle.
+      function or the model's output comes next, a convolution pads with zeros,
+      a layer has no bias, or another layer uses the bias as well, the dropout
+      layer keeps its old shift, and a warning names the obstacle.
     - `False`, for an untrained model. Only the shifts change, so that each next
       layer starts with centred inputs. The predictions change.
 
@@ -124,9 +124,9 @@ def calibrate(
             iterator would have to be read again; if the input of a call of a
             dropout layer depends on the layer's own output, so that no single
             shift fits; if predictions are to be kept and untrained batch
-            normalisation comes before dropout, a nested model is called with a
-            tensor as its `mask`, or no shift can be set; if another argument is
-            not of the kind described.
+            normalisation comes before dropout, a nested model is called with
+            another `mask` than its input carries, or no shift can be set; if
+            another argument is not of the kind described.
 
     Example:
 

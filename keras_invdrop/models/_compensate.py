@@ -3,11 +3,13 @@
 from collections import Counter
 from typing import Any
 
+import keras
 import numpy as np
 from keras import activations
 from keras import layers
 from keras import ops
 
+from .._keras import layers_in
 from .._keras import nodes
 from ..layers._shifted_dropout import ShiftedDropout
 from ._linear_layers import LINEAR
@@ -15,6 +17,7 @@ from ._linear_layers import array
 from ._linear_layers import as_bias
 from ._linear_layers import core_of
 from ._linear_layers import fixed_kernel
+from ._linear_layers import kernels_of
 from ._linear_layers import response_to
 from ._shifts import SHIFTED
 from ._shifts import Shifted
@@ -72,6 +75,14 @@ class _Walk:
         # The change of a layer's bias or moving mean, for each call.
         self.takes: dict[Any, list] = {}
         self.calls = Counter(node.operation for node in nodes(graph))
+        # Layers inside other layers, which call them on tensors that are not in
+        # the graph, and one of these others.
+        self.around = {
+            part: node.operation
+            for node in nodes(graph)
+            if isinstance(node.operation, keras.Layer)
+            for part in layers_in(node.operation, include_self=False)
+        }
         self.follow(graph)
 
     def follow(self, graph):
@@ -166,10 +177,7 @@ class _Walk:
             return np.zeros(1)
         if fixed_kernel(layer):
             return None
-        kernels = [array(weight) for weight in core.weights]
-        if core.bias is not None:
-            kernels.pop()
-        shape = value.tensor.shape
+        kernels, shape = kernels_of(core), value.tensor.shape
         response = response_to(value.constant(), core, kernels, shape)
         if response is None:
             return None
@@ -191,6 +199,9 @@ class _Walk:
         return response
 
     def take(self, layer, array, value):
+        if layer in self.around and array.any():
+            outer = self.around[layer].name
+            self.block([value], f"'{layer.name}' is also inside '{outer}'")
         self.takes.setdefault(layer, []).append((array, value))
 
     def apply(self):

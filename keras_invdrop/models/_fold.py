@@ -31,7 +31,9 @@ from ._linear_layers import array
 from ._linear_layers import as_bias
 from ._linear_layers import core_of
 from ._linear_layers import fixed_kernel
+from ._linear_layers import kernels_of
 from ._linear_layers import response_to
+from ._linear_layers import settings_of
 from ._linear_layers import with_bias
 from ._linear_layers import without_bias
 from ._shifts import MERGING
@@ -123,9 +125,9 @@ def fold(model: keras.Model, *, return_report: bool = False) -> Any:
     Raises:
         ValueError: If `model` is not a Keras model, is not built, has no graph
             of layers or is of a class with a `call` of its own; if a nested
-            model is called with a tensor as its `mask`; if a dropout layer of
-            this library is of an unknown subclass; if `return_report` is not a
-            boolean.
+            model is called with another `mask` than its input carries; if a
+            dropout layer of this library is of an unknown subclass; if
+            `return_report` is not a boolean.
 
     Example:
 
@@ -465,14 +467,13 @@ class _Folding:
         # Where a convolution pads, the bias map fits one size.
         pads = getattr(core, "padding", "valid") != "valid"
         size = tuple(value.tensor.shape[1:]) if pads else ()
-        chain = self.once(
+        made = self.once(
             layer, value, lambda: self.linear(layer, core, value), size
         )
-        if chain is None:
+        if made is None:
             return None
-        where = "bias" if value.scale == 1 else "kernel and bias"
-        if len(chain) > 1:
-            where = where.replace("bias", "bias map")
+        bias, chain = made
+        where = bias if value.scale == 1 else f"kernel and {bias}"
         self.note(
             self.into, value, f"{_parts(value)} in {where} of '{chain[0].name}'"
         )
@@ -482,9 +483,14 @@ class _Folding:
         return Shifted(tensor)
 
     def linear(self, layer, core, value):
-        """The chain of layers that replaces a layer with a kernel."""
-        kernels = [array(weight) for weight in core.weights]
-        bias = 0.0 if core.bias is None else kernels.pop()
+        """What replaces a layer with a kernel.
+
+        Returns:
+            What holds the new bias, `"bias"` or `"bias map"`, and the chain of
+            layers; None if the response to the shift is not known.
+        """
+        kernels = kernels_of(core)
+        bias = 0.0 if core.bias is None else array(core.bias)
         shape = value.tensor.shape
         response = response_to(value.constant(), core, kernels, shape)
         if response is None:
@@ -494,13 +500,18 @@ class _Folding:
         bias = response + bias
         settings = with_bias(core, bias)
         name = self.names.unique(layer.name)
+        activation = []
+        if isinstance(layer.activation, keras.Layer):  # with its own weights
+            activation = [self.copy_of(layer.activation)]
         if settings is not None:
-            config = {**layer.get_config(), **settings, "name": name}
+            config = {**settings_of(layer), **settings, "name": name}
+            if activation:
+                config["activation"] = None
             new = type(layer).from_config(config)
             new.build(shape)
             bias = as_bias(bias, core_of(new).bias.shape)
             new.set_weights([*kernels, bias])
-            return [new]
+            return "bias", [new, *activation]
         new = without_bias(core, name=name)
         new.build(shape)
         new.set_weights(kernels)
@@ -521,12 +532,12 @@ class _Folding:
             name = self.names.unique(f"{layer.name}_maxout")
             axis = layer.maxout.axis
             chain.append(Maxout(layer.pieces, axis, name=name, dtype=dtype))
-        if layer.activation is not keras.activations.linear:
+        if not activation and layer.activation is not keras.activations.linear:
             name = self.names.unique(f"{layer.name}_activation")
-            chain.append(
+            activation = [
                 layers.Activation(layer.activation, name=name, dtype=dtype)
-            )
-        return chain
+            ]
+        return "bias map", [*chain, *activation]
 
 
 def _obstacle(layer, values):

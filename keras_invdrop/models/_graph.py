@@ -8,8 +8,10 @@ from keras import tree
 
 from .._checks import invalid
 from .._keras import Functional
+from .._keras import get_keras_mask
 from .._keras import graph_of
 from .._keras import layers_in
+from .._keras import node_of
 from .._keras import nodes
 from .._keras import origin
 from .._keras import run_through_graph
@@ -162,14 +164,18 @@ def run_through(graph, inputs, call):
         The values of the outputs, in their structure.
 
     Raises:
-        ValueError: If a nested model is called with a tensor as its `mask`.
+        ValueError: If a nested model is called with a tensor as its `mask`
+            which is not the mask that its input carries.
     """
+    masked = {
+        node.operation for node in nodes(graph) if _passes_other_masks(node)
+    }
 
     def call_any(operation, *args, **kwargs):
         nested = followed(operation)
         if nested is None:
             return call(operation, *args, **kwargs)
-        if any(map(_has_dtype, tree.flatten(kwargs.get("mask")))):
+        if operation in masked:
             raise ValueError(
                 f"Model '{operation.name}' is called with the argument `mask`, "
                 "which cannot be followed into the model. Pass the mask to the "
@@ -181,10 +187,10 @@ def run_through(graph, inputs, call):
             inner = [inner[tensor.name] for tensor in nested.inputs]
         # As a model does with its inputs.
         inner = [
-            call(_cast(tensor.dtype), value)
-            if _has_dtype(value) and value.dtype != tensor.dtype
+            call(_cast(value.dtype, to.dtype), value)
+            if _has_dtype(value) and value.dtype != to.dtype
             else value
-            for value, tensor in zip(
+            for value, to in zip(
                 tree.flatten(inner), nested.inputs, strict=True
             )
         ]
@@ -199,12 +205,58 @@ def run_through(graph, inputs, call):
     return outputs
 
 
+def _passes_other_masks(node):
+    """Whether a call has masks as an argument that its inputs do not carry.
+
+    Keras records the masks that the inputs carry as an argument, too.
+    """
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    given = tree.flatten(kwargs.get("mask"))
+    if not any(map(_has_dtype, given)):
+        return False
+    inputs = tree.flatten(args[0] if args else next(iter(kwargs.values())))
+    carried = [get_keras_mask(x) for x in inputs]
+    return len(given) != len(carried) or not all(map(_alike, given, carried))
+
+
+def _alike(one, other):
+    """Whether two values in a graph are the same function of its inputs.
+
+    A copy and a loaded model compute a mask twice: once where its input carries
+    it and once for the recorded argument.
+    """
+    if one is other:
+        return True
+    if not all(isinstance(x, keras.KerasTensor) for x in (one, other)):
+        return repr(one) == repr(other)
+    made = [node_of(x) for x in (one, other)]
+    operations = [node.operation for node in made]
+    if any(isinstance(x, keras.Layer) for x in operations):
+        return False
+    settings = [
+        {k: v for k, v in vars(x).items() if k[0] != "_" and k != "name"}
+        for x in operations
+    ]
+    arguments = [
+        tree.flatten((node.arguments.args, node.arguments.kwargs))
+        for node in made
+    ]
+    return (
+        type(operations[0]) is type(operations[1])
+        and repr(settings[0]) == repr(settings[1])
+        and len(arguments[0]) == len(arguments[1])
+        and all(map(_alike, *arguments))
+    )
+
+
 def _has_dtype(value):
     return getattr(value, "dtype", None) is not None
 
 
-def _cast(dtype):
-    """The operation that casts to `dtype`."""
+def _cast(given, dtype):
+    """The layer or operation that casts from a dtype to another."""
+    if all(map(keras.backend.is_float_dtype, (given, dtype))):
+        return keras.layers.Identity(dtype=dtype)  # which keeps a mask
     return origin(ops.cast(keras.KerasTensor((1,), "bool"), dtype))
 
 

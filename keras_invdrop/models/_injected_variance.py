@@ -22,6 +22,7 @@ from ._dropout_sites import dropout_sites
 from ._linear_layers import LINEAR
 from ._linear_layers import array
 from ._linear_layers import core_of
+from ._linear_layers import settings_of
 from ._linear_layers import without_bias
 
 # Layers whose output, before bias and activation function, is linear in the
@@ -306,8 +307,13 @@ def _linear_part(between, next_layer):
             f"with quantization_mode={layer.quantization_mode!r}"
         )
     # Zeros as initial weights leave the random generator unchanged.
-    zeros = {x: "zeros" for x in layer.get_config() if "_initializer" in x}
+    zeros = {x: "zeros" for x in settings_of(layer) if "_initializer" in x}
     twin = without_bias(layer, dtype="float32", **zeros)
+    # Squares may be too large for the layers' own dtype.
+    between = [
+        type(each).from_config({**each.get_config(), "dtype": "float32"})
+        for each in between
+    ]
 
     def linear(y, squared):
         for rearrange in between:

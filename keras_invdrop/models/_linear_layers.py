@@ -35,11 +35,27 @@ LINEAR = (
 )
 
 
+# How the names of settings end whose values are objects.
+OF_WEIGHTS = "_initializer", "_regularizer", "_constraint"
+
+
 def core_of(layer):
     """The layer that holds the kernel and the bias of `layer`."""
     if isinstance(layer, MaxoutDense):
         return layer.dense
     return layer.conv if isinstance(layer, MaxoutConv2D) else layer
+
+
+def kernels_of(core):
+    """The weights of a layer with a kernel, without its bias.
+
+    The activation of a layer may be a layer with weights of its own.
+    """
+    others = [core.bias]
+    if isinstance(core.activation, keras.Layer):
+        others += core.activation.weights
+    left_out = {id(weight) for weight in others}
+    return [array(x) for x in core.weights if id(x) not in left_out]
 
 
 def fixed_kernel(layer):
@@ -85,9 +101,30 @@ def evaluated(layer, shift, shape):
     return array(layer(x[None], training=False))[0]
 
 
+def settings_of(layer):
+    """The arguments that would create a layer like `layer`.
+
+    Unlike a config they have the functions and objects of the layer themselves,
+    which need not be registered, or have a config of their own.
+    """
+    bare = object.__new__(type(layer))
+    vars(bare).update(vars(layer))
+    for name in vars(layer):
+        if name.endswith(OF_WEIGHTS):
+            vars(bare)[name] = None
+        elif name == "activation":
+            vars(bare)[name] = keras.activations.linear
+    settings = bare.get_config()
+    for name in settings:
+        if name.endswith(OF_WEIGHTS) or name == "activation":
+            holder = layer if hasattr(layer, name) else core_of(layer)
+            settings[name] = getattr(holder, name)
+    return settings
+
+
 def without_bias(layer, **changes):
     """A layer like `layer` with no bias and no activation function."""
-    config = {**layer.get_config(), "activation": None, **changes}
+    config = {**settings_of(layer), "activation": None, **changes}
     for lora in ("lora_rank", "lora_alpha"):
         # `layer.kernel` already includes the low-rank update.
         config.pop(lora, None)

@@ -595,6 +595,43 @@ def test_layers_that_are_shared():
         assert_calibrated(model, x, kept=("drop_a", "drop_b"))
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [layers.Dense(6, name="shared"), layers.BatchNormalization(name="shared")],
+    ids=["bias", "moving mean"],
+)
+def test_a_layer_that_is_also_inside_another(shared):
+    """The other calls it on tensors that have no shift."""
+    shared = type(shared).from_config(shared.get_config())
+    steps = keras.Input((5, 6))
+    first = InvariantDropout(0.5, name="stays")(layers.Flatten()(steps)[:, :6])
+    around = layers.TimeDistributed(shared, name="around")(steps)
+    x = layers.Concatenate()([shared(first), layers.Flatten()(around)])
+    x = layers.Dense(2)(InvariantDropout(0.5, name="free")(x))
+    model = varied(keras.Model(steps, x))
+    with pytest.warns(
+        UserWarning, match="'stays': 'shared' is also inside 'around'"
+    ):
+        assert_calibrated(model, random(40, 5, 6), kept=("stays",))
+
+
+def test_objects_that_are_not_registered():
+    model = sequential(
+        InvariantDropout(0.5),
+        layers.Dense(
+            5,
+            activation=lambda x: ops.relu(x) ** 2,
+            kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype),
+            bias_constraint=lambda weight: weight,
+        ),
+        InvariantDropout(0.5),
+        layers.Dense(4, activation=layers.PReLU()),
+        InvariantDropout(0.5),
+        layers.Dense(3),
+    )
+    assert_calibrated(varied(model), random(40, 6))
+
+
 def test_nested_models_keep_their_predictions():
     inner = sequential(
         layers.Dense(5, activation="relu"),

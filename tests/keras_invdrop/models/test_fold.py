@@ -933,6 +933,98 @@ def test_bad_models(model, match):
         fold(model())
 
 
+class Unregistered(keras.regularizers.Regularizer):
+    """A regularizer that Keras cannot save, since it has no config."""
+
+    def __call__(self, weight):
+        return 0.1 * ops.sum(ops.square(weight))
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        lambda **own: layers.Dense(4, **own),
+        lambda **own: layers.Conv2D(4, 2, **own),
+        lambda **own: layers.Conv2D(4, 2, padding="same", **own),
+        lambda **own: LocallyConnected2D(4, 2, **own),
+        lambda **own: MaxoutConv2D(4, 2, 2, **own),
+    ],
+    ids=["dense", "convolution", "padding", "locally connected", "maxout"],
+)
+def test_own_functions_and_objects_need_not_be_registered(linear):
+    """The network also keeps the losses of its regularizers."""
+    model = sequential(
+        InvariantDropout(0.5),
+        linear(
+            activation=lambda x: ops.relu(x) ** 2,
+            kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype),
+            kernel_regularizer=lambda w: 0.1 * ops.sum(ops.square(w)),
+        ),
+        layers.Flatten(),
+        InvariantDropout(0.5),
+        layers.Dense(2, kernel_regularizer=Unregistered()),
+        shape=(4, 3, 2),
+    )
+    folded = assert_folded(model, random(8, 4, 3, 2))
+    np.testing.assert_allclose(
+        [ops.convert_to_numpy(x) for x in folded.losses],
+        [ops.convert_to_numpy(x) for x in model.losses],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_an_activation_with_weights(padding):
+    model = sequential(
+        InvariantDropout(0.5, scaling="test", shared_axes=[1, 2]),
+        layers.Conv2D(4, 2, padding=padding, activation=layers.PReLU()),
+        layers.Flatten(),
+        InvariantDropout(0.5),
+        layers.Dense(3, use_bias=False, activation=layers.PReLU(name="last")),
+        shape=(4, 3, 2),
+    )
+    # Below zero, too, where the weights of the activation matter.
+    x = -random(8, 4, 3, 2)
+    folded = assert_folded(model, x)
+    assert kinds(folded)[-2:] == ["Dense", "PReLU"]
+    report = fold(model, return_report=True)[1]
+    where = "bias map" if padding == "same" else "bias"
+    assert f"beta and p in kernel and {where} of 'conv" in report[0].into[0]
+    assert "beta in bias of 'dense" in report[1].into[0]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_mask_of_its_input_reaches_a_nested_model(policy, tmp_path):
+    """Keras records the mask as an argument of the call."""
+    words = keras.Input((6,), dtype="int32")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        encoder = keras.Sequential(
+            [
+                keras.Input((6, 8)),
+                InvariantDropout(0.5, shared_axes=1),
+                layers.Dense(8),
+                layers.GlobalAveragePooling1D(),
+            ]
+        )
+        embedding = layers.Embedding(9, 8, mask_zero=True)
+        x = encoder(embedding(words))
+        model = varied(keras.Model(words, layers.Dense(2)(x)))
+    finally:
+        keras.config.set_dtype_policy(before)
+    x = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8]])
+    tolerance = 1e-5 if policy == "float32" else 0.02
+    # Without the mask, the padding would be most of the mean over words.
+    embeddings = ops.convert_to_numpy(embedding.embeddings).copy()
+    embeddings[0] = 50
+    embedding.embeddings.assign(embeddings)
+    assert_folded(model, x, tolerance)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_folded(loaded, x, tolerance)
+
+
 def test_a_shared_convolution_that_pads_follows_two_sizes():
     dropped = SharedInvariantDropout(
         0.5, "channels_last", beta_initializer="ones"

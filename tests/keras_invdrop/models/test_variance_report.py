@@ -295,6 +295,31 @@ def test_examples_that_are_all_the_same():
     assert row.excess == 0
 
 
+def test_squares_beyond_half_precision():
+    x = 200 + 300 * examples(64, 4, 4, 1)
+    reports = []
+    for policy in ("float32", "mixed_float16"):
+        keras.utils.set_random_seed(0)
+        reports.append(
+            variance_report(
+                sequential(
+                    layers.Dropout(0.2, dtype=policy),
+                    layers.Flatten(dtype=policy),
+                    layers.Dense(
+                        3, dtype=policy, kernel_constraint=lambda w: w
+                    ),
+                    shape=(4, 4, 1),
+                ),
+                x,
+            )
+        )
+    one, other = reports
+    for name in ("at_zero", "at_present", "at_best"):
+        np.testing.assert_allclose(
+            getattr(one, name), getattr(other, name), rtol=0.02
+        )
+
+
 def test_quantized_weights_are_refused():
     model = sequential(layers.Dropout(0.5), layers.Dense(4), shape=(4,))
     model.quantize("int8")
