@@ -245,6 +245,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
             f"and rows from 0, says: {str(error).strip()}"
         ) from error
     names = lines.iloc[0].str.strip()
+    if len(names) == 1:  # as with semicolons or tabs
+        raise ValueError(
+            f"{path}, line 1: expected names of columns, separated by commas. "
+            f"Found one column: {names[0]!r}"
+        )
     for column in np.flatnonzero((names == "") | names.duplicated())[:1]:
         raise ValueError(
             f"{path}, line 1, column {column + 1}: expected a name that no "

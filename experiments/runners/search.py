@@ -120,8 +120,9 @@ SPACES: dict[str, dict[str, Draw]] = {
     },
 }
 
-# Settings without effect on a network without beta.
+# Settings without effect on a network without beta, and without any dropout.
 OF_BETA = ("beta_decay", "beta_factor")
+OF_DROPOUT = ("input_rate", "hidden_rate")
 
 
 def space_of(
@@ -132,7 +133,7 @@ def space_of(
     Args:
         settings: Names in `SPACE`, or in `SPACES` for sets of settings.
         trainings: The trainings. Without any beta among them, the function
-            leaves out the settings of beta.
+            leaves out the settings of beta, and without any dropout its rates.
 
     Raises:
         ValueError: If no setting is left.
@@ -140,12 +141,17 @@ def space_of(
     found: dict[str, Draw] = {}
     for name in settings:
         found |= SPACES.get(name) or {name: SPACE[name]}
-    if not any(each.row.method.startswith("invariant") for each in trainings):
-        found = {k: each for k, each in found.items() if k not in OF_BETA}
+    methods = {each.row.method for each in trainings}
+    without = "a trained beta"
+    left_out: tuple[str, ...] = OF_BETA
+    if methods == {"none"}:
+        without, left_out = "dropout", (*OF_BETA, *OF_DROPOUT)
+    if not any(method.startswith("invariant") for method in methods):
+        found = {k: each for k, each in found.items() if k not in left_out}
     if not found:
         raise invalid(
             "--settings",
-            "a setting that has an effect without a trained beta",
+            f"a setting that has an effect without {without}",
             ",".join(settings),
         )
     return found

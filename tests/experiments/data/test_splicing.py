@@ -164,6 +164,15 @@ def test_wrong_headers(csv, header, message):
         load_splicing(csv({1: header}))
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_that_no_comma_separates(tmp_path, separator):
+    path = tmp_path / "exons.csv"
+    lines = ["a,b/x,b/y,b/z", *["1.5,0.2,0.3,0.5"] * 6]
+    path.write_text("\n".join(lines).replace(",", separator))
+    with pytest.raises(ValueError, match="separated by commas.*: 'a.*b/z'"):
+        load_splicing(path)
+
+
 def test_a_file_without_features(tmp_path):
     path = tmp_path / "exons.csv"
     path.write_text("b/x,b/y,b/z\n" + "0.2,0.3,0.5\n" * 6)

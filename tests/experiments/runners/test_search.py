@@ -268,6 +268,10 @@ def test_a_search_needs_settings_with_an_effect(trainings, tmp_path):
     standard = dataclasses.replace(trainings[0], row=row)
     with pytest.raises(ValueError, match="`--settings`.*effect without"):
         tuning.tune([standard], ["beta_factor"], 1, tmp_path)
+    row = dataclasses.replace(row, method="none")
+    without = dataclasses.replace(trainings[0], row=row)
+    with pytest.raises(ValueError, match="effect without dropout"):
+        tuning.tune([without], ["hidden_rate"], 1, tmp_path)
 
 
 def test_an_interrupted_trial_does_not_count(trainings, tmp_path, monkeypatch):
