@@ -229,11 +229,30 @@ def export(
 
 
 def _as_constants(layer):
-    """A `Rescaling` for an `EinsumDense` by which `fold` adds a bias map.
+    """`Rescaling` for a layer that holds constants in weights or tensors.
 
-    In a Keras model the map is a weight, so that no copy loses it. A file
-    keeps constants, too, and engines add a constant in half the time.
+    Such are the `EinsumDense` by which `fold` adds a bias map, and an adapted
+    `Normalization`. In a Keras model the map is a weight, so that no copy loses
+    it. A file keeps constants, too, and engines add a constant in half the
+    time. The mean and variance of a `Normalization` are tensors outside the
+    graph of TensorFlow, which became inputs of an ONNX file.
     """
+    if type(layer) is keras.layers.Normalization:
+        mean = array(layer.mean).astype("float32")
+        deviation = np.sqrt(array(layer.variance)).astype("float32")
+        deviation = np.maximum(deviation, keras.config.epsilon())
+        if layer.invert:
+            steps = [(deviation, mean)]
+        else:
+            # First subtract, exactly: a feature may vary little, or not at all.
+            steps = [(1.0, -mean), (1 / deviation, 0.0)]
+        return keras.Sequential(
+            [
+                keras.layers.Rescaling(scale, offset, dtype=layer.dtype_policy)
+                for scale, offset in steps
+            ],
+            name=layer.name,
+        )
     if (
         type(layer) is not keras.layers.EinsumDense
         or layer.bias is None

@@ -399,6 +399,42 @@ def test_maps_are_constants_in_a_file():
     )
 
 
+def normalized(**options):
+    """A model whose inputs are large and vary little."""
+    x = 100 + random(64, 4) * np.array([1, 2, 3, 0], "float32")
+    normalization = layers.Normalization(**options)
+    normalization.adapt(x)
+    model = keras.Sequential(
+        [keras.Input((4,)), normalization, *dense_network().layers]
+    )
+    return model, x
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"axis": None}, {"invert": True}], ids=["1", "all", "back"]
+)
+def test_a_normalization_is_constant_in_a_file(options):
+    model, x = normalized(**options)
+    found = copied(model, _export._as_constants, compiled=False)
+    assert not any(
+        isinstance(layer, layers.Normalization)
+        for layer in found._flatten_layers()
+    )
+    np.testing.assert_allclose(
+        found.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
+    )
+
+
+@pytest.mark.thorough if BACKEND == "jax" else lambda test: test
+def test_the_file_of_an_adapted_normalization(tmp_path):
+    """Its mean and variance were inputs of the file, from TensorFlow."""
+    check_keras("onnx")
+    model, x = normalized()
+    exported = export(model, tmp_path / "network.onnx", "onnx")
+    (found,) = _export.LOAD["onnx"](exported.path, model)([x])
+    assert difference(found, model.predict(x, verbose=0)) < 1e-5
+
+
 def small_cnn():
     channels_last = {"data_format": "channels_last"}
     return keras.Sequential(
