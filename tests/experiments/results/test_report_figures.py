@@ -20,6 +20,12 @@ TRAINED = "3 epochs, settings selected for each method"
 NETWORK = "784-1000-10, inverted encoding"
 
 
+def add(path, like, **changes):
+    """Stores a changed result, with the history of the original, `like`."""
+    write_result(path, dataclasses.replace(read_result(like), **changes))
+    shutil.copy(like.with_suffix(".csv"), path.with_suffix(".csv"))
+
+
 def test_without_models_the_curves_are_drawn(on_digits, lines_with_figures):
     lines = lines_with_figures(on_digits)
     name = "table2-inverted"
@@ -51,12 +57,9 @@ def test_with_a_model_both_figures_are_drawn(on_digits, lines_with_figures):
 
 def test_each_experiment_has_a_figure_of_its_own(on_digits, lines_with_figures):
     changes = {"activation": "tanh"}, {"backend": "torch"}, {"width": 0.5}
+    like = on_digits / "standard-0.json"
     for i, change in enumerate(changes):
-        found = read_result(on_digits / "standard-0.json")
-        write_result(
-            on_digits / f"other-{i}.json", dataclasses.replace(found, **change)
-        )
-        shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
+        add(on_digits / f"other-{i}.json", like, **change)
     lines_with_figures(on_digits)
     assert len(list(on_digits.glob("figure1-*.png"))) == 4
 
@@ -64,14 +67,11 @@ def test_each_experiment_has_a_figure_of_its_own(on_digits, lines_with_figures):
 def test_settings_of_one_method_are_compared(on_digits, lines_with_figures):
     directory = on_digits / "settings"
     directory.mkdir()
-    found = read_result(on_digits / "invariant-0.json")
+    like = on_digits / "invariant-0.json"
     changes = {"input_rate": 0.15}, {}, {"warm_up": 0.3, "max_norm": 7.0}
     for i, change in enumerate(changes):
         recipe = dataclasses.asdict(recipes.DEMO) | change
-        write_result(
-            directory / f"{i}.json", dataclasses.replace(found, recipe=recipe)
-        )
-        shutil.copy(on_digits / "invariant-0.csv", directory / f"{i}.csv")
+        add(directory / f"{i}.json", like, recipe=recipe)
     lines_with_figures(on_digits)
     assert {path.name for path in on_digits.glob("*.png")} == {
         "figure1-table2-inverted.png",
@@ -79,7 +79,7 @@ def test_settings_of_one_method_are_compared(on_digits, lines_with_figures):
     }
     curves = report_figures.histories(results_in(directory))
     assert {label: len(runs) for label, runs in curves.items()} == {
-        f"epochs {found.epochs}": 1,
+        f"epochs {read_result(like).epochs}": 1,
         "input_rate 0.15": 1,
         "warm_up 0.3 and max_norm 7.0": 1,
     }
@@ -89,13 +89,10 @@ def test_settings_that_are_not_the_recipe_are_all_named(on_digits):
     """With their own colours: a comma would separate labels of one colour."""
     directory = on_digits / "settings"
     directory.mkdir()
-    found = read_result(on_digits / "invariant-0.json")
+    like = on_digits / "invariant-0.json"
     for i, rates in enumerate([(0.1, 0.3), (0.1, 0.5), (0.1, 0.7)]):
         recipe = dataclasses.asdict(recipes.DEMO) | {"hidden_rate": rates}
-        write_result(
-            directory / f"{i}.json", dataclasses.replace(found, recipe=recipe)
-        )
-        shutil.copy(on_digits / "invariant-0.csv", directory / f"{i}.csv")
+        add(directory / f"{i}.json", like, recipe=recipe)
     assert set(report_figures.histories(results_in(directory))) == {
         "hidden_rate (0.1/0.3)",
         "hidden_rate (0.1/0.5)",
@@ -106,13 +103,10 @@ def test_settings_that_are_not_the_recipe_are_all_named(on_digits):
 def test_figures_of_other_conditions_have_other_captions(
     on_digits, lines_with_figures
 ):
-    found = read_result(on_digits / "standard-0.json")
-    decay = {"recipe": found.recipe | {"beta_decay": 0.1}}
+    like = on_digits / "standard-0.json"
+    decay = {"recipe": read_result(like).recipe | {"beta_decay": 0.1}}
     for i, change in enumerate([{"activation": "tanh"}, {"width": 0.5}, decay]):
-        write_result(
-            on_digits / f"other-{i}.json", dataclasses.replace(found, **change)
-        )
-        shutil.copy(on_digits / "standard-0.csv", on_digits / f"other-{i}.csv")
+        add(on_digits / f"other-{i}.json", like, **change)
     captions = "\n".join(lines_with_figures(on_digits))
     for condition in ("", ", tanh units", ", width 0.5", ", beta_decay 0.1"):
         assert f"{NETWORK}{condition}: {TRAINED}" in captions
@@ -121,14 +115,11 @@ def test_figures_of_other_conditions_have_other_captions(
 def test_recipes_that_no_search_selected_are_not_called_selected(
     on_digits, lines_with_figures
 ):
-    found = read_result(on_digits / "standard-0.json")
     row = ROWS["table6/cifar10/standard"]
     assert row.selection is None
     changes = {"row": row.id, "recipe": dataclasses.asdict(row.recipe)}
-    write_result(
-        on_digits / "maxout-0.json", dataclasses.replace(found, **changes)
-    )
-    shutil.copy(on_digits / "standard-0.csv", on_digits / "maxout-0.csv")
+    like = on_digits / "standard-0.json"
+    add(on_digits / "maxout-0.json", like, **changes)
     (line,) = (
         line
         for line in lines_with_figures(on_digits)
@@ -138,12 +129,9 @@ def test_recipes_that_no_search_selected_are_not_called_selected(
 
 
 def test_other_images_have_the_curves(on_digits, lines_with_figures):
-    found = read_result(on_digits / "standard-0.json")
     of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
-    write_result(
-        on_digits / "relu-0.json", dataclasses.replace(found, **of_images)
-    )
-    shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
+    like = on_digits / "standard-0.json"
+    add(on_digits / "relu-0.json", like, **of_images)
     lines = lines_with_figures(on_digits)
     title = "Errors by epoch, 5,000 digits, 4,000 training examples, ReLU CNN"
     trained = "3 epochs, learning rate 0.002, maximum norm (None, 4.5, 4.5)"
@@ -156,13 +144,10 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
 
 
 def test_a_weight_decay_is_named(on_digits, lines_with_figures):
-    found = read_result(on_digits / "standard-0.json")
+    like = on_digits / "standard-0.json"
     of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
-    of_images["recipe"] = found.recipe | {"weight_decay": 5e-4}
-    write_result(
-        on_digits / "relu-0.json", dataclasses.replace(found, **of_images)
-    )
-    shutil.copy(on_digits / "standard-0.csv", on_digits / "relu-0.csv")
+    of_images["recipe"] = read_result(like).recipe | {"weight_decay": 5e-4}
+    add(on_digits / "relu-0.json", like, **of_images)
     (line,) = (
         line
         for line in lines_with_figures(on_digits)
