@@ -615,6 +615,11 @@ def test_a_layer_that_is_also_inside_another(shared):
         assert_calibrated(model, random(40, 5, 6), kept=("stays",))
 
 
+class Unregistered(keras.constraints.Constraint):
+    def __call__(self, weight):
+        return weight
+
+
 def test_objects_that_are_not_registered():
     model = sequential(
         InvariantDropout(0.5),
@@ -622,7 +627,7 @@ def test_objects_that_are_not_registered():
             5,
             activation=lambda x: ops.relu(x) ** 2,
             kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype),
-            bias_constraint=lambda weight: weight,
+            bias_constraint=Unregistered(),
         ),
         InvariantDropout(0.5),
         layers.Dense(4, activation=layers.PReLU()),

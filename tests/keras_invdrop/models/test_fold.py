@@ -958,7 +958,7 @@ def test_own_functions_and_objects_need_not_be_registered(linear):
         linear(
             activation=lambda x: ops.relu(x) ** 2,
             kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype),
-            kernel_regularizer=lambda w: 0.1 * ops.sum(ops.square(w)),
+            kernel_regularizer=Unregistered(),
         ),
         layers.Flatten(),
         InvariantDropout(0.5),

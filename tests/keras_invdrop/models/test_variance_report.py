@@ -305,9 +305,7 @@ def test_squares_beyond_half_precision():
                 sequential(
                     layers.Dropout(0.2, dtype=policy),
                     layers.Flatten(dtype=policy),
-                    layers.Dense(
-                        3, dtype=policy, kernel_constraint=lambda w: w
-                    ),
+                    layers.Dense(3, dtype=policy),
                     shape=(4, 4, 1),
                 ),
                 x,
