@@ -95,6 +95,11 @@ class Measurement:
         return self.settings.get("calibrated", False)
 
     @property
+    def changed(self) -> set[str]:
+        """The names in `settings` that change the recipe of the row."""
+        return set(self.settings) - {"calibrated"}
+
+    @property
     def in_the_paper(self) -> bool:
         """Whether the paper has the method and the activation function."""
         return not self.calibrated and self.activation is None

@@ -153,8 +153,7 @@ def _settings(result: Result) -> dict[str, Any]:
 def _changes(result: Result) -> tuple[int, int]:
     """The number of settings that are not the recipe's, and the epochs."""
     (measured,) = measurements(ROWS[result.row], [result])
-    changed = set(measured.settings) - {"calibrated"}
-    return len(changed), result.epochs
+    return len(measured.changed), result.epochs
 
 
 def histories(found: Mapping[Path, Result]) -> dict[str, list[pd.DataFrame]]:

@@ -101,8 +101,7 @@ def _shown(measured: Iterable[Measurement]) -> Iterator[Measurement]:
                 key=lambda each: (
                     each.training_examples,
                     each.width,
-                    each.activation is None
-                    and not set(each.settings) - {"calibrated"},
+                    each.activation is None and not each.changed,
                     len(each.seeds),
                     each.epochs,
                 ),
