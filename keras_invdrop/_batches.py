@@ -81,6 +81,13 @@ class Examples:
         for start in range(0, len(self), size):
             yield self[range(start, min(start + size, len(self)))]
 
+    def first(self, model):
+        """The first example; as many as a fixed batch of `model` has."""
+        graph = graph_of(model)
+        # A stateful recurrent layer has a state for each example of a batch.
+        fixed = [each.shape[0] or 1 for each in graph.inputs] if graph else [1]
+        return self[range(min(max(fixed), len(self)))]
+
     def check(self, model):
         """Raises an error if `model` does not take the examples."""
         standardized(model, self[[0]], self.argument, self.shapes)

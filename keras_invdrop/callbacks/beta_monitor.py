@@ -209,7 +209,7 @@ class BetaMonitor(keras.callbacks.Callback):
         """
         examples = Examples("x", self.x)
         examples.check(check_callable(self.model))
-        sites = dropout_sites(self.model, examples[[0]])
+        sites = dropout_sites(self.model, examples.first(self.model))
         which = [
             i
             for i, site in enumerate(sites)

@@ -209,7 +209,7 @@ def variance_report(
     check_positive_integer("batch_size", batch_size)
     examples = Examples("x", x)
     examples.check(check_callable(model))
-    sites = dropout_sites(model, examples[[0]])
+    sites = dropout_sites(model, examples.first(model))
     if not sites:
         raise invalid("model", "a model with a dropout layer", model)
 

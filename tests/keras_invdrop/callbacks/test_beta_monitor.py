@@ -468,6 +468,26 @@ def test_pickled_and_copied_before_during_and_after_training(tmp_path):
         assert fit(small(), again, x=x)["drop/correlation"]
 
 
+def test_a_model_of_a_fixed_batch_size():
+    drop = InvariantDropout(0.5, name="drop")
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(2, 4, 3)),
+            # Keras trains no stateful layer on PyTorch.
+            layers.GRU(
+                3, stateful=True, return_sequences=True, trainable=False
+            ),
+            drop,
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    drop.beta.assign(np.arange(12.0).reshape(4, 3))
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype("float32")
+    monitor = BetaMonitor(x, batch_size=2)
+    history = fit(model, monitor, x=x, batch_size=2)
+    assert history["drop/beta_mean"] == [5.5]
+
+
 def test_a_sequential_model_without_input():
     model = keras.Sequential(
         [InvariantDropout(0.5, name="drop"), layers.Dense(2)]

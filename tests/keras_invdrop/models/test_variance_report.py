@@ -206,6 +206,28 @@ def test_rates_at_which_nothing_varies(rate):
     assert row.saving == 0
 
 
+def test_a_recurrent_layer_that_keeps_its_state_between_batches():
+    reports, weights = [], None
+    for batch, stateful in ((4, True), (None, False)):
+        model = keras.Sequential(
+            [
+                keras.Input(batch_shape=(batch, 5, 3)),
+                layers.LSTM(6, stateful=stateful, return_sequences=True),
+                InvariantDropout(0.5, name="drop"),
+                layers.Dense(2, name="dense"),
+            ]
+        )
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        reports.append(variance_report(model, examples(8, 5, 3), batch_size=4))
+    kept, not_kept = reports
+    # The report measures each batch from the state that the model has.
+    assert dataclasses.astuple(kept[0])[:2] == ("drop", "dense")
+    assert dataclasses.astuple(kept[0])[3:] == pytest.approx(
+        dataclasses.astuple(not_kept[0])[3:], rel=1e-5
+    )
+
+
 def test_the_model_is_left_as_it_is():
     drop = InvariantDropout(0.5)
     model = sequential(drop, layers.Dense(2), shape=(3,))
