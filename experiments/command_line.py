@@ -28,6 +28,7 @@ from .options import Out
 from .options import RowArguments
 from .options import taken
 from .options import takes
+from .options import with_options
 from .results.console import ProgressTable
 from .results.console import console
 from .results.console import encodings_table
@@ -384,5 +385,5 @@ def main():
         if isinstance(error, OSError) and error.filename and error.strerror:
             # Without Python's error number.
             told = f"{error.filename}: {error.strerror}"
-        print(f"keras-invdrop: {told}", file=sys.stderr)
+        print(f"keras-invdrop: {with_options(told)}", file=sys.stderr)
         sys.exit(1)

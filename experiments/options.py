@@ -8,6 +8,7 @@ commands that take the class.
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,9 @@ Out = Annotated[
 # Values of the options that `takes` has added, by name.
 Given = dict[str, Any]
 
+# Names of all options that `takes` has added.
+_added: set[str] = set()
+
 
 def takes(
     *described: type, without: tuple[str, ...] = ()
@@ -65,6 +69,8 @@ def takes(
         if "help" in field.metadata and field.name not in without
     }
 
+    _added.update(options)
+
     def decorate(command: Callable) -> Callable:
         own = inspect.signature(command).parameters
         parameters = [own[name] for name in own if name != "given"]
@@ -84,6 +90,17 @@ def takes(
     return decorate
 
 
+def with_options(message: str) -> str:
+    """A message in which the options replace the arguments of functions."""
+    return re.sub(
+        r"argument `(\w+)`",
+        lambda found: (
+            f"argument `{_flag(found[1])}`" if found[1] in _added else found[0]
+        ),
+        message,
+    )
+
+
 def taken(kind: type, given: Given) -> Any:
     """Makes a `kind` from its options and removes them from `given`."""
     names = {field.name for field in dataclasses.fields(kind)} & set(given)
@@ -100,10 +117,15 @@ def _option(kind: type, field: dataclasses.Field) -> inspect.Parameter:
             hint = str  # "none,4.5,4.5"
         hint |= None
     # An explicit flag keeps typer from adding `--no-data-parallel`.
-    flags = [f"--{field.name.replace('_', '-')}"] * (hint is bool)
+    flags = [_flag(field.name)] * (hint is bool)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[hint, typer.Option(*flags, **shown)],
     )
+
+
+def _flag(name: str) -> str:
+    """The option of the command that sets an argument."""
+    return f"--{name.replace('_', '-')}"

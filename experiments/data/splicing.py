@@ -94,7 +94,7 @@ def load_splicing(path: str | Path) -> Splicing:
 def check_file(path: Path) -> None:
     """Raises an error unless `path` is an existing .csv or .npz file."""
     if path.suffix not in (".csv", ".npz"):
-        raise invalid("path", "a path that ends in .csv or .npz", str(path))
+        raise invalid("--data", "a path that ends in .csv or .npz", str(path))
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path}. Expected a .csv or .npz file of exons, "

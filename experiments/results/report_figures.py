@@ -66,6 +66,12 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
         parts.append(f"![{title}: {trained}](errors-{name}.png)")
     for group in _with_other_settings(groups[True].values()):
         first, name = first_of(group)
+        from_zero = [
+            saved
+            for path, result in group.items()
+            if _method(result) == ("invariant", False)
+            and (saved := path.with_suffix(".keras")).exists()
+        ]
         try:
             dataset = load(
                 first.dataset,
@@ -73,16 +79,10 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
                 first.validation_examples,
                 first.training_examples,
             )
+            model = _loaded(from_zero[0]) if from_zero else None
         except (ImportError, OSError, ValueError) as error:
             parts.append(f"Not drawn, {name}: {error}")
             continue
-        from_zero = [
-            saved
-            for path, result in group.items()
-            if _method(result) == ("invariant", False)
-            and (saved := path.with_suffix(".keras")).exists()
-        ]
-        model = keras.saving.load_model(from_zero[0]) if from_zero else None
         trained = ", ".join([*_conditions(first), _trained(group)])
         drawn = figure_1(dataset, histories(group), model, trained)
         figures = {"Figure 1": drawn}
@@ -97,6 +97,15 @@ def draw(directory: Path, found: dict[Path, Result]) -> list[str]:
             save_figure(drawn, directory / file)
             parts.append(f"![{title}, {about}]({file})")
     return parts
+
+
+def _loaded(path: Path) -> keras.Model:
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:  # Keras raises errors of many kinds
+        raise ValueError(
+            f"Keras cannot load the model in {path}: {error}"
+        ) from error
 
 
 def _network(result: Result) -> str:

@@ -388,6 +388,7 @@ def _figure(
 
 def _optuna() -> Any:
     (optuna,) = imported("The search for settings", ["optuna"], "experiments")
-    # `on_trial` reports each trial instead of Optuna.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # `on_trial` reports each trial instead of Optuna, and an error that ends a
+    # trial ends the search.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

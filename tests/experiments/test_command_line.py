@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -350,10 +351,11 @@ def test_demo(command, tmp_path, monkeypatch, thorough):
         (("tables", "--results", "nowhere"), "'nowhere' does not exist"),
         (("train", "table2/original/none"), "`row`"),
         (("train", DIGITS, "--epochs", "0"), "'--epochs'"),
-        (("train", DIGITS, "--limit-train", "9999"), "`limit_train`"),
+        (("train", DIGITS, "--limit-train", "9999"), "`--limit-train`"),
+        (("train", DIGITS, "--validation", "9999"), "`--validation`"),
         (("train", DIGITS, "--activation", "rely"), "rely"),
         (("train", DIGITS, "--width", "0.0004"), "1000 times 0.0004 rounds"),
-        (("train", DIGITS, "--width", "0"), "`width`"),
+        (("train", DIGITS, "--width", "0"), "`--width`"),
         (
             ("train", "table3/relu", "--activation", "tanh"),
             "None for 'ReLU CNN 128c-p-128c-p-128c-p-1000fc'",
@@ -362,6 +364,7 @@ def test_demo(command, tmp_path, monkeypatch, thorough):
         (("train", "table5/1"), "keras-invdrop generate-splicing"),
         (("train", "table5/1", "--data", "no.csv"), "There is no file "),
         (("train", "table5/1", "--data", "."), "ends in .csv or .npz"),
+        (("train", "table5/1", "--data", "file"), "`--data`. Expected a path"),
         (("train", "table5/1", "--data", "file"), "ends in .csv or .npz"),
         (("train", DIGITS, "--workers", "2"), "No such option: --workers"),
         (
@@ -393,6 +396,17 @@ def test_errors_are_said_without_a_traceback(
     assert message in process.stderr
     assert "Traceback" not in process.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.one_backend
+def test_settings_of_another_network_end_a_search(command):
+    process = command(
+        "tune", DIGITS, "--data=digits", "--settings=relu_cnn", "--trials=1"
+    )
+    assert process.returncode == 1
+    (said,) = re.findall("keras-invdrop: .*", process.stderr)
+    assert "argument `--hidden-rate`. Expected one value, or one for" in said
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.one_backend

@@ -55,6 +55,19 @@ def test_with_a_model_both_figures_are_drawn(on_digits, lines_with_figures):
     ]
 
 
+def test_a_damaged_model_is_named(on_digits, lines_with_figures):
+    saved = on_digits / "invariant-0.keras"
+    mnist_mlp(dropout="invariant", width=0.01).save(saved)
+    saved.write_bytes(saved.read_bytes()[:-100])
+    lines = lines_with_figures(on_digits)
+    (line,) = (line for line in lines if line.startswith("Not drawn"))
+    start = (
+        f"Not drawn, table2-inverted: Keras cannot load the model in {saved}"
+    )
+    assert line.startswith(start)
+    assert not list(on_digits.glob("*.png"))
+
+
 def test_each_experiment_has_a_figure_of_its_own(on_digits, lines_with_figures):
     changes = {"activation": "tanh"}, {"backend": "torch"}, {"width": 0.5}
     like = on_digits / "standard-0.json"
