@@ -225,7 +225,7 @@ def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
     assert not any(own[name] == value for name, value in settings.items())
     for option, message in {
         "--max-norm=2,a": "`--max-norm`. Expected numbers or none",
-        "--hidden-rate=none": "`hidden_rate`",
+        "--hidden-rate=none": "`--hidden-rate`",
         "--initial-stddev=0.1,0.1": "one for each of 3 layers",
         "--momentum=0": "`momentum`",
         "--learning-rate-fall=slow": "`learning_rate_fall`",

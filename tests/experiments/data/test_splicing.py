@@ -258,7 +258,7 @@ def test_missing_files_and_unknown_formats(small, tmp_path):
     message = "no file .*absent.csv.*`keras-invdrop generate-splicing FILE.npz`"
     with pytest.raises(FileNotFoundError, match=message):
         load_splicing(tmp_path / "absent.csv")
-    with pytest.raises(ValueError, match="`path`. .* ends in .csv or .npz"):
+    with pytest.raises(ValueError, match="`--data`. .* ends in .csv or .npz"):
         load_splicing(tmp_path / "exons.txt")
     with pytest.raises(ValueError, match="`path`. .* ends in .npz"):
         save_splicing(tmp_path / "exons.csv", small)
