@@ -227,8 +227,8 @@ def test_each_setting_of_a_recipe_is_an_option(command, tmp_path):
         "--max-norm=2,a": "`--max-norm`. Expected numbers or none",
         "--hidden-rate=none": "`--hidden-rate`",
         "--initial-stddev=0.1,0.1": "one for each of 3 layers",
-        "--momentum=0": "`momentum`",
-        "--learning-rate-fall=slow": "`learning_rate_fall`",
+        "--momentum=0": "`--momentum`",
+        "--learning-rate-fall=slow": "`--learning-rate-fall`",
     }.items():
         process = command(*arguments, option)
         assert process.returncode == 1
