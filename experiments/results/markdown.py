@@ -14,6 +14,8 @@ NAMES = {
     "digits": "5,000 digits",
     "cifar10": "CIFAR-10",
     "svhn_cropped": "SVHN",
+    # A file that results/README.md describes.
+    "svhn_test_10000.npz": "SVHN, 10,000 of its test images (8,000 / 2,000)",
 }
 
 

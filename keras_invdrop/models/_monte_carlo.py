@@ -313,7 +313,8 @@ class MonteCarlo:
         Returns:
             A dict from the name of each measure to its value. For a model
             with several outputs, the dicts have the structure of the outputs,
-            and so must `y` and `sample_weight`.
+            and so must `y` and, unless it is one array for all outputs,
+            `sample_weight`.
 
         Raises:
             ValueError: If `y` or `sample_weight` does not fit the outputs, if
@@ -346,7 +347,14 @@ class MonteCarlo:
         targets = _for_each_output("y", labels, found, names)
         weighting = [np.ones(())] * len(predictions)
         if weights[0] is not None:
-            weighting = _for_each_output("sample_weight", weights, found, names)
+            # As in Keras, one array gives the weights for all outputs.
+            of_each = [
+                each
+                if tree.is_nested(each)
+                else tree.map_structure(lambda _, each=each: each, found)
+                for each in weights
+            ]
+            weighting = _for_each_output("sample_weight", of_each, found, names)
         results = [
             measures(
                 prediction.mean,

@@ -192,6 +192,15 @@ def test_each_output_is_evaluated():
     assert found["sizes"] == says(3).evaluate(
         x[1], y["sizes"], sample_weight=weights
     )
+    # As in Keras, one array has the weights for all outputs.
+    assert monte_carlo.evaluate(x, y, sample_weight=weights) == found
+    batches = [
+        ([each[part] for each in x], {k: v[part] for k, v in y.items()}, w)
+        for part, w in ((slice(5), weights[:5]), (slice(5, 8), weights[5:]))
+    ]
+    in_batches = monte_carlo.evaluate(iter(batches))
+    for name, expected in found.items():
+        assert in_batches[name] == pytest.approx(expected)
     for bad in ({"kind": y["kind"]}, y["kind"]):
         with pytest.raises(ValueError, match="`y`. Expected an array for each"):
             monte_carlo.evaluate(x, bad)
