@@ -141,6 +141,8 @@ def _trained(found: Mapping[Path, Result]) -> str:
         )
         if decay := first.recipe["weight_decay"]:
             settings += f", weight decay {decay:g}"
+        if not first.recipe["beta_factor"]:
+            settings += ", frozen beta"
     return f"{counted(first.epochs, 'epoch')}, {settings}"
 
 

@@ -156,17 +156,26 @@ def test_other_images_have_the_curves(on_digits, lines_with_figures):
     }
 
 
-def test_a_weight_decay_is_named(on_digits, lines_with_figures):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"weight_decay": 5e-4}, ", weight decay 0.0005]("),
+        ({"weight_decay": 5e-4, "beta_factor": 0.0}, " 0.0005, frozen beta]("),
+    ],
+)
+def test_a_weight_decay_and_a_frozen_beta_are_named(
+    on_digits, lines_with_figures, changes, named
+):
     like = on_digits / "standard-0.json"
     of_images = {"row": "table3/relu/standard", "network": "ReLU CNN"}
-    of_images["recipe"] = read_result(like).recipe | {"weight_decay": 5e-4}
+    of_images["recipe"] = read_result(like).recipe | changes
     add(on_digits / "relu-0.json", like, **of_images)
     (line,) = (
         line
         for line in lines_with_figures(on_digits)
         if "(errors-table3-relu.png)" in line
     )
-    assert ", weight decay 0.0005](" in line
+    assert named in line
 
 
 def test_own_images_in_rows_of_digits_have_the_curves(
