@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import scipy.io
 import typer
 from keras_invdrop.experiments.command_line import app
 from keras_invdrop.experiments.data.own_images import load_images
@@ -88,6 +89,10 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
             image = np.random.default_rng(number).random((20, 30, 3))
             path = tmp_path / "pictures" / name / f"{number}.png"
             keras.utils.save_img(path, image)
+    if page == "results/README.md":  # a file like that of SVHN
+        labels = (np.arange(10_002) % 10 + 1).astype("uint8")[:, None]
+        images = np.zeros((4, 4, 3, 10_002), "uint8") + labels[:, 0]
+        scipy.io.savemat("test_32x32.mat", {"X": images, "y": labels})
     names: dict = {}
     printed = None
     for language, text in blocks(page):
@@ -105,6 +110,12 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
         dataset = load_images("pictures.npz", "cifar10")
         assert dataset.train.x.shape[0] == 16 - 16 // 6
         assert len(dataset.test) == 4
+    if page == "results/README.md":
+        dataset = load_images("svhn_test_10000.npz", "mnist", validation=0)
+        assert (len(dataset.train), len(dataset.test)) == (8_000, 2_000)
+        # The image of the digit 0 has the label 10 in the file.
+        wanted = np.where(dataset.test.y == 0, 10, dataset.test.y) / 255
+        np.testing.assert_allclose(dataset.test.x.mean(axis=1), wanted, 1e-5)
 
 
 @pytest.mark.one_backend
