@@ -69,21 +69,14 @@ def windows(images, size, strides, padding):
         `(batch, new_height, new_width, channels)`: the first contains the top
         left pixel of each window, the last the bottom right one.
     """
-    lengths = images.shape[1:3]
-    if None in lengths:
-        # Only then: in a file for OpenVINO the shape would become an output.
-        lengths = ops.shape(images)[1:3]
-    spans, margins = [], []
-    for length, window, stride in zip(lengths, size, strides, strict=True):
-        count = count_windows(length, window, stride, padding)
+    images = padded(images, size, strides, padding)
+    spans = [
         # From the first pixel of the first window to that of the last.
-        span = (count - 1) * stride + 1
-        spans.append(span)
-        if padding == "same":
-            margin = _at_least_zero(span - 1 + window - length)
-            margins.append((margin // 2, margin - margin // 2))
-    if padding == "same":
-        images = ops.pad(images, [(0, 0), *margins, (0, 0)])
+        (count_windows(length, window, stride, "valid") - 1) * stride + 1
+        for length, window, stride in zip(
+            _lengths(images), size, strides, strict=True
+        )
+    ]
     return [
         images[
             :,
@@ -93,6 +86,33 @@ def windows(images, size, strides, padding):
         for top in range(size[0])
         for left in range(size[1])
     ]
+
+
+def padded(images, size, strides, padding):
+    """The images with the zeros around them, for `"same"`, that windows reach.
+
+    The windows of the result with the padding `"valid"` are those of `images`
+    with `padding`. Arguments: those of `windows`.
+    """
+    if padding == "valid":
+        return images
+    margins = []
+    for length, window, stride in zip(
+        _lengths(images), size, strides, strict=True
+    ):
+        count = count_windows(length, window, stride, padding)
+        margin = _at_least_zero((count - 1) * stride + window - length)
+        margins.append((margin // 2, margin - margin // 2))
+    return ops.pad(images, [(0, 0), *margins, (0, 0)])
+
+
+def _lengths(images):
+    """Height and width, which are tensors if unknown until run time."""
+    lengths = images.shape[1:3]
+    if None in lengths:
+        # Only then: in a file for OpenVINO the shape would become an output.
+        lengths = ops.shape(images)[1:3]
+    return lengths
 
 
 def _at_least_zero(margin):
