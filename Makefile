@@ -41,10 +41,10 @@ check: .venv/dev
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict
 
-# The tests on one backend: make test-jax. JAX also runs the tests that do not depend
-# on the backend. Some of these wait for other processes or for the clock, so that a
-# third worker finds time on two cores.
-test-jax: WORKERS := 3
+# The tests on one backend: make test-jax. PyTorch also runs the tests that do not
+# depend on the backend. Some of these wait for other processes or for the clock, so that
+# a third worker finds time on two cores.
+test-torch: WORKERS := 3
 # The first two flags halve the compile time of programs that run only a few times.
 # The third keeps each worker to one thread, as the workers use all cores.
 test-jax: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
@@ -56,8 +56,9 @@ test-%: .venv/dev
 # The oldest supported Keras, one between and the newest release.
 test-keras-versions: test-keras-3.10.0 test-keras-3.13.2 test-keras-newest
 
-# The library on one version of Keras: all its tests on JAX, the layers' tests on
-# the other backends. Only Keras differs from .venv.
+# The library on one version of Keras: all its tests on JAX, the layers' tests on the
+# other backends, and on PyTorch those that do not depend on the backend. Only Keras
+# differs from .venv.
 test-keras-%: .venv/dev
 	rm -rf build/keras-$*
 	$(BIN)/pip install --quiet --no-deps --target build/keras-$* keras$(if $(filter newest,$*),,==$*)
@@ -66,6 +67,7 @@ test-keras-%: .venv/dev
 		PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=$$backend $(BIN)/pytest --numprocesses 2 \
 			tests/keras_invdrop/layers tests/keras_invdrop/test_keras.py tests/keras_invdrop/test_golden.py || exit; \
 	done
+	PYTHONPATH=$(CURDIR)/build/keras-$* KERAS_BACKEND=torch $(BIN)/pytest --numprocesses 2 -m one_backend tests/keras_invdrop
 
 bench: $(BACKENDS:%=bench-%)
 

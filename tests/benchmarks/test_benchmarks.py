@@ -182,7 +182,7 @@ def test_zca_whitening():
     assert f"50 x 20, {BACKEND} backend" in printed
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="XLA counts the operations")
+@pytest.mark.one_backend("jax")  # XLA counts the operations.
 def test_scaling():
     lines = run("scaling", "--width", "0.02", "--batch", "4").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if "Table" in line]
@@ -193,7 +193,7 @@ def test_scaling():
         assert on_8.startswith(f"{sent:.1f} MB, ")
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="`keras.distribution` needs JAX")
+@pytest.mark.one_backend("jax")  # `keras.distribution` needs JAX.
 def test_the_traffic_between_two_processes():
     small = "--width", "0.1", "--batch", "4", "--steps", "5"
     row = run("scaling", "--measure", "2", *small).splitlines()[-1]

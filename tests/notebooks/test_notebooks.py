@@ -260,7 +260,7 @@ def test_the_committed_tables_are_those_of_the_results():
 def test_how_sure_is_it(run):
     settings = {
         "examples": 1000,
-        "width": 0.2,
+        "width": 0.5,
         "epochs": 15,
         "samples": 20,
         "rotated_digits": 100,

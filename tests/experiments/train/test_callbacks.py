@@ -284,7 +284,7 @@ def test_averaged_weights_are_evaluated(blobs):
     [
         pytest.param(2, marks=thorough),
         4,
-        pytest.param(100, marks=one_backend),
+        pytest.param(100, marks=pytest.mark.one_backend("jax")),
     ],
 )
 def test_several_steps_per_execution_are_the_same_steps(blobs, steps):

@@ -372,7 +372,7 @@ RECURRENT = {
 }
 
 # On one backend alone: the other large models are made of the same parts.
-ON_ONE_BACKEND = LARGE - {"BERT", "ViT", "GPT-2"}
+ON_JAX = LARGE - {"BERT", "ViT", "GPT-2"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -487,8 +487,8 @@ def marks(name):
         yield pytest.mark.thorough
     elif name in RECURRENT:
         yield pytest.mark.thorough_elsewhere
-    if name in ON_ONE_BACKEND:
-        yield pytest.mark.one_backend
+    if name in ON_JAX:
+        yield pytest.mark.one_backend("jax")
 
 
 @pytest.mark.parametrize(
