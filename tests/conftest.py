@@ -28,8 +28,8 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
-# The backend of the tests that do not depend on it: PyTorch compiles nothing, so
-# they take half of the time that they take on JAX.
+# The backend of the tests that do not depend on it: PyTorch compiles nothing.
+# On JAX they take twice as long.
 ONE_BACKEND = "torch"
 # Folders whose tests do not depend on the backend.
 FOLDERS = {"benchmarks", "data", "notebooks", "packaging", "results", "runners"}
