@@ -292,7 +292,9 @@ def config_of(cls, layer, inner=None):
             kind = KINDS.get(argument.rpartition("_")[2])
             if kind is not None:
                 value = getattr(keras, kind).serialize(value)
-            config[argument] = value
+            # Keras tracks a list that is an attribute; a tracked list refers
+            # to its layer, and `copy.deepcopy` of the config would copy both.
+            config[argument] = list(value) if isinstance(value, list) else value
     return config
 
 

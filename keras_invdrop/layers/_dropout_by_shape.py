@@ -68,4 +68,5 @@ class DropoutByShape(StrictConfig, keras.Layer):
 
     def get_config(self):
         parts = [part.get_config() for part in self.parts]
-        return {**super().get_config(), "parts": parts, "shapes": self.shapes}
+        shapes = list(self.shapes)  # not the list that Keras tracks
+        return {**super().get_config(), "parts": parts, "shapes": shapes}

@@ -23,7 +23,9 @@ class LocallyConnected2D(StrictConfig, keras.Layer):
     Each output position has its own kernel and bias. The layer takes the
     arguments of Keras 2 except `implementation`, which it ignores in a Keras 2
     config, as it does the `batch_input_shape` of a model's first layer. The
-    kernel has the shape that Keras 2 uses with `implementation=1`.
+    kernel has the shape that Keras 2 uses with `implementation=1`. Its second
+    axis has the order (row, column, channel) in both data formats; Keras 2 has
+    (channel, row, column) for `channels_first`.
 
     Args:
         filters: Positive integer, number of feature maps of the output.

@@ -34,6 +34,7 @@ from ._linear_layers import fixed_kernel
 from ._linear_layers import kernels_of
 from ._linear_layers import response_to
 from ._linear_layers import settings_of
+from ._linear_layers import sizes_from
 from ._linear_layers import with_bias
 from ._linear_layers import without_bias
 from ._shifts import MERGING
@@ -271,7 +272,11 @@ class _Folding:
         reason = _obstacle(layer, values)
         if kind in MERGING:
             values = self.of_one_scale(values, reason)
-        if not all(value.plain for value in values):
+        # Batch statistics absorb no constant.
+        batch_statistics = kind is layers.BatchNormalization and kwargs.get(
+            "training"
+        )
+        if not (batch_statistics or all(value.plain for value in values)):
             result = None
             if kind in LINEAR:
                 result = self.absorbed(layer, values[0])
@@ -499,12 +504,13 @@ class _Folding:
         # As in the layer itself, the last axes of both agree.
         bias = response + bias
         settings = with_bias(core, bias)
+        sizes = sizes_from(bias, core)
         name = self.names.unique(layer.name)
         activation = []
         if isinstance(layer.activation, keras.Layer):  # with its own weights
             activation = [self.copy_of(layer.activation)]
         if settings is not None:
-            config = {**settings_of(layer), **settings, "name": name}
+            config = {**settings_of(layer), **settings, **sizes, "name": name}
             if activation:
                 config["activation"] = None
             new = type(layer).from_config(config)
@@ -512,7 +518,7 @@ class _Folding:
             bias = as_bias(bias, core_of(new).bias.shape)
             new.set_weights([*kernels, bias])
             return "bias", [new, *activation]
-        new = without_bias(core, name=name)
+        new = without_bias(core, **sizes, name=name)
         new.build(shape)
         new.set_weights(kernels)
         if getattr(core, "data_format", None) == "channels_first":
@@ -532,10 +538,17 @@ class _Folding:
             name = self.names.unique(f"{layer.name}_maxout")
             axis = layer.maxout.axis
             chain.append(Maxout(layer.pieces, axis, name=name, dtype=dtype))
-        if not activation and layer.activation is not keras.activations.linear:
+        regularizer = layer.activity_regularizer
+        linear = layer.activation is keras.activations.linear
+        if not activation and (regularizer is not None or not linear):
             name = self.names.unique(f"{layer.name}_activation")
             activation = [
-                layers.Activation(layer.activation, name=name, dtype=dtype)
+                layers.Activation(
+                    layer.activation,
+                    activity_regularizer=regularizer,
+                    name=name,
+                    dtype=dtype,
+                )
             ]
         return "bias map", [*chain, *activation]
 

@@ -115,7 +115,8 @@ def settings_of(layer):
         elif name == "activation":
             vars(bare)[name] = keras.activations.linear
     settings = bare.get_config()
-    for name in settings:
+    # The config of a layer without an `activity_regularizer` may lack the key.
+    for name in {*settings, "activity_regularizer"}:
         if name.endswith(OF_WEIGHTS) or name == "activation":
             holder = layer if hasattr(layer, name) else core_of(layer)
             settings[name] = getattr(holder, name)
@@ -124,7 +125,8 @@ def settings_of(layer):
 
 def without_bias(layer, **changes):
     """A layer like `layer` with no bias and no activation function."""
-    config = {**settings_of(layer), "activation": None, **changes}
+    nothing = dict.fromkeys(("activation", "activity_regularizer"))
+    config = {**settings_of(layer), **nothing, **changes}
     for lora in ("lora_rank", "lora_alpha"):
         # `layer.kernel` already includes the low-rank update.
         config.pop(lora, None)
@@ -189,13 +191,38 @@ def with_bias(layer, bias):
         output = layer.equation.split("->")[1]
         labels = _labels(output, bias.ndim + 1)[1:]
         axes = {x for x, n in zip(labels, bias.shape, strict=True) if n > 1}
-        axes |= set(layer.bias_axes or labels[-1])
-        if not axes <= set(output.replace("...", "")):
+        named = output.replace("...", "")
+        axes |= set(layer.bias_axes or named[-1])
+        if not axes <= set(named):
             return None
         return {"bias_axes": "".join(x for x in output if x in axes)}
     if isinstance(layer, LocallyConnected2D) or bias.size == bias.shape[-1]:
         return {"use_bias": True}
     return None
+
+
+def sizes_from(bias, layer):
+    """The settings that fill in the sizes that `layer` leaves open.
+
+    An `EinsumDense` may have an `output_shape` with None, which suits no bias
+    along that axis.
+
+    Args:
+        bias: As in `with_bias`.
+        layer: A layer of one of the classes in `LINEAR`.
+    """
+    if not isinstance(layer, layers.EinsumDense):
+        return {}
+    given = layer.partial_output_shape
+    elided = layer.equation.split("->")[1].startswith("...")
+    first = bias.ndim - len(given) if elided else 0
+    known = bias.shape[first : first + len(given)]
+    return {
+        "output_shape": tuple(
+            n if size is None and n > 1 else size
+            for size, n in zip(given, known, strict=True)
+        )
+    }
 
 
 def _window(layer, axis, rank):

@@ -322,6 +322,16 @@ def test_compiled_step_is_the_eager_step(case, policy, rate):
 
 
 @every_layer
+def test_the_older_file_format(case, tmp_path):
+    model, x = build(case)
+    # For this format Keras copies the configs of a model's layers deeply.
+    model.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+
+
+@every_layer
 def test_a_batch_of_no_examples(case):
     model, x = build(case)
     expected = model.compute_output_shape((0, *x.shape[1:]))

@@ -93,6 +93,8 @@ def test_by_hand():
         (layers.Dense(3, "relu"), (5, 6)),
         (layers.EinsumDense("ab,bc->ac", 3, bias_axes="c"), (6,)),
         (layers.EinsumDense("abc,cd->abd", (5, 3)), (5, 6)),
+        (layers.EinsumDense("abc,cd->abd", (None, 3), bias_axes="d"), (5, 6)),
+        (layers.EinsumDense("...bc,cd->...bd", (None, 3)), (5, 6)),
         (layers.EinsumDense("abc,bd->adc", (3, 6), bias_axes="d"), (5, 6)),
         (layers.EinsumDense("...c,cd->...d", 3), (5, 6)),
         (layers.EinsumDense("abc,bcd->ad", 3, bias_axes="d"), (5, 6)),
@@ -242,6 +244,24 @@ def test_paths_of_a_shift_for_each_activity(path, shape, scaling):
     )
     folded = assert_folded(model, random(3, *shape))
     assert "EinsumDense" not in kinds(folded)
+
+
+@pytest.mark.parametrize(
+    ("shared_axes", "expected"),
+    [
+        ([1, 2, 3], ["EinsumDense"]),
+        # Its bias cannot vary along an axis that has no label.
+        ([1, 2], ["EinsumDense", "EinsumDense"]),
+        (None, ["EinsumDense", "EinsumDense"]),
+    ],
+)
+def test_axes_after_those_of_an_equation(shared_axes, expected):
+    model = sequential(
+        InvariantDropout(0.5, shared_axes=shared_axes),
+        layers.EinsumDense("abc...,cd->abd...", (None, 3)),
+        shape=(5, 6, 2),
+    )
+    assert kinds(assert_folded(model, random(3, 5, 6, 2))) == expected
 
 
 def test_features_that_are_moved_to_another_axis():
@@ -889,6 +909,47 @@ def test_compiled_as_the_model_was():
     x, y = random(8, 6), random(8, 2)
     found = fold(model).evaluate(x, y, verbose=0)
     assert found == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+
+
+L1 = keras.regularizers.L1(1.0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Dense(3, "relu", activity_regularizer=L1),
+        layers.Conv1D(3, 2, activity_regularizer=L1),
+        layers.Conv1D(
+            3, 3, padding="same", activation="relu", activity_regularizer=L1
+        ),
+        layers.Conv1D(3, 3, padding="same", activity_regularizer=L1),
+        MaxoutDense(3, 2, activity_regularizer=L1),
+    ],
+)
+def test_the_loss_has_the_penalty_on_activities(layer):
+    model = sequential(
+        InvariantDropout(0.5),
+        layer,
+        layers.Flatten(),
+        layers.Dense(1),
+        shape=(5, 4),
+    )
+    model.compile("sgd", "mse")
+    x, y = random(8, 5, 4), random(8, 1)
+    loss = model.evaluate(x, y, verbose=0)
+    error = np.mean((model.predict(x, verbose=0) - y) ** 2)
+    assert loss > 1.01 * error
+    found = assert_folded(model, x).evaluate(x, y, verbose=0)
+    assert found == pytest.approx(loss, rel=1e-5)
+
+
+def test_batch_statistics_stay():
+    inputs = keras.Input((4,))
+    x = InvariantDropout(0.5, name="drop")(inputs)
+    x = layers.BatchNormalization(name="norm")(x, training=True)
+    model = varied(keras.Model(inputs, layers.Dense(2)(x)))
+    folded = assert_folded(model, random(8, 4))
+    assert kinds(folded) == ["EinsumDense", "BatchNormalization", "Dense"]
 
 
 def masked_nested():
