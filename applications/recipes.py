@@ -421,7 +421,8 @@ MNIST_FROM_ZERO = Recipe(
     input_rate=0.4,
     hidden_rate=0.4,
 )
-# Beta on the hidden layers alone: the same trial again.
+# Beta on the input alone, and on the hidden layers alone: the same trial again.
+MNIST_INPUT_FROM_ZERO = MNIST_CALIBRATED
 MNIST_HIDDEN_FROM_ZERO = MNIST_CALIBRATED
 MNIST_RUNNING_AVERAGE = Recipe(
     epochs=240,
